@@ -1,0 +1,1 @@
+//! The lab: topologies, traffic and the comparison of forwarding modes.

@@ -1,0 +1,3 @@
+//! The `shunt-lab` binary.
+
+fn main() {}

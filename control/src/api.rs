@@ -1,0 +1,307 @@
+//! What the daemon and its clients say to each other over the Unix socket.
+//!
+//! One request, one or more responses, each a 4-byte big-endian length and that many bytes of JSON. The first
+//! request a client sends on a connection may be anything; a daemon that does not know it answers [`Response::Refused`].
+//! The words are those of IPVS: a *service* is a virtual service, a *server* a real server of one service.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of this protocol. A daemon refuses requests of another one.
+pub const VERSION: u32 = 1;
+
+/// The longest message either side accepts, in bytes. The largest honest one is a page of a listing (`Response::Services` is sent in several).
+pub const MAX_MESSAGE: usize = 1 << 20;
+
+/// What a client sends: the version it speaks and what it wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// What is asked for.
+    pub request: Request,
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Add a service. `EEXIST` when it is there, `ENOENT` for an unknown scheduler.
+    AddService(ServiceConfig),
+    /// Replace a service's settings, all of them. `ESRCH` when it is missing.
+    EditService(ServiceConfig),
+    /// Remove a service and its servers. `ESRCH` when it is missing.
+    DeleteService(ServiceKey),
+    /// Add a server to a service. `ESRCH`, `EEXIST`, `ERANGE`, …
+    AddServer(ServiceKey, ServerConfig),
+    /// Replace a server's settings, all of them.
+    EditServer(ServiceKey, ServerConfig),
+    /// Remove a server.
+    DeleteServer(ServiceKey, ServerKey),
+    /// Remove everything.
+    Flush,
+    /// Set the counters of one service, or of all, to zero.
+    Zero(Option<ServiceKey>),
+    /// List one service, or all. Answered by [`Response::Services`].
+    Services(Option<ServiceKey>),
+    /// List connections. Answered by [`Response::Connections`].
+    Connections,
+    /// The timeouts in force. Answered by [`Response::Timeouts`].
+    Timeouts,
+    /// Set timeouts; a zero leaves that one as it is.
+    SetTimeouts(Timeouts),
+    /// What the director is and how it runs. Answered by [`Response::Status`].
+    Status,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Done, and in force in every worker.
+    Done,
+    /// Not done. Nothing has changed.
+    Refused {
+        /// The errno that kernel IPVS gives for this.
+        errno: i32,
+        /// A sentence for people who do not speak errno.
+        why: String,
+    },
+    /// Services with their servers, in the kernel's order, as far as they fit one message; [`Response::Done`] ends the list.
+    Services(Vec<ServiceEntry>),
+    /// Connections, in no order, as far as they fit one message; [`Response::Done`] ends the list.
+    Connections(Vec<ConnectionEntry>),
+    /// The timeouts in force.
+    Timeouts(Timeouts),
+    /// What the director is and how it runs.
+    Status(Status),
+}
+
+/// Transport protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "their names say it")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Address families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "their names say it")]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+/// What identifies a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceKey {
+    /// A protocol, a virtual address and a port (0: every port).
+    Address {
+        /// The transport protocol.
+        protocol: Protocol,
+        /// The virtual address.
+        address: IpAddr,
+        /// The virtual port.
+        port: u16,
+    },
+    /// A firewall mark.
+    Mark {
+        /// The mark, not 0.
+        mark: u32,
+        /// The family of the packets it is for.
+        family: Family,
+    },
+}
+
+/// What identifies a server within its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServerKey {
+    /// The real server's address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The settings of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceConfig {
+    /// Which service.
+    pub key: ServiceKey,
+    /// The scheduler's name, such as `wlc`.
+    pub scheduler: String,
+    /// Scheduler flags: bit 0 flag-1 (sh-fallback, mh-fallback), bit 1 flag-2 (sh-port, mh-port), bit 2 flag-3.
+    pub flags: u8,
+    /// Persistence, if the service has it.
+    pub persistent: Option<Persistence>,
+    /// One-packet scheduling.
+    pub one_packet: bool,
+    /// The persistence engine's name.
+    pub engine: Option<String>,
+}
+
+/// Persistence of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Persistence {
+    /// Seconds a template lives.
+    pub timeout: u32,
+    /// Leading bits of the client's address that count: 0 to 32, or 1 to 128 for IPv6. IPv4 masks with holes keep their bits in `mask`.
+    pub prefix: u8,
+    /// The IPv4 netmask as typed (host order); 0 for IPv6.
+    pub mask: u32,
+}
+
+/// The settings of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerConfig {
+    /// Which server.
+    pub key: ServerKey,
+    /// How packets reach it.
+    pub forwarding: Forwarding,
+    /// Its share; 0 quiesces it.
+    pub weight: u32,
+    /// Connections from which on it gets no more; 0: no limit.
+    pub upper_threshold: u32,
+    /// Connections below which it gets some again; 0: three quarters of the upper threshold.
+    pub lower_threshold: u32,
+}
+
+/// How packets reach a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forwarding {
+    /// Masquerading (NAT).
+    Masq,
+    /// Direct routing (gatewaying).
+    Route,
+    /// Tunneling.
+    Tunnel(Tunnel),
+    /// The server is this machine. Never asked for, only listed.
+    Local,
+}
+
+/// How a tunnel wraps packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tunnel {
+    /// IP in IP.
+    Ipip,
+    /// Generic UDP encapsulation to a port.
+    Gue {
+        /// The destination port.
+        port: u16,
+        /// How the outer checksum is made.
+        checksum: TunnelChecksum,
+    },
+    /// GRE.
+    Gre {
+        /// How the outer checksum is made.
+        checksum: TunnelChecksum,
+    },
+}
+
+/// A tunnel's outer checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the option names of ipvsadm")]
+pub enum TunnelChecksum {
+    None,
+    Full,
+    Remote,
+}
+
+/// A service as it is listed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceEntry {
+    /// Its settings.
+    pub config: ServiceConfig,
+    /// Its counters.
+    pub stats: Stats,
+    /// Its servers, newest first as the kernel keeps them.
+    pub servers: Vec<ServerEntry>,
+}
+
+/// A server as it is listed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerEntry {
+    /// Its settings.
+    pub config: ServerConfig,
+    /// Connections in an active state.
+    pub active: u32,
+    /// Other connections.
+    pub inactive: u32,
+    /// Persistence templates.
+    pub persistent: u32,
+    /// Its counters.
+    pub stats: Stats,
+}
+
+/// Counters and rates since the last `-Z`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Connections scheduled.
+    pub conns: u64,
+    /// Packets from clients.
+    pub in_packets: u64,
+    /// Packets to clients.
+    pub out_packets: u64,
+    /// Bytes from clients, from the IP header on.
+    pub in_bytes: u64,
+    /// Bytes to clients, from the IP header on.
+    pub out_bytes: u64,
+    /// Rates of the above, per second, in the same order.
+    pub rates: [u64; 5],
+}
+
+/// A connection as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionEntry {
+    /// `TCP`, `UDP`, `SCTP`, or `IP` for templates of firewall marks.
+    pub protocol: String,
+    /// Whole seconds until it expires.
+    pub expires: u32,
+    /// The state's name.
+    pub state: String,
+    /// The client's address and port.
+    pub client: (IpAddr, u16),
+    /// The virtual address and port.
+    pub service: (IpAddr, u16),
+    /// The real server's address and port.
+    pub server: (IpAddr, u16),
+    /// The persistence engine's name and data.
+    pub engine: Option<(String, String)>,
+}
+
+/// Timeouts in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// Established TCP connections.
+    pub tcp: u32,
+    /// TCP connections after a FIN.
+    pub tcp_fin: u32,
+    /// UDP.
+    pub udp: u32,
+}
+
+/// What the director is and how it runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// shunt's version.
+    pub version: String,
+    /// Entries the connection tables hold at most; the listing's `size=`.
+    pub table_size: u64,
+    /// Each interface, with the way it is driven, such as `af-xdp (native, copy)`.
+    pub interfaces: Vec<(String, String)>,
+    /// The cores the workers are pinned to.
+    pub cores: Vec<usize>,
+    /// The snapshot every worker has reached.
+    pub epoch: u64,
+    /// Every counter of the data plane that is not zero, by name.
+    pub counters: Vec<(String, u64)>,
+}

@@ -1,0 +1,6 @@
+//! All of shunt that talks to people and to the rest of the machine: the daemon, ipvsadm, the netlink mirror.
+//! Builds snapshots for the data plane; never touches a frame.
+
+#![forbid(unsafe_code)]
+
+pub mod api;

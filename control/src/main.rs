@@ -1,0 +1,3 @@
+//! The `shunt` binary.
+
+fn main() {}

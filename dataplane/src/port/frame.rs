@@ -1,0 +1,274 @@
+//! Frame memory, and the tokens that stand for frames in it.
+//!
+//! One anonymous mapping (huge pages where there are any) is cut into chunks of [`CHUNK`] bytes. Each chunk is represented by exactly one
+//! [`Frame`], created when the memory is mapped and neither copied nor dropped afterwards: whoever holds the token owns the
+//! bytes. A port that lends a frame to the kernel turns it into an offset ([`Frame::lend`]) and makes it a token again when the
+//! kernel gives the offset back ([`FrameMemory::reclaim`]).
+//!
+//! ```text
+//!   chunk n:  | headroom ........ | data: start .. start + len | ............ |
+//!             0                 start                                       CHUNK
+//! ```
+//!
+//! Each worker has a [`Pool`] of free frames. A frame that was handed to another worker comes home to the pool
+//! it started in through a ring, so that no pool runs dry because traffic flows one way.
+
+use std::sync::Arc;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::worker::ring::{self, Receiver, Sender};
+
+/// Bytes in a chunk. AF_XDP wants a power of two of at least 2048 that divides a page; 2048 holds a full Ethernet
+/// frame with VLAN tags (1522) behind its headroom, and 4096 would halve the frames a cache can hold.
+pub const CHUNK: usize = 2048;
+
+/// Free bytes before a received frame, so that a tunnel's outer headers can be put in front of it. AF_XDP puts 256 bytes of its own
+/// there already, and copy mode begins after them.
+pub const HEADROOM: usize = 256;
+
+/// The longest frame that one chunk can hold.
+pub const MAX_FRAME: usize = CHUNK - HEADROOM;
+
+/// The mapping that all frames of all workers live in.
+pub struct FrameMemory {
+    map: MmapRaw,
+    frames: u32,
+    per_worker: u32,
+    huge: bool,
+}
+
+/// The right to one chunk of frame memory, and where its data lies in it.
+///
+/// Not `Clone`: two tokens for one chunk would be two mutable views of the same bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    chunk: u32,
+    start: u16,
+    len: u16,
+    /// Index of the port the frame came in by; meaningless while it is free.
+    pub port: u8,
+}
+
+/// A worker's free frames.
+pub struct Pool {
+    memory: Arc<FrameMemory>,
+    worker: u32,
+    free: Vec<Frame>,
+    /// Where frames of the other workers go home to, by worker; `None` at our own place.
+    homes: Vec<Option<Sender>>,
+    /// Where our own frames come home from.
+    returns: Vec<Receiver>,
+}
+
+impl FrameMemory {
+    /// Maps memory for `workers` × `per_worker` frames, and makes a pool for each worker.
+    ///
+    /// Huge pages are used when the machine has enough reserved; otherwise normal ones, populated at once so that no
+    /// page fault happens on the packet path.
+    ///
+    /// # Errors
+    /// When the kernel refuses the mapping (`ENOMEM`).
+    pub fn with_pools(workers: u32, per_worker: u32) -> std::io::Result<(Arc<Self>, Vec<Pool>)> {
+        let frames = workers.checked_mul(per_worker).filter(|n| *n < 1 << 24).ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::InvalidInput, "more than 16 million frames asked for")
+        })?;
+        let bytes = frames as usize * CHUNK;
+        let huge = MmapOptions::new().len(bytes).huge(Some(21)).populate().map_anon();
+        let is_huge = huge.is_ok();
+        let map = MmapRaw::from(match huge {
+            Ok(map) => map,
+            Err(_) => MmapOptions::new().len(bytes).populate().map_anon()?,
+        });
+        let memory = Arc::new(Self { map, frames, per_worker, huge: is_huge });
+
+        let mut homes: Vec<Vec<Option<Sender>>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut returns: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
+        for from in 0..workers as usize {
+            for to in 0..workers as usize {
+                if from == to {
+                    homes[from].push(None);
+                } else {
+                    // A ring that can hold every frame of its home never refuses one.
+                    let (sender, receiver) = ring::channel(per_worker as usize);
+                    homes[from].push(Some(sender));
+                    returns[to].push(receiver);
+                }
+            }
+        }
+        let pools = homes.into_iter().zip(returns).enumerate().map(|(worker, (homes, returns))| {
+            let worker = worker as u32;
+            let free = (worker * per_worker..(worker + 1) * per_worker)
+                .map(|chunk| Frame { chunk, start: HEADROOM as u16, len: 0, port: 0 })
+                .collect();
+            Pool { memory: Arc::clone(&memory), worker, free, homes, returns }
+        });
+        Ok((Arc::clone(&memory), pools.collect()))
+    }
+
+    /// The first byte of the mapping, for registering it with the kernel.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// Bytes in the mapping.
+    pub fn size(&self) -> usize {
+        self.frames as usize * CHUNK
+    }
+
+    /// Whether the mapping is backed by huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.huge
+    }
+
+    /// The whole chunk of a frame. The frame's data is `chunk[frame.start()..][..frame.len()]`.
+    pub fn chunk<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+        assert!(frame.chunk < self.frames, "a frame of another memory");
+        let offset = frame.chunk as usize * CHUNK;
+        // SAFETY: the chunk lies inside the mapping (checked above), which lives as long as `self`. Tokens are unique
+        // (created once per chunk, not Clone) and `frame` is borrowed mutably for as long as the slice lives, so no
+        // other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(offset), CHUNK)
+        }
+    }
+
+    /// The data of a frame.
+    pub fn data<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+        let (start, len) = (frame.start as usize, frame.len as usize);
+        &mut self.chunk(frame)[start..start + len]
+    }
+
+    /// Makes a token of an offset that the kernel gave back: data of `len` bytes at `offset`. `None` when that does not lie
+    /// inside one chunk, which a sound kernel never says.
+    ///
+    /// Callers must pass each lent frame's offset once: this is the other half of [`Frame::lend`].
+    pub(super) fn reclaim(&self, offset: u64, len: u32) -> Option<Frame> {
+        let chunk = u32::try_from(offset / CHUNK as u64).ok().filter(|c| *c < self.frames)?;
+        let start = (offset % CHUNK as u64) as u16;
+        (start as usize + len as usize <= CHUNK).then_some(Frame { chunk, start, len: len as u16, port: 0 })
+    }
+}
+
+impl Frame {
+    /// Where the data begins in the chunk.
+    pub fn start(&self) -> usize {
+        self.start as usize
+    }
+
+    /// Bytes of data.
+    #[allow(clippy::len_without_is_empty, reason = "an empty frame is a free frame; nobody asks")]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Says where the data now lies in the chunk.
+    ///
+    /// # Panics
+    /// When it would not lie inside the chunk.
+    pub fn set_data(&mut self, start: usize, len: usize) {
+        assert!(start + len <= CHUNK, "data outside its chunk");
+        (self.start, self.len) = (start as u16, len as u16);
+    }
+
+    /// Gives the frame up to the kernel: the offset of its data in the memory, and its length.
+    pub(super) fn lend(self) -> (u64, u32) {
+        (self.chunk as u64 * CHUNK as u64 + self.start as u64, self.len as u32)
+    }
+
+    /// The token as a word, for a ring between workers.
+    pub(crate) fn into_word(self) -> u64 {
+        (self.chunk as u64) << 40 | (self.port as u64) << 32 | (self.start as u64) << 16 | self.len as u64
+    }
+
+    /// The token again. Callers must pass each word of [`into_word`](Self::into_word) once.
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self {
+            chunk: (word >> 40) as u32,
+            port: (word >> 32) as u8,
+            start: (word >> 16) as u16,
+            len: word as u16,
+        }
+    }
+}
+
+impl Pool {
+    /// The memory the frames are in.
+    pub fn memory(&self) -> &Arc<FrameMemory> {
+        &self.memory
+    }
+
+    /// A free frame with its data empty at [`HEADROOM`], or `None` when all are in use.
+    pub fn take(&mut self) -> Option<Frame> {
+        if self.free.is_empty() {
+            self.collect();
+        }
+        self.free.pop()
+    }
+
+    /// Takes a frame back. A foreign one goes home.
+    pub fn give(&mut self, mut frame: Frame) {
+        let home = frame.chunk / self.memory.per_worker;
+        (frame.start, frame.len) = (HEADROOM as u16, 0);
+        if home == self.worker {
+            self.free.push(frame);
+        } else if let Some(sender) = &mut self.homes[home as usize] {
+            let sent = sender.send(frame);
+            debug_assert!(sent.is_ok(), "the ring holds every frame of its home");
+        }
+    }
+
+    /// Free frames at hand, those still on their way home not counted.
+    pub fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Fetches own frames that other workers have sent home.
+    fn collect(&mut self) {
+        for receiver in &mut self.returns {
+            while let Some(frame) = receiver.receive() {
+                self.free.push(frame);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_survives_the_way_through_a_word() {
+        let frame = Frame { chunk: 0xabcdef, start: 2047, len: 1514, port: 7 };
+        let word = Frame { chunk: 0xabcdef, start: 2047, len: 1514, port: 7 }.into_word();
+        assert_eq!(Frame::from_word(word), frame);
+    }
+
+    #[test]
+    fn a_lent_frame_comes_back_with_its_data() {
+        let (memory, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
+        let mut frame = pools[0].take().unwrap();
+        frame.set_data(300, 60);
+        memory.data(&mut frame).fill(0x5a);
+        let (offset, len) = frame.lend();
+        let mut back = memory.reclaim(offset, len).unwrap();
+        assert_eq!((back.start(), back.len()), (300, 60));
+        assert!(memory.data(&mut back).iter().all(|b| *b == 0x5a));
+        assert!(memory.reclaim(memory.size() as u64, 0).is_none());
+        assert!(memory.reclaim(2000, 100).is_none(), "crosses into the next chunk");
+    }
+
+    #[test]
+    fn a_foreign_frame_goes_home() {
+        let (_, mut pools) = FrameMemory::with_pools(2, 2).unwrap();
+        let mut second = pools.pop().unwrap();
+        let mut first = pools.pop().unwrap();
+        let (a, b) = (first.take().unwrap(), first.take().unwrap());
+        assert!(first.take().is_none());
+        second.give(a);
+        second.give(b);
+        assert_eq!(second.available(), 2);
+        assert!(first.take().is_some() && first.take().is_some() && first.take().is_none());
+    }
+}

@@ -1,0 +1,103 @@
+//! Which frames the director takes from the kernel.
+//!
+//! The director owns the frames of its services and nothing else: requests to a service's address and port, and, for NAT, what a
+//! real server sends from its service port to an address that is not the machine's own. Everything else stays with the
+//! kernel, so ARP, SSH, BGP and ping to a VIP work as before.
+//!
+//! There are two ways to take a frame, one for each kind of port:
+//! [`xdp`]: an XDP program redirects it to the worker's AF_XDP socket, and the kernel never sees it;
+//! [`filter`]: AF_PACKET gets a copy of every frame, and a netfilter rule drops the kernel's own copy.
+//!
+//! Both are tied to the process by the kernel (a BPF link, an nftables table with an owner): however the process ends,
+//! nothing stays behind.
+
+use std::net::IpAddr;
+
+use crate::service::Protocol;
+
+/// An interface to take frames from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name, for messages.
+    pub name: String,
+    /// The kernel's index.
+    pub index: u32,
+    /// Its Ethernet address. Frames to other addresses are not ours, even if the wire brings them.
+    pub mac: [u8; 6],
+}
+
+/// Frames that belong to the director.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Requests: frames to this address and port.
+    Service {
+        /// The transport protocol.
+        protocol: Protocol,
+        /// The virtual address.
+        address: IpAddr,
+        /// The virtual port; 0 is every port.
+        port: u16,
+    },
+    /// Replies: frames from this address and port to any address that is not the machine's own.
+    RealServer {
+        /// The transport protocol.
+        protocol: Protocol,
+        /// The real server's address.
+        address: IpAddr,
+        /// The real server's port; 0 is every port.
+        port: u16,
+    },
+}
+
+/// A way of taking frames.
+pub trait Steering: Send {
+    /// Takes the frames of `target` from now on. Taking what is already taken changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the frames stay where they were.
+    fn take(&mut self, target: Target) -> Result<(), Error>;
+
+    /// Leaves the frames of `target` to the kernel from now on. Releasing what is not taken changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn release(&mut self, target: Target) -> Result<(), Error>;
+
+    /// Says which addresses are the machine's own: what real servers send there is not the director's.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the previous set stays.
+    fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Error>;
+}
+
+/// Why frames could not be steered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused an operation.
+    #[error("{what}: {source}{}", hint.map(|h| format!(" ({h})")).unwrap_or_default())]
+    Kernel {
+        /// What was attempted, on what.
+        what: String,
+        /// The likely cause or cure, where one is known.
+        hint: Option<&'static str>,
+        /// The kernel's errno.
+        source: std::io::Error,
+    },
+    /// The verifier refused the program: a bug in shunt, or a kernel that is too old.
+    #[error("the kernel's verifier refused the XDP program: {log}")]
+    Verifier {
+        /// The end of the verifier's log.
+        log: String,
+    },
+    /// Another XDP program is attached to the interface.
+    #[error(
+        "another XDP program is attached to {interface}; detach it first (ip link set {interface} xdp off)"
+    )]
+    Occupied {
+        /// The interface's name.
+        interface: String,
+    },
+    /// What was asked for is not there yet, such as IPv6.
+    #[error("{0} cannot be steered yet")]
+    Unsupported(&'static str),
+}

@@ -1,0 +1,3 @@
+//! The poll loop.
+
+pub mod ring;
