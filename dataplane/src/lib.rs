@@ -7,7 +7,13 @@
 //!
 //! Nothing here is async, logs, or knows how it is configured.
 
+pub mod conn;
+pub mod director;
+pub mod forward;
+pub mod packet;
 pub mod port;
+pub mod sched;
 pub mod service;
+pub mod stats;
 pub mod steer;
 pub mod worker;

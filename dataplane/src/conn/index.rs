@@ -1,0 +1,176 @@
+//! The hash index of the connection table: from a packet's tuple to a connection and a direction.
+//!
+//! ```text
+//!   bucket = one cache line:  | overflow | tag,slot | tag,slot | ... 7 entries |
+//! ```
+//!
+//! An entry is a word: 32 bits of the hash as a tag, 31 bits of slot, one bit of direction. A lookup reads one cache line and, if a tag fits,
+//! the connection's own; a false tag match costs one needless read in 2³² / 7. When a bucket is full its entries go to the
+//! next one, and every bucket passed over counts them, so a lookup stops at the first bucket that
+//! was never passed over, and a removal leaves no tombstone.
+//!
+//! The index does not know the keys: callers compare the connection they are led to, because they are about to read it anyway.
+
+use zerocopy::FromZeros;
+
+use super::memory::{Mapped, prefetch};
+
+/// Entries in a bucket: what remains of a 64-byte line after the overflow count.
+const ENTRIES: usize = 7;
+
+/// Buckets tried before an insertion gives up. At the design load (2/3) a home bucket overflows for one insertion in five and a chain of 16
+/// full buckets does not happen; the bound keeps a lookup short whatever an attacker achieves.
+const MAX_PROBES: usize = 16;
+
+#[derive(FromZeros)]
+#[repr(C, align(64))]
+struct Bucket {
+    /// Entries that belong here or before, but are stored further on.
+    overflow: u64,
+    /// 0 is free: slots are stored plus one.
+    entries: [u64; ENTRIES],
+}
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the real server.
+    Request,
+    /// From the real server to the client.
+    Reply,
+}
+
+/// A place in the index where a connection may be found.
+pub type Candidate = (u32, Direction);
+
+/// The index. Holds no more entries than it was made for.
+pub struct Index {
+    buckets: Mapped<Bucket>,
+    mask: usize,
+}
+
+impl Index {
+    /// An index for up to `entries` entries at a load of at most two thirds.
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub fn with_capacity(entries: usize) -> std::io::Result<Self> {
+        let buckets = (entries * 3 / 2).div_ceil(ENTRIES).next_power_of_two();
+        Ok(Self { buckets: Mapped::zeroed(buckets)?, mask: buckets - 1 })
+    }
+
+    /// Starts fetching the line that a lookup of `hash` will read first.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.buckets[hash as usize & self.mask]);
+    }
+
+    /// The first place whose tag fits.
+    #[inline]
+    pub fn candidate(&self, hash: u64) -> Option<Candidate> {
+        self.find(hash, |_| true)
+    }
+
+    /// The place whose tag fits and that `is_it` accepts.
+    #[inline]
+    pub fn find(&self, hash: u64, mut is_it: impl FnMut(Candidate) -> bool) -> Option<Candidate> {
+        for probe in 0..MAX_PROBES {
+            let bucket = &self.buckets[(hash as usize + probe) & self.mask];
+            for entry in bucket.entries {
+                if entry >> 32 == hash >> 32 && entry as u32 != 0 {
+                    let candidate = unpack(entry);
+                    if is_it(candidate) {
+                        return Some(candidate);
+                    }
+                }
+            }
+            if bucket.overflow == 0 {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Adds an entry. `false` when there is no room near its home.
+    ///
+    /// The caller has made sure that there is none yet for the same key.
+    #[must_use]
+    pub fn insert(&mut self, hash: u64, slot: u32, direction: Direction) -> bool {
+        for probe in 0..MAX_PROBES {
+            let at = (hash as usize + probe) & self.mask;
+            if let Some(free) = self.buckets[at].entries.iter_mut().find(|e| **e == 0) {
+                *free = pack(hash, slot, direction);
+                for passed in 0..probe {
+                    self.buckets[(hash as usize + passed) & self.mask].overflow += 1;
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Removes an entry that was inserted with the same arguments.
+    pub fn remove(&mut self, hash: u64, slot: u32, direction: Direction) {
+        let wanted = pack(hash, slot, direction);
+        for probe in 0..MAX_PROBES {
+            let at = (hash as usize + probe) & self.mask;
+            if let Some(entry) = self.buckets[at].entries.iter_mut().find(|e| **e == wanted) {
+                *entry = 0;
+                for passed in 0..probe {
+                    self.buckets[(hash as usize + passed) & self.mask].overflow -= 1;
+                }
+                return;
+            }
+        }
+        debug_assert!(false, "removing an entry that is not there");
+    }
+}
+
+fn pack(hash: u64, slot: u32, direction: Direction) -> u64 {
+    debug_assert!(slot < (1 << 31) - 1);
+    (hash >> 32) << 32 | u64::from(slot + 1) << 1 | u64::from(direction == Direction::Reply)
+}
+
+fn unpack(entry: u64) -> Candidate {
+    let direction = if entry & 1 == 0 { Direction::Request } else { Direction::Reply };
+    ((entry as u32 >> 1) - 1, direction)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Few home buckets and few tags, so that overflow and tag collisions are the rule.
+        #[test]
+        fn behaves_like_a_map(ops in prop::collection::vec((any::<bool>(), 0u64..4, 0u64..3, 0u32..30), 1..400)) {
+            let mut index = Index::with_capacity(40).unwrap();
+            // A slot has one tuple, and so one hash, at a time.
+            let mut model: HashMap<u32, u64> = HashMap::new();
+            for (insert, home, tag, slot) in ops {
+                let hash = tag << 32 | home;
+                if insert && !model.contains_key(&slot) {
+                    prop_assert!(index.insert(hash, slot, Direction::Reply));
+                    model.insert(slot, hash);
+                } else if !insert && let Some(hash) = model.remove(&slot) {
+                    index.remove(hash, slot, Direction::Reply);
+                }
+                for home in 0..4 { for tag in 0..3 { for slot in 0..30 {
+                    let hash = tag << 32 | home;
+                    let is_there = model.get(&slot) == Some(&hash);
+                    // As the table does, compare the whole key and not the tag alone.
+                    let found = index.find(hash, |c| c == (slot, Direction::Reply) && is_there).is_some();
+                    prop_assert_eq!(found, is_there);
+                }}}
+            }
+            for (slot, hash) in &model {
+                index.remove(*hash, *slot, Direction::Reply);
+            }
+            prop_assert!(index.buckets.iter().all(|b| b.overflow == 0 && b.entries == [0; ENTRIES]));
+        }
+    }
+}

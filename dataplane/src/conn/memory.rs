@@ -1,0 +1,98 @@
+//! Memory for tables: one anonymous mapping, zeroed, on huge pages where there are any.
+//!
+//! Tables are large and sized once. Mapping them directly gives huge pages (a walk over a table of a
+//! million connections is a walk over TLB misses otherwise) and lets the kernel hand out pages as they are first touched,
+//! so a generous limit costs address space only.
+
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use zerocopy::FromZeros;
+
+/// A fixed number of `T`, all bytes zero at first.
+pub struct Mapped<T> {
+    map: MmapRaw,
+    len: usize,
+    owns: PhantomData<T>,
+}
+
+impl<T: FromZeros> Mapped<T> {
+    /// Maps memory for `len` values.
+    ///
+    /// # Errors
+    /// When the kernel refuses the mapping (`ENOMEM`).
+    ///
+    /// # Panics
+    /// For a type with drop glue: nothing would ever drop the values.
+    pub fn zeroed(len: usize) -> std::io::Result<Self> {
+        const { assert!(!std::mem::needs_drop::<T>() && align_of::<T>() <= 4096 && size_of::<T>() > 0) };
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::OutOfMemory, "table size overflows"))?
+            .max(1);
+        let map = match MmapOptions::new().len(bytes).huge(Some(21)).map_anon() {
+            Ok(map) => map,
+            Err(_) => {
+                let map = MmapOptions::new().len(bytes).map_anon()?;
+                // Advice only: a kernel without transparent huge pages says EINVAL, and small pages serve.
+                let _ = map.advise(Advice::HugePage);
+                map
+            }
+        };
+        Ok(Self { map: MmapRaw::from(map), len, owns: PhantomData })
+    }
+}
+
+impl<T> Deref for Mapped<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping is page aligned (T's alignment is at most a page's), at least `len * size_of::<T>()` bytes long, lives as
+        // long as `self`, and was zeroed by the kernel, which is a valid T (`FromZeros`). `&self` excludes `&mut`.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<T>(), self.len) }
+    }
+}
+
+impl<T> DerefMut for Mapped<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`; `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast::<T>(), self.len) }
+    }
+}
+
+// SAFETY: a `Mapped<T>` owns its values as a `Box<[T]>` does; nothing about a mapping ties it to a thread.
+unsafe impl<T: Send> Send for Mapped<T> {}
+// SAFETY: as above; shared access only hands out `&T`.
+unsafe impl<T: Sync> Sync for Mapped<T> {}
+
+/// Asks the CPU to fetch the cache line of `value`, which may be anything.
+#[inline]
+pub fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching has no effect on memory and the address is a valid reference; SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_zero_and_keeps_what_is_written() {
+        let mut table: Mapped<u64> = Mapped::zeroed(100_000).unwrap();
+        assert_eq!(table.len(), 100_000);
+        assert!(table.iter().all(|v| *v == 0));
+        table[99_999] = 7;
+        assert_eq!(table[99_999], 7);
+    }
+}

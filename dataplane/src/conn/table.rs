@@ -1,0 +1,340 @@
+//! The connection table of one worker: a slab of entries, an index over it, a wheel through it.
+//!
+//! All memory is mapped when the table is made and pages are touched as they are used; nothing is allocated, rehashed or moved
+//! afterwards. A full table refuses.
+
+use super::Conn;
+use super::index::{Candidate, Direction, Index};
+use super::memory::{Mapped, prefetch};
+use super::wheel::{Linked, Links, Wheel};
+use crate::packet::{Address, Tuple};
+use crate::service::Tick;
+
+/// A connection's place in the table, until it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnId(u32);
+
+/// Random words that key the hash: a client can choose its ports, and must not be able to choose its bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct Secret(pub [u64; 3]);
+
+/// The table.
+pub struct Table<A> {
+    slab: Slab<A>,
+    index: Index,
+    wheel: Wheel,
+    secret: Secret,
+}
+
+struct Slab<A> {
+    entries: Mapped<Conn<A>>,
+    /// Entries below this were used at least once.
+    touched: u32,
+    /// A stack of freed entries.
+    free: Mapped<u32>,
+    freed: usize,
+}
+
+/// The table has no room for one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Secret {
+    /// A keyed hash: two folded multiplications, so that every output bit depends on every input bit and on the key.
+    #[inline]
+    pub fn hash<A: Address>(&self, tuple: &Tuple<A>) -> u64 {
+        let addresses = tuple.source.word() ^ tuple.destination.word().rotate_left(32);
+        let ports = u64::from(tuple.source_port)
+            | u64::from(tuple.destination_port) << 16
+            | u64::from(tuple.protocol) << 32;
+        let [a, b, c] = self.0;
+        fold(fold(addresses ^ a, ports ^ b) ^ b, c)
+    }
+}
+
+#[inline]
+fn fold(x: u64, y: u64) -> u64 {
+    let product = u128::from(x) * u128::from(y);
+    product as u64 ^ (product >> 64) as u64
+}
+
+impl<A: Address> Table<A> {
+    /// A table for up to `capacity` connections.
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub fn with_capacity(capacity: usize, secret: Secret, now: Tick) -> std::io::Result<Self> {
+        let capacity = capacity.clamp(1, (1 << 31) - 2);
+        Ok(Self {
+            slab: Slab {
+                entries: Mapped::zeroed(capacity)?,
+                touched: 0,
+                free: Mapped::zeroed(capacity)?,
+                freed: 0,
+            },
+            // A NAT connection has two index entries.
+            index: Index::with_capacity(capacity * 2)?,
+            wheel: Wheel::new(now),
+            // An even multiplier would lose its lowest bits.
+            secret: Secret([secret.0[0], secret.0[1], secret.0[2] | 1]),
+        })
+    }
+
+    /// The hash of a tuple, for the other methods.
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple<A>) -> u64 {
+        self.secret.hash(tuple)
+    }
+
+    /// Starts fetching the index line of a hash.
+    #[inline]
+    pub fn prefetch_index(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
+    /// Starts fetching the entry that a hash most likely leads to. Its index line should be there by now.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: u64) {
+        if let Some((slot, _)) = self.index.candidate(hash) {
+            prefetch(&self.slab.entries[slot as usize]);
+        }
+    }
+
+    /// The connection that a packet belongs to, and which way the packet goes.
+    #[inline]
+    pub fn find(&self, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
+        let (slot, direction) = self.index.find(hash, |(slot, direction): Candidate| {
+            let conn = &self.slab.entries[slot as usize];
+            match direction {
+                Direction::Request => conn.request() == *tuple,
+                Direction::Reply => conn.reply().as_ref() == Some(tuple),
+            }
+        })?;
+        Some((ConnId(slot), direction))
+    }
+
+    /// A connection.
+    #[inline]
+    pub fn conn(&self, id: ConnId) -> &Conn<A> {
+        &self.slab.entries[id.0 as usize]
+    }
+
+    /// A connection, to change. Its tuples must stay as they are.
+    #[inline]
+    pub fn conn_mut(&mut self, id: ConnId) -> &mut Conn<A> {
+        &mut self.slab.entries[id.0 as usize]
+    }
+
+    /// Adds a connection. The caller has made sure that its request is not found yet.
+    ///
+    /// # Errors
+    /// When the table is full; nothing has changed.
+    pub fn insert(&mut self, conn: Conn<A>) -> Result<ConnId, Full> {
+        let slot = self.slab.take().ok_or(Full)?;
+        let request = self.hash(&conn.request());
+        if !self.index.insert(request, slot, Direction::Request) {
+            self.slab.give(slot);
+            return Err(Full);
+        }
+        if let Some(reply) = conn.reply() {
+            let reply = self.hash(&reply);
+            if !self.index.insert(reply, slot, Direction::Reply) {
+                self.index.remove(request, slot, Direction::Request);
+                self.slab.give(slot);
+                return Err(Full);
+            }
+        }
+        self.slab.entries[slot as usize] = conn;
+        self.wheel.insert(&mut self.slab, slot, conn.last_seen.plus(conn.timeout));
+        Ok(ConnId(slot))
+    }
+
+    /// Takes a connection out of the table.
+    pub fn remove(&mut self, id: ConnId) -> Conn<A> {
+        self.wheel.remove(&mut self.slab, id.0);
+        self.forget(id)
+    }
+
+    /// Removes one connection whose time is over. `None` when there is none, or when `budget` visits were not enough to find one;
+    /// the rest waits for the next call.
+    pub fn expire(&mut self, now: Tick, budget: &mut usize) -> Option<Conn<A>> {
+        while *budget > 0 {
+            let slot = self.wheel.next_due(&mut self.slab, now)?;
+            *budget -= 1;
+            let conn = &self.slab.entries[slot as usize];
+            match conn.remaining(now) {
+                0 => return Some(self.forget(ConnId(slot))),
+                left => self.wheel.insert(&mut self.slab, slot, now.plus(left)),
+            }
+        }
+        None
+    }
+
+    /// Brings a connection's visit forward after its timeout became shorter: the wheel would otherwise come by only
+    /// when the old one is over.
+    pub fn hasten(&mut self, id: ConnId) {
+        let conn = self.conn(id);
+        let at = conn.last_seen.plus(conn.timeout);
+        self.wheel.remove(&mut self.slab, id.0);
+        self.wheel.insert(&mut self.slab, id.0, at);
+    }
+
+    /// Connections in the table.
+    pub fn len(&self) -> usize {
+        self.slab.touched as usize - self.slab.freed
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The connections in the places from `from` on, for a listing in steps: each with the place to go on from.
+    pub fn from(&self, from: u32) -> impl Iterator<Item = (u32, &Conn<A>)> {
+        let touched = self.slab.touched as usize;
+        let from = (from as usize).min(touched);
+        (self.slab.entries[from..touched].iter().enumerate())
+            .filter(|(_, conn)| conn.protocol != 0)
+            .map(move |(at, conn)| ((from + at) as u32 + 1, conn))
+    }
+
+    fn forget(&mut self, id: ConnId) -> Conn<A> {
+        let conn = *self.conn(id);
+        let request = self.hash(&conn.request());
+        self.index.remove(request, id.0, Direction::Request);
+        if let Some(reply) = conn.reply() {
+            let reply = self.hash(&reply);
+            self.index.remove(reply, id.0, Direction::Reply);
+        }
+        self.slab.give(id.0);
+        conn
+    }
+}
+
+impl<A: Address> Slab<A> {
+    fn take(&mut self) -> Option<u32> {
+        if let Some(last) = self.freed.checked_sub(1) {
+            self.freed = last;
+            return Some(self.free[last]);
+        }
+        let slot = self.touched;
+        ((slot as usize) < self.entries.len()).then(|| {
+            self.touched += 1;
+            slot
+        })
+    }
+
+    fn give(&mut self, slot: u32) {
+        self.entries[slot as usize] = Conn::default();
+        self.free[self.freed] = slot;
+        self.freed += 1;
+    }
+}
+
+impl<A> Linked for Slab<A> {
+    fn links(&mut self, slot: u32) -> &mut Links {
+        &mut self.entries[slot as usize].links
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::conn::State;
+    use crate::packet::V4;
+    use crate::service::{DestId, Forwarding};
+
+    const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+
+    fn conn(n: u16, nat: bool, now: Tick, timeout: u32) -> Conn<V4> {
+        Conn {
+            client: V4(0x0a00_0002),
+            virtual_address: V4(0x0a09_0001),
+            server: V4(0x0a01_000b),
+            client_port: n,
+            virtual_port: 80,
+            server_port: 8080,
+            protocol: 6,
+            state: State::Established,
+            forwarding: if nat { Forwarding::Masq } else { Forwarding::Route },
+            dest: DestId(1),
+            last_seen: now,
+            timeout,
+            ..Conn::default()
+        }
+    }
+
+    #[test]
+    fn an_ipv4_connection_is_one_cache_line() {
+        assert_eq!(size_of::<Conn<V4>>(), 64);
+        assert_eq!(align_of::<Conn<V4>>(), 64);
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_recovers() {
+        let mut table = Table::with_capacity(2, SECRET, Tick(0)).unwrap();
+        let first = table.insert(conn(1, true, Tick(0), 1000)).unwrap();
+        table.insert(conn(2, true, Tick(0), 1000)).unwrap();
+        assert_eq!(table.insert(conn(3, true, Tick(0), 1000)), Err(Full));
+        table.remove(first);
+        table.insert(conn(3, true, Tick(0), 1000)).unwrap();
+        assert_eq!(table.len(), 2);
+    }
+
+    proptest! {
+        /// The table against a map, under random insertion, lookup, removal, refreshing and passing time.
+        #[test]
+        fn behaves_like_a_map_with_timeouts(
+            ops in prop::collection::vec((0u8..4, 1u16..20, any::<bool>(), 1u32..100_000, 0u32..20_000), 1..300),
+        ) {
+            let mut now = Tick(u32::MAX - 500_000);
+            let mut table = Table::with_capacity(64, SECRET, now).unwrap();
+            let mut model: HashMap<u16, Conn<V4>> = HashMap::new();
+            for (op, n, nat, timeout, step) in ops {
+                let request = conn(n, nat, now, timeout).request();
+                let found = table.find(&request, table.hash(&request));
+                prop_assert_eq!(found.is_some(), model.contains_key(&n));
+                match (op, found) {
+                    (0, None) => {
+                        let new = conn(n, nat, now, timeout);
+                        table.insert(new).unwrap();
+                        model.insert(n, new);
+                    }
+                    (1, Some((id, direction))) => {
+                        prop_assert_eq!(direction, Direction::Request);
+                        table.remove(id);
+                        model.remove(&n);
+                    }
+                    (2, Some((id, _))) => {
+                        table.conn_mut(id).last_seen = now;
+                        model.get_mut(&n).unwrap().last_seen = now;
+                    }
+                    _ => {}
+                }
+                for (port, expected) in &model {
+                    if let Some(reply) = expected.reply() {
+                        let (id, direction) = table.find(&reply, table.hash(&reply)).unwrap();
+                        prop_assert_eq!(direction, Direction::Reply);
+                        prop_assert_eq!(table.conn(id).client_port, *port);
+                    }
+                }
+                now = now.plus(step);
+                let mut budget = usize::MAX;
+                while let Some(expired) = table.expire(now, &mut budget) {
+                    let known = model.remove(&expired.client_port).expect("expires once");
+                    prop_assert_eq!(known.remaining(now), 0);
+                }
+                // What is over may stay for a slot or two, no longer.
+                for known in model.values() {
+                    prop_assert!(now.since(known.last_seen) < known.timeout + 2_000);
+                }
+                prop_assert_eq!(table.len(), model.len());
+                prop_assert_eq!(table.from(0).count(), model.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Next hops, cached twice: by address in the worker, by number in each connection.
+//!
+//! A connection remembers the numbers of its two hops. When the network changes the worker begins a new generation, every remembered number is
+//! void, and each connection asks again with its next packet. So a change of a route costs one increment,
+//! not a walk over all connections.
+
+use hashbrown::HashMap;
+
+use crate::conn::{Conn, Hops};
+use crate::packet::V4;
+use crate::service::{Hop, Network, Unreachable};
+
+/// No hop is remembered.
+const UNKNOWN: u32 = u32::MAX;
+
+/// Addresses remembered at most. Clients behind a router share its hop but not its address, so a flood of forged sources fills
+/// this; it is then emptied and filled again by those that matter.
+const MOST: usize = 65_536;
+
+/// Which end of a connection a packet goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toward {
+    /// The real server.
+    Server,
+    /// The client.
+    Client,
+}
+
+/// The worker's hops of the current generation.
+pub struct HopCache {
+    generation: u32,
+    hops: Vec<Hop>,
+    by_address: HashMap<V4, u32>,
+}
+
+impl Default for HopCache {
+    fn default() -> Self {
+        Self { generation: 1, hops: Vec::with_capacity(1024), by_address: HashMap::with_capacity(1024) }
+    }
+}
+
+impl HopCache {
+    /// The hop of a connection's packets.
+    #[inline]
+    pub fn of_conn(
+        &mut self,
+        network: &Network,
+        conn: &mut Conn<V4>,
+        toward: Toward,
+    ) -> Result<Hop, Unreachable> {
+        if conn.hops.generation != self.generation {
+            conn.hops = Hops { to_server: UNKNOWN, to_client: UNKNOWN, generation: self.generation };
+        }
+        let known = match toward {
+            Toward::Server => conn.hops.to_server,
+            Toward::Client => conn.hops.to_client,
+        };
+        if let Some(hop) = self.hops.get(known as usize) {
+            return Ok(*hop);
+        }
+        let address = match toward {
+            Toward::Server => conn.server,
+            Toward::Client => conn.client,
+        };
+        let number = self.number(network, address)?;
+        // `number` may have begun a new generation, in which case the other direction's number is void as well.
+        if conn.hops.generation != self.generation {
+            conn.hops = Hops { to_server: UNKNOWN, to_client: UNKNOWN, generation: self.generation };
+        }
+        match toward {
+            Toward::Server => conn.hops.to_server = number,
+            Toward::Client => conn.hops.to_client = number,
+        }
+        Ok(self.hops[number as usize])
+    }
+
+    /// The hop to an address.
+    pub fn hop(&mut self, network: &Network, address: V4) -> Result<Hop, Unreachable> {
+        let number = self.number(network, address)?;
+        Ok(self.hops[number as usize])
+    }
+
+    /// Begins a new generation.
+    pub fn forget(&mut self) {
+        self.generation = self.generation.wrapping_add(1).max(1);
+        self.hops.clear();
+        self.by_address.clear();
+    }
+
+    fn number(&mut self, network: &Network, address: V4) -> Result<u32, Unreachable> {
+        if let Some(number) = self.by_address.get(&address) {
+            return Ok(*number);
+        }
+        let hop = network.hop(address)?;
+        if self.by_address.len() >= MOST {
+            self.forget();
+        }
+        // Few hops serve many addresses: a router, a rack of real servers.
+        let number = self.hops.iter().rposition(|known| *known == hop).unwrap_or_else(|| {
+            self.hops.push(hop);
+            self.hops.len() - 1
+        }) as u32;
+        self.by_address.insert(address, number);
+        Ok(number)
+    }
+}

@@ -1,0 +1,116 @@
+//! The Internet checksum (RFC 1071) and its adjustment (RFC 1624).
+//!
+//! A checksum field is the complement of the ones' complement sum of 16-bit words. When a few words of a packet change, the field
+//! follows from the words' old and new values alone: `HC' = ~(~HC + ~m + m')` (RFC 1624, equation 3; equation 2 of RFC 1141
+//! gets 0xffff wrong). A [`Change`] collects `~m + m'` over everything that a rewrite touches and is then applied to
+//! each field that covers those words. The packet itself is never read: a wrong checksum stays wrong by as much.
+//!
+//! Two types for two meanings: a [`Sum`] is a running sum, a field is a `u16` as it stands in a header.
+
+use super::be16;
+
+/// A running ones' complement sum, not folded and not complemented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum(u32);
+
+impl Sum {
+    /// Adds bytes; an odd one at the end counts as followed by a zero.
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        let mut pairs = bytes.chunks_exact(2);
+        let mut sum = u64::from(self.0);
+        for pair in &mut pairs {
+            sum += u64::from(be16(pair, 0));
+        }
+        if let [last] = pairs.remainder() {
+            sum += u64::from(u16::from_be_bytes([*last, 0]));
+        }
+        // A frame has fewer than 2^15 words, so one fold leaves less than 2^17.
+        self.0 = ((sum & 0xffff) + (sum >> 16)) as u32;
+        self
+    }
+
+    /// Adds a word.
+    pub fn word(self, word: u16) -> Self {
+        Self(self.0 + u32::from(word))
+    }
+
+    /// Adds an IPv4 address.
+    pub fn address(self, address: u32) -> Self {
+        Self(self.0 + (address >> 16) + (address & 0xffff))
+    }
+
+    /// The checksum field that makes the whole sum come out right.
+    pub fn field(self) -> u16 {
+        !fold(self.0)
+    }
+}
+
+/// The sum of the pseudo header of TCP and UDP over IPv4 (RFC 9293 §3.1, RFC 768).
+pub fn pseudo_header(source: u32, destination: u32, protocol: u8, length: u16) -> Sum {
+    Sum::default().address(source).address(destination).word(u16::from(protocol)).word(length)
+}
+
+/// How much a rewrite changes a sum: `~m + m'` over the words it touches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change(u32);
+
+impl Change {
+    /// A word changes.
+    #[inline]
+    pub fn word(self, old: u16, new: u16) -> Self {
+        Self(self.0 + u32::from(!old) + u32::from(new))
+    }
+
+    /// An IPv4 address changes.
+    #[inline]
+    pub fn address(self, old: u32, new: u32) -> Self {
+        self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
+    }
+
+    /// The field after the change.
+    #[inline]
+    pub fn apply(self, field: u16) -> u16 {
+        !fold(u32::from(!field) + self.0)
+    }
+}
+
+#[inline]
+fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_example_of_rfc_1624() {
+        // §4: HC = 0xdd2f, m = 0x5555, m' = 0x3285 gives 0x0000, where RFC 1141 gave 0xffff.
+        assert_eq!(Change::default().word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    #[test]
+    fn an_odd_byte_counts_as_followed_by_zero() {
+        assert_eq!(Sum::default().bytes(&[1, 2, 3]), Sum::default().bytes(&[1, 2, 3, 0]));
+    }
+
+    proptest! {
+        #[test]
+        fn adjusting_is_recomputing(
+            mut bytes in prop::collection::vec(any::<u8>(), 20..200),
+            at in 0usize..4, new in any::<u32>(),
+        ) {
+            let at = at * 4;
+            // The first word is kept non-zero: of an all-zero sum both 0 and 0xffff are representations.
+            bytes[18] = 1;
+            let before = Sum::default().bytes(&bytes).field();
+            let old = super::super::be32(&bytes, at);
+            super::super::put32(&mut bytes, at, new);
+            let recomputed = Sum::default().bytes(&bytes).field();
+            prop_assert_eq!(Change::default().address(old, new).apply(before), recomputed);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Frames as bytes: one pass that finds out what a frame is ([`parse`]), and checksums ([`checksum`]).
+//!
+//! Nothing in this room trusts its input. [`parse`] is the only place where lengths that came from the wire are checked; the offsets in a
+//! [`Meta`] hold for the frame they were made from, until its length is changed.
+
+pub mod checksum;
+pub mod parse;
+
+pub use parse::{Meta, parse};
+
+use zerocopy::{FromZeros, Immutable};
+
+/// A frame in its chunk of memory. The data is `chunk[start..start + len]`; what lies around it is free for
+/// outer headers and replies.
+#[derive(Debug)]
+pub struct Packet<'a> {
+    /// The whole chunk.
+    pub chunk: &'a mut [u8],
+    /// Where the frame begins.
+    pub start: usize,
+    /// The frame's bytes.
+    pub len: usize,
+    /// The port it came in by.
+    pub port: crate::service::PortId,
+}
+
+impl Packet<'_> {
+    /// The frame.
+    pub fn data(&mut self) -> &mut [u8] {
+        &mut self.chunk[self.start..self.start + self.len]
+    }
+}
+
+/// An IPv4 address, in host order so that it is a number to mask and to hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, Immutable)]
+#[repr(transparent)]
+pub struct V4(pub u32);
+
+impl From<std::net::Ipv4Addr> for V4 {
+    fn from(address: std::net::Ipv4Addr) -> Self {
+        Self(address.to_bits())
+    }
+}
+
+impl From<V4> for std::net::IpAddr {
+    fn from(address: V4) -> Self {
+        Self::V4(std::net::Ipv4Addr::from_bits(address.0))
+    }
+}
+
+/// An address of either family, as the connection table needs it. IPv6 will be the second implementation.
+pub trait Address: Copy + Eq + Default + FromZeros + Immutable + Into<std::net::IpAddr> {
+    /// The address folded into 64 bits, injectively where it fits.
+    fn word(self) -> u64;
+}
+
+impl Address for V4 {
+    fn word(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+/// What a packet carries on the wire: the key by which its connection is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// Reads a big-endian 16-bit word.
+#[inline]
+pub fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Reads a big-endian 32-bit word.
+#[inline]
+pub fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Writes a big-endian 16-bit word.
+#[inline]
+pub fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Writes a big-endian 32-bit word.
+#[inline]
+pub fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}

@@ -1,0 +1,243 @@
+//! What control publishes to the workers: immutable snapshots.
+//!
+//! A [`Snapshot`] has two halves that change for different reasons: [`Services`] when an operator edits the rules,
+//! [`Network`] when the kernel's routes, addresses or neighbours change. Either half is shared with the previous snapshot when it
+//! did not change, so an edit costs what it touches.
+//!
+//! Identifiers are stable: a [`ServiceId`] or [`DestId`] means the same object in every snapshot that has it, so
+//! a worker's connections, counters and scheduler state survive any number of edits.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::conn::tcp::State;
+use crate::packet::V4;
+use crate::sched::Scheduler;
+
+mod network;
+
+pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable};
+
+/// Counts snapshots. A worker that has reached an epoch has forgotten everything older.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch(pub u64);
+
+/// A moment, in milliseconds since the director started. Wraps after 49.7 days: moments further apart than that
+/// must not be compared, and no timeout is longer (31 days is the longest IPVS takes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+pub struct Tick(pub u32);
+
+/// The index of an interface in the director's list, the same in every worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortId(pub u8);
+
+/// The index of a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub u8);
+
+/// A virtual service, for as long as it exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId(pub u32);
+
+/// A real server of one service ("dest" in the kernel's words), also while it is removed and connections remain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, zerocopy::FromZeros)]
+pub struct DestId(pub u32);
+
+/// Transport protocols a service can have, by their IP protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Protocol {
+    /// Transmission Control Protocol.
+    Tcp = 6,
+    /// User Datagram Protocol.
+    Udp = 17,
+    /// Stream Control Transmission Protocol.
+    Sctp = 132,
+}
+
+/// How a connection's packets reach their real server. The numbers are the kernel's (`IP_VS_CONN_F_FWD_MASK`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+#[repr(u8)]
+pub enum Forwarding {
+    /// NAT: the destination becomes the real server's address and port, replies come back through the director.
+    #[default]
+    Masq = 0,
+    /// Direct routing: the frame goes to the real server's MAC unchanged, replies go past the director.
+    Route = 3,
+}
+
+/// All that workers need to know, at one epoch. Immutable.
+#[derive(Clone)]
+pub struct Snapshot {
+    /// When, in the order of snapshots.
+    pub epoch: Epoch,
+    /// Virtual services and real servers.
+    pub services: Arc<Services>,
+    /// Interfaces, addresses, routes and neighbours.
+    pub network: Arc<Network>,
+    /// Timeouts.
+    pub timeouts: Timeouts,
+}
+
+/// Virtual services and real servers.
+#[derive(Clone, Default)]
+pub struct Services {
+    by_address: HashMap<(V4, u16, u8), Arc<Service>>,
+    dests: Vec<Option<Arc<Dest>>>,
+    masqueraded: HashSet<(V4, u16, u8)>,
+}
+
+/// A virtual service.
+#[derive(Clone)]
+pub struct Service {
+    /// Its identity.
+    pub id: ServiceId,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The virtual address.
+    pub address: IpAddr,
+    /// The virtual port.
+    pub port: u16,
+    /// Its real servers, newest first: the order in which the kernel keeps them and schedulers walk them.
+    pub dests: Vec<Arc<Dest>>,
+    /// The name of its scheduler.
+    pub scheduler_name: &'static str,
+    /// The scheduler as it stands after all edits so far, had no connection been scheduled between them. A worker that meets the
+    /// service for the first time begins with a copy.
+    pub scheduler: Arc<dyn Scheduler>,
+}
+
+/// A real server of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dest {
+    /// Its identity. The same again when a removed server is added again.
+    pub id: DestId,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// How packets reach it.
+    pub forwarding: Forwarding,
+    /// Its share; 0 takes no new connections.
+    pub weight: u32,
+    /// Connections from which on it takes no new ones; 0: no limit.
+    pub upper_threshold: u32,
+    /// Connections below which it takes new ones again; 0: three quarters of the upper threshold.
+    pub lower_threshold: u32,
+}
+
+/// Milliseconds a connection lives in each state when nothing more comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    by_state: [u32; 12],
+}
+
+impl Tick {
+    /// Milliseconds from `earlier` to this moment.
+    #[inline]
+    pub fn since(self, earlier: Tick) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
+
+    /// The moment `milliseconds` later.
+    #[inline]
+    pub fn plus(self, milliseconds: u32) -> Tick {
+        Tick(self.0.wrapping_add(milliseconds))
+    }
+
+    /// Whether this moment is earlier than `other`, for moments less than 24 days apart.
+    #[inline]
+    pub fn is_before(self, other: Tick) -> bool {
+        (self.0.wrapping_sub(other.0) as i32) < 0
+    }
+}
+
+impl Services {
+    /// The services with their real servers.
+    ///
+    /// IPv6 services are not for these tables yet; control refuses them.
+    pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
+        let mut tables = Self::default();
+        for service in services {
+            let IpAddr::V4(address) = service.address else { continue };
+            let protocol = service.protocol as u8;
+            for dest in &service.dests {
+                let id = dest.id.0 as usize;
+                if tables.dests.len() <= id {
+                    tables.dests.resize(id + 1, None);
+                }
+                tables.dests[id] = Some(Arc::clone(dest));
+                if let (Forwarding::Masq, IpAddr::V4(server)) = (dest.forwarding, dest.address) {
+                    tables.masqueraded.insert((server.into(), dest.port, protocol));
+                }
+            }
+            tables.by_address.insert((address.into(), service.port, protocol), service);
+        }
+        tables
+    }
+
+    /// The service at an address.
+    #[inline]
+    pub fn find(&self, address: V4, port: u16, protocol: u8) -> Option<&Arc<Service>> {
+        self.by_address.get(&(address, port, protocol))
+    }
+
+    /// Every service.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.by_address.values()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_address.is_empty()
+    }
+
+    /// Whether a real server is there, not removed.
+    #[inline]
+    pub fn has_dest(&self, dest: DestId) -> bool {
+        self.dest(dest).is_some()
+    }
+
+    /// A real server, unless it was removed.
+    #[inline]
+    pub fn dest(&self, dest: DestId) -> Option<&Arc<Dest>> {
+        self.dests.get(dest.0 as usize)?.as_ref()
+    }
+
+    /// Whether a real server is reached by NAT at this address, so that what comes from it may be a reply.
+    #[inline]
+    pub fn is_masqueraded(&self, address: V4, port: u16, protocol: u8) -> bool {
+        self.masqueraded.contains(&(address, port, protocol))
+    }
+}
+
+impl Default for Timeouts {
+    /// The kernel's defaults (`tcp_timeouts` of `ip_vs_proto_tcp.c`, `udp_timeouts` of `ip_vs_proto_udp.c`).
+    fn default() -> Self {
+        let seconds = |state| match state {
+            State::None => 2,
+            State::Established => 900,
+            State::SynSent | State::FinWait | State::TimeWait | State::Listen | State::SynAck => 120,
+            State::SynRecv | State::CloseWait => 60,
+            State::Close => 10,
+            State::LastAck => 30,
+            State::Udp => 300,
+        };
+        Self { by_state: State::ALL.map(|state| seconds(state) * 1000) }
+    }
+}
+
+impl Timeouts {
+    /// The timeout in a state, in milliseconds.
+    #[inline]
+    pub fn of(&self, state: State) -> u32 {
+        self.by_state[state as usize]
+    }
+
+    /// Changes the timeout in a state, in seconds (at most 31 days, as IPVS has it).
+    pub fn set(&mut self, state: State, seconds: u32) {
+        self.by_state[state as usize] = seconds.min(31 * 86_400) * 1000;
+    }
+}

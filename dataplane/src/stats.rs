@@ -1,0 +1,266 @@
+//! Counters, one set per worker; the reader sums.
+//!
+//! Every counter has one writer, so it is written by a plain load and store (no locked instruction) and lies on
+//! cache lines that no other worker writes. Readers may look at any time and see each counter slightly late, never torn.
+//! Counters only grow: `-Z` is the reader's business, who remembers a base.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+use crate::conn::memory::Mapped;
+use crate::service::{DestId, WorkerId};
+
+/// Real servers, live or waiting for their last connections, that counters are kept for. 131,072 are a thousand services of a hundred
+/// servers and room to replace some; at 64 bytes each that is 8 MiB of address space a worker, touched as
+/// used. Control refuses to add more.
+pub const MAX_DESTS: usize = 1 << 17;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
+        /// Why a frame was dropped. Each has a counter.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason { $($(#[$doc])+ $name,)+ }
+
+        impl Reason {
+            /// Every reason, in the order of their counters.
+            pub const ALL: &[Reason] = &[$(Reason::$name,)+];
+
+            /// The counter's name.
+            pub fn name(self) -> &'static str {
+                match self { $(Reason::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The frame ends inside its Ethernet header.
+    TruncatedFrame = "drop.truncated_frame",
+    /// The IPv4 header is cut short or contradicts itself.
+    BadIpHeader = "drop.bad_ip_header",
+    /// The IPv4 header's checksum is wrong.
+    BadIpChecksum = "drop.bad_ip_checksum",
+    /// The packet ends inside its transport header.
+    TruncatedTransport = "drop.truncated_transport",
+    /// A fragment. The director does not follow fragments yet.
+    Fragment = "drop.fragment",
+    /// The connection's real server was removed; the connection waits for it to come back, or for its timeout.
+    NoDest = "drop.no_dest",
+    /// A RST that belongs to no connection. Nobody may answer one.
+    StrayReset = "drop.stray_reset",
+    /// A packet that would have been answered, but its own checksum is wrong.
+    BadChecksum = "drop.bad_checksum",
+    /// An ICMP error that fits no connection.
+    StrayIcmp = "drop.stray_icmp",
+    /// The connection table is full.
+    TableFull = "drop.table_full",
+    /// No route leads to where the packet must go, or through an interface that is not the director's.
+    NoRoute = "drop.no_route",
+    /// The next hop does not answer ARP.
+    NoNeighbour = "drop.no_neighbour",
+    /// Too many packets wait for a neighbour to answer.
+    NeighbourQueueFull = "drop.neighbour_queue_full",
+    /// The packet waited for a neighbour in vain.
+    NeighbourTimeout = "drop.neighbour_timeout",
+    /// The packet is longer than the next hop's MTU, and cutting it up is not possible yet.
+    TooBig = "drop.too_big",
+    /// An answer (RST, ICMP) to this sender would exceed its rate.
+    RateLimited = "drop.rate_limited",
+    /// The port's transmit queue was full.
+    TransmitFull = "drop.transmit_full",
+    /// The other worker's hand-off ring was full.
+    HandoffFull = "drop.handoff_full",
+    /// The kernel had already been kept from it, but the director does not want it: steering and snapshot disagreed for a moment.
+    NotWanted = "drop.not_wanted",
+}
+
+macro_rules! events {
+    ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
+        /// Things that happen to frames and are not drops. Each has a counter.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Event { $($(#[$doc])+ $name,)+ }
+
+        impl Event {
+            /// Every event, in the order of their counters.
+            pub const ALL: &[Event] = &[$(Event::$name,)+];
+
+            /// The counter's name.
+            pub fn name(self) -> &'static str {
+                match self { $(Event::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+events! {
+    /// Frames received.
+    Received = "frames.received",
+    /// Frames sent on to a real server or a client.
+    Forwarded = "frames.forwarded",
+    /// Frames answered by the director itself.
+    Replied = "frames.replied",
+    /// Frames left to the kernel.
+    Passed = "frames.passed",
+    /// Frames handed to the worker that owns their connection.
+    HandedOff = "frames.handed_off",
+    /// Packets of no connection that were routed as the kernel would have.
+    Routed = "frames.routed",
+    /// Packets that began to wait for a neighbour.
+    Waited = "neighbour.waited",
+    /// Connections created.
+    Created = "conn.created",
+    /// Connections that reached their timeout.
+    Expired = "conn.expired",
+    /// New connections nobody could be scheduled for; answered with ICMP port unreachable.
+    NoServer = "sched.no_server",
+    /// Connections that other workers cannot find, because the directory had no room.
+    DirectoryFull = "directory.full",
+}
+
+/// What one real server did, by one worker's count. One cache line.
+#[derive(Debug, Default, zerocopy::FromZeros)]
+#[repr(C, align(64))]
+pub struct DestCounters {
+    /// Connections scheduled.
+    pub conns: AtomicU64,
+    /// Packets from clients.
+    pub in_packets: AtomicU64,
+    /// Packets to clients.
+    pub out_packets: AtomicU64,
+    /// Bytes from clients, from the IP header on.
+    pub in_bytes: AtomicU64,
+    /// Bytes to clients, from the IP header on.
+    pub out_bytes: AtomicU64,
+    /// Connections in an active state now.
+    pub active: AtomicU64,
+    /// Other connections now.
+    pub inactive: AtomicU64,
+}
+
+/// One worker's counters.
+pub struct WorkerCounters {
+    dests: Mapped<DestCounters>,
+    drops: [AtomicU64; Reason::ALL.len()],
+    events: [AtomicU64; Event::ALL.len()],
+}
+
+/// The counters of all workers.
+pub struct Counters {
+    workers: Vec<CachePadded<WorkerCounters>>,
+    /// Real servers that have reached their upper threshold. Written when one crosses a threshold, read when scheduling.
+    overloaded: Mapped<AtomicBool>,
+}
+
+/// Connections of a real server, over all workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// In an active state.
+    pub active: u64,
+    /// In any other.
+    pub inactive: u64,
+}
+
+/// Adds to a counter that only the caller writes.
+#[inline]
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+/// Takes from a counter that only the caller writes.
+#[inline]
+pub fn sub(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Counters for some workers, all zero.
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub fn new(workers: usize) -> std::io::Result<Self> {
+        Ok(Self {
+            workers: (0..workers)
+                .map(|_| {
+                    Ok(CachePadded::new(WorkerCounters {
+                        dests: Mapped::zeroed(MAX_DESTS)?,
+                        drops: std::array::from_fn(|_| AtomicU64::new(0)),
+                        events: std::array::from_fn(|_| AtomicU64::new(0)),
+                    }))
+                })
+                .collect::<std::io::Result<_>>()?,
+            overloaded: Mapped::zeroed(MAX_DESTS)?,
+        })
+    }
+
+    /// One worker's counters. Only that worker may write to them.
+    pub fn worker(&self, worker: WorkerId) -> &WorkerCounters {
+        &self.workers[usize::from(worker.0)]
+    }
+
+    /// Each worker's counters of a real server.
+    pub fn dest(&self, dest: DestId) -> impl Iterator<Item = &DestCounters> {
+        self.workers.iter().map(move |w| w.dest(dest))
+    }
+
+    /// The connections of a real server now.
+    pub fn load(&self, dest: DestId) -> Load {
+        // Two workers' counts are read at two moments: a sum may be off by what changed in between.
+        self.dest(dest).fold(Load::default(), |load, c| Load {
+            active: load.active + c.active.load(Ordering::Relaxed),
+            inactive: load.inactive + c.inactive.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Whether a real server has reached its upper threshold and not yet fallen below the lower one.
+    pub fn is_overloaded(&self, dest: DestId) -> bool {
+        self.overloaded[dest.0 as usize].load(Ordering::Relaxed)
+    }
+
+    /// Says whether a real server is overloaded. Writes only when that changes, so that the line stays shared.
+    pub fn set_overloaded(&self, dest: DestId, overloaded: bool) {
+        if self.is_overloaded(dest) != overloaded {
+            self.overloaded[dest.0 as usize].store(overloaded, Ordering::Relaxed);
+        }
+    }
+
+    /// Every counter that is no real server's, summed over the workers, with its name.
+    pub fn totals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let sum = |f: &dyn Fn(&WorkerCounters) -> u64| self.workers.iter().map(|w| f(w)).sum::<u64>();
+        let events: Vec<_> = Event::ALL.iter().map(|e| (e.name(), sum(&|w| w.event(*e)))).collect();
+        let drops: Vec<_> = Reason::ALL.iter().map(|r| (r.name(), sum(&|w| w.dropped(*r)))).collect();
+        events.into_iter().chain(drops)
+    }
+}
+
+impl WorkerCounters {
+    /// The counters of a real server.
+    #[inline]
+    pub fn dest(&self, dest: DestId) -> &DestCounters {
+        &self.dests[dest.0 as usize]
+    }
+
+    /// Counts a drop.
+    #[inline]
+    pub fn drop(&self, reason: Reason) {
+        add(&self.drops[reason as usize], 1);
+    }
+
+    /// Counts an event `n` times.
+    #[inline]
+    pub fn count(&self, event: Event, n: u64) {
+        add(&self.events[event as usize], n);
+    }
+
+    /// Drops for a reason so far.
+    pub fn dropped(&self, reason: Reason) -> u64 {
+        self.drops[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Events so far.
+    pub fn event(&self, event: Event) -> u64 {
+        self.events[event as usize].load(Ordering::Relaxed)
+    }
+}
