@@ -1,3 +1,365 @@
-//! The poll loop.
+//! The poll loop: one thread, pinned to one core, that owns its queues, its frames and its director.
+//!
+//! ```text
+//!   turn:  control queue ─▶ for each port: receive ─▶ director ─▶ sort by verdict ─▶ transmit, flush
+//!                        └▶ frames handed over by other workers, the same way
+//!                        └▶ expiry, packets that wait for a neighbour
+//! ```
+//!
+//! Nothing is shared but what is written seldom: queues of commands and answers ([`link`]), rings of frames between workers
+//! ([`ring`]), counters that only this worker writes. A worker with nothing to do spins for a moment, then sleeps in poll(2) until a frame, a command or a
+//! hand-over comes.
 
+pub mod link;
 pub mod ring;
+mod waiting;
+
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use crate::director::{Director, Verdict};
+use crate::packet::Packet;
+use crate::port::{BURST, Burst, Frame, Pool, Port};
+use crate::service::{Epoch, PortId, Tick, WorkerId};
+use crate::stats::{Counters, Event, Reason};
+use link::{Answer, Command, Link};
+use ring::{Receiver, Sender};
+use waiting::Waiting;
+
+/// How long a worker looks for work before it sleeps. A wake-up costs 5 to 50 µs; spinning much longer than that costs more than it
+/// saves, and on a machine that shares the core with the kernel's own work it delays that work.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// The longest sleep, in milliseconds: connections expire, and waiting packets are given up, at least this often.
+const NAP: u8 = 200;
+
+/// Expiring connections visited in one turn. A visit costs about 100 ns, so a turn is held up by at most some 10 µs; what is left is
+/// visited in the next turn.
+const EXPIRY_BUDGET: usize = 128;
+
+/// Connections copied for a listing in one turn: 64 KiB, some 10 µs.
+const LISTING_STEP: usize = 1024;
+
+/// Frames that can be under way from one worker to another. A ring that is full loses frames under a counter, which happens when the
+/// owner cannot keep up: 4096 are a few milliseconds of work.
+const HANDOFF: usize = 4096;
+
+/// Interfaces a worker can have.
+pub const MAX_PORTS: usize = 16;
+
+/// The clock of all workers: milliseconds since the director started.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The moment.
+    pub fn now(&self) -> Tick {
+        Tick(self.0.elapsed().as_millis() as u32)
+    }
+}
+
+/// The rings between workers: what each sends by, and receives by.
+pub struct Peers {
+    to: Vec<Option<Peer>>,
+    from: Vec<Receiver>,
+}
+
+struct Peer {
+    sender: Sender,
+    bell: link::Bell,
+    /// Whether something was sent since the bell was last rung.
+    fresh: bool,
+}
+
+/// Connects all workers with one another. `bells` wake them, in order.
+pub fn connect(bells: &[link::Bell]) -> Vec<Peers> {
+    let mut peers: Vec<Peers> = bells.iter().map(|_| Peers { to: Vec::new(), from: Vec::new() }).collect();
+    for from in 0..bells.len() {
+        for (to, bell) in bells.iter().enumerate() {
+            let end = (from != to).then(|| {
+                let (sender, receiver) = ring::channel(HANDOFF);
+                peers[to].from.push(receiver);
+                Peer { sender, bell: bell.clone(), fresh: false }
+            });
+            peers[from].to.push(end);
+        }
+    }
+    peers
+}
+
+/// A worker.
+pub struct Worker {
+    id: WorkerId,
+    director: Director,
+    ports: Vec<Box<dyn Port>>,
+    pool: Pool,
+    peers: Peers,
+    link: Link,
+    counters: std::sync::Arc<Counters>,
+    clock: Clock,
+    waiting: Waiting,
+    /// Frames on their way out, by port.
+    out: Vec<Burst>,
+    reached: Epoch,
+}
+
+/// What a worker is made of.
+pub struct Parts {
+    /// Which one it is.
+    pub id: WorkerId,
+    /// Its director.
+    pub director: Director,
+    /// Its queue of each interface, in the order of [`PortId`]s.
+    pub ports: Vec<Box<dyn Port>>,
+    /// Its frames.
+    pub pool: Pool,
+    /// The other workers.
+    pub peers: Peers,
+    /// Control.
+    pub link: Link,
+    /// Everybody's counters.
+    pub counters: std::sync::Arc<Counters>,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Worker {
+    /// A worker, ready to run.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { id, director, ports, pool, peers, link, counters, clock } = parts;
+        assert!(ports.len() <= MAX_PORTS, "more interfaces than a worker can have");
+        let out = ports.iter().map(|_| Burst::new()).collect();
+        let reached = director.snapshot().epoch;
+        Self {
+            id,
+            director,
+            ports,
+            pool,
+            peers,
+            link,
+            counters,
+            clock,
+            waiting: Waiting::default(),
+            out,
+            reached,
+        }
+    }
+
+    /// Works until control says stop.
+    pub fn run(mut self) {
+        let mut idle_since = None;
+        loop {
+            let Some(worked) = self.turn() else { return };
+            if worked {
+                idle_since = None;
+                continue;
+            }
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= SPIN {
+                self.sleep();
+                idle_since = None;
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// One turn. Says whether there was anything to do; `None` when control said stop.
+    pub fn turn(&mut self) -> Option<bool> {
+        let now = self.clock.now();
+        let mut worked = self.obey(now)?;
+        for port in 0..self.ports.len() {
+            let mut burst = Burst::new();
+            self.ports[port].receive(&mut self.pool, &mut burst);
+            worked |= !burst.is_empty();
+            for frame in &mut burst {
+                frame.port = port as u8;
+            }
+            self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
+            self.process(burst, false, now);
+        }
+        for peer in 0..self.peers.from.len() {
+            let mut burst = Burst::new();
+            while !burst.is_full()
+                && let Some(frame) = self.peers.from[peer].receive()
+            {
+                burst.push(frame);
+            }
+            worked |= !burst.is_empty();
+            self.process(burst, true, now);
+        }
+        for peer in self.peers.to.iter_mut().flatten().filter(|peer| peer.fresh) {
+            peer.fresh = false;
+            peer.bell.ring_if_asleep();
+        }
+        while let Some(frame) = self.waiting.overdue(now) {
+            self.lose(frame, Reason::NeighbourTimeout);
+        }
+        self.director.expire(now, EXPIRY_BUDGET);
+        for port in 0..self.ports.len() {
+            self.transmit(port);
+            self.ports[port].flush(&mut self.pool);
+        }
+        Some(worked)
+    }
+
+    /// Decides about frames and sorts them by what becomes of them.
+    fn process(&mut self, mut burst: Burst, handed: bool, now: Tick) {
+        if burst.is_empty() {
+            return;
+        }
+        let verdicts = self.judge(&mut burst, handed, now);
+        for (frame, verdict) in burst.into_iter().zip(verdicts) {
+            self.settle(frame, verdict, now);
+        }
+    }
+
+    /// Lets the director look at frames, and notes where their data lies afterwards.
+    fn judge(&mut self, burst: &mut Burst, handed: bool, now: Tick) -> ArrayVec<Verdict, BURST> {
+        let memory = std::sync::Arc::clone(self.pool.memory());
+        let mut verdicts = ArrayVec::new();
+        let mut packets: ArrayVec<Packet, BURST> = burst
+            .iter_mut()
+            .map(|frame| {
+                let (start, len, port) = (frame.start(), frame.len(), PortId(frame.port));
+                Packet { chunk: memory.chunk(frame), start, len, port }
+            })
+            .collect();
+        self.director.burst(&mut packets, handed, now, &mut verdicts);
+        let places: ArrayVec<(usize, usize), BURST> = packets.iter().map(|p| (p.start, p.len)).collect();
+        drop(packets);
+        for (frame, (start, len)) in burst.iter_mut().zip(places) {
+            frame.set_data(start, len);
+        }
+        verdicts
+    }
+
+    fn settle(&mut self, frame: Frame, verdict: Verdict, now: Tick) {
+        match verdict {
+            Verdict::Forward(port) | Verdict::Reply(port) => {
+                let port = usize::from(port.0);
+                if self.out[port].is_full() {
+                    self.transmit(port);
+                }
+                self.out[port].push(frame);
+            }
+            // The director has counted these two.
+            Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
+            Verdict::HandOff(owner) => self.hand_off(frame, owner),
+            Verdict::Wait(port, neighbour) => {
+                if self.waiting.is_new(port, neighbour, now) {
+                    self.link.answer(Answer::Resolve(port, neighbour));
+                }
+                if let Err(frame) = self.waiting.push(frame, port, neighbour, now) {
+                    self.lose(frame, Reason::NeighbourQueueFull);
+                }
+            }
+        }
+    }
+
+    fn hand_off(&mut self, frame: Frame, owner: WorkerId) {
+        let peer = self.peers.to.get_mut(usize::from(owner.0)).and_then(Option::as_mut);
+        let refused = match peer {
+            Some(peer) => {
+                peer.fresh = true;
+                peer.sender.send(frame).err()
+            }
+            None => Some(frame),
+        };
+        if let Some(frame) = refused {
+            self.lose(frame, Reason::HandoffFull);
+        }
+    }
+
+    /// Sends what waits to go out by a port; what does not fit even after a flush is lost.
+    fn transmit(&mut self, port: usize) {
+        if self.out[port].is_empty() {
+            return;
+        }
+        let mut burst = std::mem::take(&mut self.out[port]);
+        self.ports[port].transmit(&mut self.pool, &mut burst);
+        if !burst.is_empty() {
+            self.ports[port].flush(&mut self.pool);
+            self.ports[port].transmit(&mut self.pool, &mut burst);
+        }
+        for frame in burst {
+            self.lose(frame, Reason::TransmitFull);
+        }
+    }
+
+    fn lose(&mut self, frame: Frame, reason: Reason) {
+        self.counters.worker(self.id).drop(reason);
+        self.pool.give(frame);
+    }
+
+    /// Does what control asks for. `None` to stop.
+    fn obey(&mut self, now: Tick) -> Option<bool> {
+        let mut worked = false;
+        while let Some(command) = self.link.command() {
+            worked = true;
+            match command {
+                Command::Adopt(snapshot) => {
+                    self.reached = snapshot.epoch;
+                    let retired = self.director.adopt(snapshot);
+                    self.link.reach(self.reached);
+                    self.link.answer(Answer::Retired(retired));
+                    self.retry(now);
+                }
+                Command::List { from, mut connections } => {
+                    let mut next = None;
+                    for (place, conn) in
+                        self.director.connections(from).take(LISTING_STEP.min(connections.capacity()))
+                    {
+                        connections.push(*conn);
+                        next = Some(place);
+                    }
+                    self.link.answer(Answer::Listed { next, connections, now });
+                }
+                Command::Stop => return None,
+            }
+        }
+        Some(worked)
+    }
+
+    /// Looks again at packets that waited for a neighbour.
+    fn retry(&mut self, now: Tick) {
+        for (frame, since) in self.waiting.take() {
+            let mut burst = Burst::new();
+            burst.push(frame);
+            let verdicts = self.judge(&mut burst, true, now);
+            for (frame, verdict) in burst.into_iter().zip(verdicts) {
+                match verdict {
+                    Verdict::Wait(port, neighbour) => {
+                        if let Err(frame) = self.waiting.push(frame, port, neighbour, since) {
+                            self.lose(frame, Reason::NeighbourQueueFull);
+                        }
+                    }
+                    verdict => self.settle(frame, verdict, now),
+                }
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        if !self.link.prepare_to_sleep() || self.peers.from.iter().any(|ring| !ring.is_empty()) {
+            self.link.wake();
+            return;
+        }
+        let mut fds: ArrayVec<PollFd, { MAX_PORTS + 1 }> = ArrayVec::new();
+        fds.push(PollFd::new(self.link.descriptor(), PollFlags::POLLIN));
+        fds.extend(
+            self.ports.iter().filter_map(|p| p.descriptor()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        );
+        // An interrupted sleep is a short one.
+        let _ = nix::poll::poll(&mut fds, PollTimeout::from(NAP));
+        drop(fds);
+        self.link.wake();
+    }
+}

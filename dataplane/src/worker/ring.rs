@@ -66,6 +66,11 @@ impl Sender {
 }
 
 impl Receiver {
+    /// Whether nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        self.head == self.shared.tail.load(Ordering::Acquire)
+    }
+
     /// The next frame, if there is one.
     pub fn receive(&mut self) -> Option<Frame> {
         if self.head == self.known_tail {

@@ -1,0 +1,64 @@
+//! Packets that wait until the kernel has found out a neighbour's Ethernet address.
+
+use arrayvec::ArrayVec;
+
+use crate::packet::V4;
+use crate::port::Frame;
+use crate::service::{PortId, Tick};
+
+/// Packets that may wait at once. They are the first packets of connections to one or two new neighbours; the kernel's own queue
+/// (`unres_qlen_bytes`) holds about as many. More are dropped under a counter.
+const MOST: usize = 64;
+
+/// Milliseconds that a packet waits: the kernel gives a neighbour up after three tries, a second apart.
+const PATIENCE: u32 = 3_000;
+
+/// Milliseconds after which a neighbour is asked for again.
+const ASK_AGAIN: u32 = 1_000;
+
+struct Entry {
+    frame: Frame,
+    port: PortId,
+    neighbour: V4,
+    since: Tick,
+}
+
+/// The queue.
+#[derive(Default)]
+pub struct Waiting {
+    entries: ArrayVec<Entry, MOST>,
+    asked: Option<(PortId, V4, Tick)>,
+}
+
+impl Waiting {
+    /// Whether a neighbour should be asked for: no packet waits for it yet, or none has for a while.
+    pub fn is_new(&mut self, port: PortId, neighbour: V4, now: Tick) -> bool {
+        let waits = self.entries.iter().any(|e| (e.port, e.neighbour) == (port, neighbour));
+        let recent = matches!(self.asked, Some((p, n, at)) if (p, n) == (port, neighbour) && now.since(at) < ASK_AGAIN);
+        if waits && recent {
+            return false;
+        }
+        self.asked = Some((port, neighbour, now));
+        true
+    }
+
+    /// Lets a packet wait.
+    ///
+    /// # Errors
+    /// Gives it back when too many wait already.
+    pub fn push(&mut self, frame: Frame, port: PortId, neighbour: V4, since: Tick) -> Result<(), Frame> {
+        self.entries.try_push(Entry { frame, port, neighbour, since }).map_err(|e| e.element().frame)
+    }
+
+    /// All packets that wait, with the moments since when.
+    pub fn take(&mut self) -> impl Iterator<Item = (Frame, Tick)> + use<> {
+        std::mem::take(&mut self.entries).into_iter().map(|e| (e.frame, e.since))
+    }
+
+    /// One packet that has waited too long.
+    pub fn overdue(&mut self, now: Tick) -> Option<Frame> {
+        // They stand in the order of arrival, but for those that were tried again.
+        let at = self.entries.iter().position(|e| now.since(e.since) >= PATIENCE)?;
+        Some(self.entries.remove(at).frame)
+    }
+}
