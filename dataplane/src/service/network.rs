@@ -68,7 +68,7 @@ pub enum Unreachable {
 }
 
 /// The network at one moment. Immutable.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Network {
     interfaces: Vec<Interface>,
     /// By prefix length, longest first; only lengths that occur.

@@ -1,0 +1,175 @@
+//! Control's view of the workers: what it sends them, and what they answer.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use shunt_dataplane::conn::Conn;
+use shunt_dataplane::packet::V4;
+use shunt_dataplane::service::{Epoch, Network, PortId, Services, Snapshot, Tick, Timeouts};
+use shunt_dataplane::stats::Counters;
+use shunt_dataplane::worker::link::{Answer, Command, Handle};
+
+/// How long a worker may take to answer. It looks at its commands between bursts, some microseconds apart; one that is silent for
+/// this long is stuck, and so is the director.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connections fetched from a worker at once.
+const PAGE: usize = 1024;
+
+/// The workers, and the snapshot they work by.
+pub struct Engine {
+    workers: Vec<(Handle, JoinHandle<()>)>,
+    /// Readable when a worker has answered.
+    bell: tokio::net::UnixStream,
+    snapshot: Snapshot,
+    counters: Arc<Counters>,
+    /// Neighbours that packets wait for.
+    wanted: Vec<(PortId, V4)>,
+    /// Parts of listings that have come in.
+    listed: Vec<(Option<u32>, Vec<Conn<V4>>, Tick)>,
+}
+
+impl Engine {
+    /// Takes charge of running workers. `bell` is the other end of their answering line.
+    ///
+    /// # Errors
+    /// When the line cannot be polled.
+    pub fn new(
+        workers: Vec<(Handle, JoinHandle<()>)>,
+        bell: UnixStream,
+        snapshot: Snapshot,
+        counters: Arc<Counters>,
+    ) -> anyhow::Result<Self> {
+        bell.set_nonblocking(true)?;
+        let bell = tokio::net::UnixStream::from_std(bell).context("cannot poll the workers' answers")?;
+        Ok(Self { workers, bell, snapshot, counters, wanted: Vec::new(), listed: Vec::new() })
+    }
+
+    /// The counters of all workers.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The snapshot that every worker has reached.
+    pub fn epoch(&self) -> Epoch {
+        self.snapshot.epoch
+    }
+
+    /// Gives the workers other services and timeouts; returns when all of them work by these.
+    ///
+    /// # Errors
+    /// When a worker does not answer.
+    pub async fn serve(&mut self, services: Services, timeouts: Timeouts) -> anyhow::Result<()> {
+        self.snapshot.services = Arc::new(services);
+        self.snapshot.timeouts = timeouts;
+        self.publish().await
+    }
+
+    /// Gives the workers another network; returns when all of them work by it.
+    ///
+    /// # Errors
+    /// When a worker does not answer.
+    pub async fn route(&mut self, network: Network) -> anyhow::Result<()> {
+        self.snapshot.network = Arc::new(network);
+        self.publish().await
+    }
+
+    /// All connections of all workers, a page at a time, each with the milliseconds it has left.
+    ///
+    /// # Errors
+    /// When a worker does not answer.
+    pub async fn connections(&mut self, mut page: impl FnMut(&[(Conn<V4>, u32)])) -> anyhow::Result<()> {
+        for worker in 0..self.workers.len() {
+            let mut from = Some(0);
+            while let Some(place) = from {
+                let connections = Vec::with_capacity(PAGE);
+                self.send(worker, Command::List { from: place, connections })?;
+                let (next, connections, now) = loop {
+                    self.listen().await?;
+                    if let Some(part) = self.listed.pop() {
+                        break part;
+                    }
+                };
+                let left: Vec<_> = connections.iter().map(|conn| (*conn, conn.remaining(now))).collect();
+                page(&left);
+                from = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a worker has answered something. Cancel safe: nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// When the line is broken.
+    pub async fn heard(&mut self) -> anyhow::Result<()> {
+        self.bell.readable().await?;
+        self.collect();
+        Ok(())
+    }
+
+    /// The neighbours that packets have begun to wait for since the last call.
+    pub fn wanted(&mut self) -> Vec<(PortId, V4)> {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// Stops all workers and waits for them to end.
+    pub fn stop(self) {
+        for (handle, _) in &self.workers {
+            // A queue that is full belongs to a stuck worker; the process ends without it.
+            let _ = handle.send(Command::Stop);
+        }
+        for (_, thread) in self.workers {
+            if thread.join().is_err() {
+                tracing::error!("a worker had panicked; this is a bug in shunt");
+            }
+        }
+    }
+
+    /// Whether every worker is still running.
+    pub fn is_alive(&self) -> bool {
+        self.workers.iter().all(|(_, thread)| !thread.is_finished())
+    }
+
+    async fn publish(&mut self) -> anyhow::Result<()> {
+        self.snapshot.epoch = Epoch(self.snapshot.epoch.0 + 1);
+        let snapshot = Arc::new(self.snapshot.clone());
+        for worker in 0..self.workers.len() {
+            self.send(worker, Command::Adopt(Arc::clone(&snapshot)))?;
+        }
+        while self.workers.iter().any(|(handle, _)| handle.reached() < snapshot.epoch) {
+            self.listen().await?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, worker: usize, command: Command) -> anyhow::Result<()> {
+        let (handle, _) = &self.workers[worker];
+        handle.send(command).map_err(|_| anyhow::anyhow!("worker {worker} does not take commands any more"))
+    }
+
+    async fn listen(&mut self) -> anyhow::Result<()> {
+        match tokio::time::timeout(PATIENCE, self.heard()).await {
+            Ok(heard) => heard,
+            Err(_) => anyhow::bail!("a worker has not answered for {} seconds", PATIENCE.as_secs()),
+        }
+    }
+
+    fn collect(&mut self) {
+        // Hush the bell first: what is answered after this rings it again.
+        let mut rung = [0; 256];
+        while matches!(self.bell.try_read(&mut rung), Ok(n) if n > 0) {}
+        for (handle, _) in &self.workers {
+            while let Some(answer) = handle.answer() {
+                match answer {
+                    Answer::Retired(snapshot) => drop(snapshot),
+                    Answer::Resolve(port, neighbour) => self.wanted.push((port, neighbour)),
+                    Answer::Listed { next, connections, now } => self.listed.push((next, connections, now)),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The kernel's network, mirrored: links, addresses, routes and neighbours, over netlink, live.
+//!
+//! Nothing is configured twice: where a packet goes is what the kernel's main routing table says, and Ethernet addresses are those
+//! of the kernel's neighbour table. Any event makes the mirror read the tables again, a moment later, so that a burst of events costs
+//! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
+//! send itself.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use shunt_dataplane::packet::V4;
+use shunt_dataplane::service::{Interface, Neighbour, Network, PortId, Route};
+
+/// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
+/// takes about 1 ms to read.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// The mirror.
+pub struct Mirror {
+    handle: Handle,
+    /// The director's interfaces, by [`PortId`].
+    interfaces: Vec<u32>,
+}
+
+/// What the mirror shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// What workers need of it.
+    pub network: Network,
+    /// The machine's own addresses.
+    pub local: Vec<IpAddr>,
+    /// Neighbours that do not answer, by interface index.
+    pub failed: Vec<(u32, Ipv4Addr)>,
+}
+
+impl Mirror {
+    /// Connects to the kernel and finds the interfaces. The stream yields when something has changed.
+    ///
+    /// # Errors
+    /// When netlink is refused, or an interface does not exist.
+    pub async fn open(names: &[String]) -> anyhow::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+        ])
+        .context("cannot open a netlink socket to follow addresses, routes and neighbours")?;
+        tokio::spawn(connection);
+        let mut interfaces = Vec::new();
+        for name in names {
+            interfaces.push(index_of(&handle, name).await?);
+        }
+        Ok((Self { handle, interfaces }, messages.map(|_| ())))
+    }
+
+    /// Waits until events have stopped coming for a moment.
+    pub async fn settle(events: &mut (impl Stream<Item = ()> + Unpin)) {
+        let moment = tokio::time::sleep(GATHER);
+        tokio::pin!(moment);
+        loop {
+            tokio::select! {
+                () = &mut moment => return,
+                event = events.next() => if event.is_none() { return },
+            }
+        }
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or an interface is gone.
+    pub async fn read(&self) -> anyhow::Result<View> {
+        let (local, first) = self.addresses().await?;
+        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        let interfaces = self
+            .interfaces
+            .iter()
+            .map(|index| {
+                let link = links.iter().find(|link| link.header.index == *index);
+                let link = link.with_context(|| format!("interface {index} is gone"))?;
+                Ok(interface(link, first.iter().find(|(i, _)| i == index).map(|(_, address)| *address)))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let (neighbours, failed) = self.neighbours().await?;
+        let network = Network::new(interfaces, self.routes().await?, neighbours).on_machine(
+            local.iter().filter_map(|address| match address {
+                IpAddr::V4(address) => Some(V4::from(*address)),
+                IpAddr::V6(_) => None,
+            }),
+            is_router(),
+        );
+        Ok(View { network, local, failed })
+    }
+
+    /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
+    pub async fn resolve(&self, interface: u32, neighbour: Ipv4Addr) {
+        let request = self.handle.neighbours().add(interface, neighbour.into());
+        let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
+        if let Err(error) = request.execute().await {
+            tracing::debug!(%neighbour, %error, "the kernel did not ask for a neighbour");
+        }
+    }
+
+    /// The kernel's index of a port's interface.
+    pub fn index(&self, port: PortId) -> Option<u32> {
+        self.interfaces.get(usize::from(port.0)).copied()
+    }
+
+    fn port(&self, index: u32) -> Option<PortId> {
+        self.interfaces.iter().position(|i| *i == index).map(|at| PortId(at as u8))
+    }
+
+    /// All addresses of the machine, and the first IPv4 address of each interface.
+    async fn addresses(&self) -> anyhow::Result<(Vec<IpAddr>, Vec<(u32, V4)>)> {
+        let mut messages = self.handle.address().get().execute();
+        let (mut local, mut first) = (Vec::new(), Vec::new());
+        while let Some(message) = messages.try_next().await? {
+            let index = message.header.index;
+            // On a point-to-point link `Address` is the other end; `Local` is always ours where it is given.
+            let mut address = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(ours) => address = Some(*ours),
+                    AddressAttribute::Address(ours) => address = address.or(Some(*ours)),
+                    _ => {}
+                }
+            }
+            let Some(address) = address else { continue };
+            local.push(address);
+            if let IpAddr::V4(v4) = address
+                && !first.iter().any(|(i, _)| *i == index)
+            {
+                first.push((index, v4.into()));
+            }
+        }
+        Ok((local, first))
+    }
+
+    async fn routes(&self) -> anyhow::Result<Vec<Route>> {
+        let request = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
+        let messages: Vec<RouteMessage> = request.execute().try_collect().await?;
+        let mut routes: Vec<(u32, Route)> = messages.iter().filter_map(|message| self.route(message)).collect();
+        // Of several routes to one prefix the kernel takes the one with the least metric.
+        routes.sort_by_key(|(metric, _)| *metric);
+        Ok(routes.into_iter().map(|(_, route)| route).collect())
+    }
+
+    fn route(&self, message: &RouteMessage) -> Option<(u32, Route)> {
+        let mut table = u32::from(message.header.table);
+        let (mut prefix, mut gateway, mut interface, mut metric) = (Ipv4Addr::UNSPECIFIED, None, None, 0);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Table(long) => table = *long,
+                RouteAttribute::Destination(RouteAddress::Inet(to)) => prefix = *to,
+                RouteAttribute::Gateway(RouteAddress::Inet(via)) => gateway = Some(*via),
+                RouteAttribute::Oif(index) => interface = Some(*index),
+                RouteAttribute::Priority(priority) => metric = *priority,
+                // Of several ways the first through one of our interfaces serves.
+                RouteAttribute::MultiPath(ways) => {
+                    let ours = ways.iter().find(|way| self.port(way.interface_index).is_some());
+                    interface = ours.map(|way| way.interface_index);
+                    gateway = ours.and_then(|way| {
+                        way.attributes.iter().find_map(|attribute| match attribute {
+                            RouteAttribute::Gateway(RouteAddress::Inet(via)) => Some(*via),
+                            _ => None,
+                        })
+                    });
+                }
+                _ => {}
+            }
+        }
+        if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+            return None;
+        }
+        let port = match message.header.kind {
+            RouteType::Unicast => interface.and_then(|index| self.port(index)),
+            _ => None,
+        };
+        let length = message.header.destination_prefix_length;
+        Some((metric, Route { prefix: prefix.into(), length, gateway: gateway.map(V4::from), port }))
+    }
+
+    #[expect(clippy::type_complexity, reason = "two lists of one reading")]
+    async fn neighbours(&self) -> anyhow::Result<(Vec<((PortId, V4), Neighbour)>, Vec<(u32, Ipv4Addr)>)> {
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
+        let mut messages = request.execute();
+        let (mut known, mut failed) = (Vec::new(), Vec::new());
+        while let Some(message) = messages.try_next().await? {
+            let Some(port) = self.port(message.header.ifindex) else { continue };
+            let Some((address, mac)) = neighbour(&message) else { continue };
+            match message.header.state {
+                NeighbourState::Failed => {
+                    known.push(((port, address.into()), Neighbour::Failed));
+                    failed.push((message.header.ifindex, address));
+                }
+                NeighbourState::Incomplete | NeighbourState::None => {}
+                // A stale address is still the best there is; the kernel checks it when it is used.
+                _ => known.extend(mac.map(|mac| ((port, address.into()), Neighbour::Reachable(mac)))),
+            }
+        }
+        Ok((known, failed))
+    }
+}
+
+async fn index_of(handle: &Handle, name: &str) -> anyhow::Result<u32> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    match links.try_next().await {
+        Ok(Some(link)) => Ok(link.header.index),
+        _ => anyhow::bail!("interface {name} does not exist (ip link shows those that do)"),
+    }
+}
+
+fn interface(link: &LinkMessage, address: Option<V4>) -> Interface {
+    let mut interface =
+        Interface { name: String::new(), index: link.header.index, mac: [0; 6], mtu: 1500, address };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
+            LinkAttribute::Address(bytes) => {
+                if let Ok(mac) = <[u8; 6]>::try_from(bytes.as_slice()) {
+                    interface.mac = mac;
+                }
+            }
+            _ => {}
+        }
+    }
+    interface
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<(Ipv4Addr, Option<[u8; 6]>)> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(*v4),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    address.map(|address| (address, mac))
+}
+
+fn is_router() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1")
+}

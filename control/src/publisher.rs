@@ -1,0 +1,328 @@
+//! From rules to what workers know.
+//!
+//! The publisher turns [`Rules`] into the data plane's [`Services`] and keeps what must outlive an edit: the identity of each service and
+//! real server, the schedulers' state at rest, and the points from which counters are shown.
+//!
+//! A removed real server keeps its identity while connections remain and for two minutes after, as the kernel keeps it in its trash: added
+//! again, it is the same server, its connections go on and its counters too.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use shunt_dataplane::sched;
+use shunt_dataplane::service::{self as data, DestId, ServiceId, Services};
+use shunt_dataplane::stats::{Counters, MAX_DESTS};
+use shunt_dataplane::steer::Target;
+
+use crate::api::{
+    Forwarding, Protocol, ServerConfig, ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats,
+};
+use crate::rules::{Rules, Service};
+
+/// How long a removed real server without connections is remembered (`IP_VS_DEST_TRASH_PERIOD`).
+const TRASH_PERIOD: Duration = Duration::from_secs(120);
+
+/// Connections, packets in and out, bytes in and out.
+type Totals = [u64; 5];
+
+/// The publisher.
+#[derive(Default)]
+pub struct Publisher {
+    services: HashMap<ServiceKey, Published>,
+    servers: HashMap<ServiceKey, HashMap<ServerKey, Server>>,
+    free: Vec<DestId>,
+    /// Identities below these were given out at least once.
+    next_dest: u32,
+    next_service: u32,
+}
+
+/// A service as it was last published.
+struct Published {
+    rules: Service,
+    data: Arc<data::Service>,
+    /// What real servers that are forgotten by now did for it.
+    gone: Totals,
+    /// What it had done when it was last set to zero.
+    zero: Totals,
+}
+
+/// A real server, live or removed.
+struct Server {
+    id: DestId,
+    /// The service it counts for; another one of the same key may have taken its place since.
+    service: ServiceId,
+    /// Its counters when it began to count for that service.
+    joined: Totals,
+    /// Its counters when they were last set to zero.
+    zero: Totals,
+    /// When it was removed, or last seen with connections after that.
+    removed: Option<Instant>,
+}
+
+/// There is no identity left for one more real server.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{MAX_DESTS} real servers are in use, counting removed ones that still have connections; remove some first"
+)]
+pub struct TooMany;
+
+impl Publisher {
+    /// Makes the data plane's tables of the rules.
+    ///
+    /// # Errors
+    /// When there are too many real servers; nothing has changed then.
+    pub fn publish(&mut self, rules: &Rules, counters: &Counters, now: Instant) -> Result<Services, TooMany> {
+        let wanted: usize = rules.services().map(|service| service.servers.len()).sum();
+        if wanted + self.removed() > MAX_DESTS {
+            self.forget(counters, now);
+            if wanted + self.removed() > MAX_DESTS {
+                return Err(TooMany);
+            }
+        }
+        self.services.retain(|key, published| {
+            let stays = rules.service(key).is_some();
+            if !stays {
+                for server in self.servers.get_mut(key).into_iter().flat_map(HashMap::values_mut) {
+                    server.removed.get_or_insert(now);
+                }
+            }
+            stays
+        });
+        for service in rules.services() {
+            if self.services.get(&service.config.key).is_none_or(|published| published.rules != *service) {
+                self.update(service, counters, now);
+            }
+        }
+        Ok(Services::new(self.services.values().map(|published| Arc::clone(&published.data))))
+    }
+
+    /// The frames that the director must take for these rules.
+    pub fn targets(rules: &Rules) -> impl Iterator<Item = Target> {
+        rules.services().flat_map(|service| {
+            let address = match service.config.key {
+                ServiceKey::Address { protocol, address, port } => Some((wire(protocol), address, port)),
+                ServiceKey::Mark { .. } => None,
+            };
+            let requests = address.map(|(protocol, address, port)| Target::Service { protocol, address, port });
+            let replies = service.servers.iter().filter_map(move |server| {
+                let (protocol, ..) = address.filter(|_| server.forwarding == Forwarding::Masq)?;
+                let ServerKey { address, port } = server.key;
+                Some(Target::RealServer { protocol, address, port })
+            });
+            requests.into_iter().chain(replies)
+        })
+    }
+
+    /// One service or all as they are listed; the key is one of the rules'.
+    pub fn entries<'a>(
+        &'a self,
+        rules: &'a Rules,
+        key: Option<&ServiceKey>,
+        counters: &'a Counters,
+    ) -> impl Iterator<Item = ServiceEntry> + use<'a> {
+        let key = key.copied();
+        rules.services().filter(move |service| key.is_none_or(|key| key == service.config.key)).map(|service| {
+            let mut entry = service.entry();
+            let key = entry.config.key;
+            for server in &mut entry.servers {
+                self.fill(key, server, counters);
+            }
+            if let Some(published) = self.services.get(&key) {
+                entry.stats = stats(minus(self.totals(&key, published, counters), published.zero));
+            }
+            entry
+        })
+    }
+
+    /// Sets the counters of one service, or of all, to zero.
+    pub fn zero(&mut self, key: Option<&ServiceKey>, counters: &Counters) {
+        let is_meant = |candidate: &ServiceKey| key.is_none_or(|key| key == candidate);
+        for (_, servers) in self.servers.iter_mut().filter(|(service, _)| is_meant(service)) {
+            servers.values_mut().for_each(|server| server.zero = totals(counters, server.id));
+        }
+        let zeros: Vec<_> = self
+            .services
+            .iter()
+            .filter(|(candidate, _)| is_meant(candidate))
+            .map(|(candidate, published)| (*candidate, self.totals(candidate, published, counters)))
+            .collect();
+        for (key, zero) in zeros {
+            if let Some(published) = self.services.get_mut(&key) {
+                published.zero = zero;
+            }
+        }
+    }
+
+    /// Forgets removed real servers that have had no connections for a while. Call it now and then.
+    pub fn forget(&mut self, counters: &Counters, now: Instant) {
+        let (services, free) = (&mut self.services, &mut self.free);
+        self.servers.retain(|key, servers| {
+            servers.retain(|_, server| {
+                let Some(removed) = &mut server.removed else { return true };
+                let load = counters.load(server.id);
+                if load.active + load.inactive > 0 {
+                    *removed = now;
+                }
+                let stays = now.duration_since(*removed) < TRASH_PERIOD;
+                if !stays {
+                    if let Some(published) = services.get_mut(key).filter(|p| p.data.id == server.service) {
+                        published.gone = plus(published.gone, minus(totals(counters, server.id), server.joined));
+                    }
+                    free.push(server.id);
+                }
+                stays
+            });
+            !servers.is_empty()
+        });
+    }
+
+    /// Removed real servers that are remembered.
+    fn removed(&self) -> usize {
+        self.servers.values().flat_map(HashMap::values).filter(|server| server.removed.is_some()).count()
+    }
+
+    /// Publishes one service anew.
+    fn update(&mut self, service: &Service, counters: &Counters, now: Instant) {
+        let key = service.config.key;
+        // Control's rules have no other services yet.
+        let ServiceKey::Address { protocol, address, port } = key else { return };
+        let old = self.services.remove(&key);
+        let id = old.as_ref().map_or_else(
+            || {
+                self.next_service += 1;
+                ServiceId(self.next_service)
+            },
+            |old| old.data.id,
+        );
+        if let Some(old) = &old {
+            for gone in old.rules.servers.iter().filter(|o| service.servers.iter().all(|s| s.key != o.key)) {
+                if let Some(server) = self.servers.get_mut(&key).and_then(|servers| servers.get_mut(&gone.key)) {
+                    server.removed = Some(now);
+                }
+            }
+        }
+        let dests: Vec<_> = service
+            .servers
+            .iter()
+            .map(|server| {
+                let before = old.as_ref().and_then(|o| o.rules.servers.iter().find(|s| s.key == server.key));
+                let dest = self.dest(key, id, server, counters);
+                let upper = server.upper_threshold;
+                // A limit that is lifted or raised lets connections in at once.
+                if before.is_none_or(|before| upper == 0 || upper > before.upper_threshold) {
+                    counters.set_overloaded(dest.id, false);
+                }
+                Arc::new(dest)
+            })
+            .collect();
+        let (scheduler_name, scheduler) = scheduler(&service.config.scheduler, old.as_ref(), &dests);
+        let data =
+            Arc::new(data::Service { id, protocol: wire(protocol), address, port, dests, scheduler_name, scheduler });
+        let (gone, zero) = old.map_or_else(Default::default, |old| (old.gone, old.zero));
+        self.services.insert(key, Published { rules: service.clone(), data, gone, zero });
+    }
+
+    /// The data plane's view of a real server, known or new.
+    fn dest(&mut self, key: ServiceKey, service: ServiceId, config: &ServerConfig, counters: &Counters) -> data::Dest {
+        let known = match self.servers.entry(key).or_default().entry(config.key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let id = self.free.pop().unwrap_or_else(|| {
+                    self.next_dest += 1;
+                    DestId(self.next_dest - 1)
+                });
+                let now = totals(counters, id);
+                place.insert(Server { id, service, joined: now, zero: now, removed: None })
+            }
+        };
+        known.removed = None;
+        if known.service != service {
+            (known.service, known.joined) = (service, totals(counters, known.id));
+        }
+        data::Dest {
+            id: known.id,
+            address: config.key.address,
+            port: config.key.port,
+            forwarding: match config.forwarding {
+                Forwarding::Masq => data::Forwarding::Masq,
+                Forwarding::Route | Forwarding::Local | Forwarding::Tunnel(_) => data::Forwarding::Route,
+            },
+            weight: config.weight,
+            upper_threshold: config.upper_threshold,
+            lower_threshold: config.lower_threshold,
+        }
+    }
+
+    fn fill(&self, key: ServiceKey, entry: &mut ServerEntry, counters: &Counters) {
+        let Some(server) = self.servers.get(&key).and_then(|s| s.get(&entry.config.key)) else { return };
+        let load = counters.load(server.id);
+        // A sum over workers may dip below zero for a moment when one is read before and one after a change.
+        let count = |n: u64| if n > u64::from(u32::MAX) { 0 } else { n as u32 };
+        (entry.active, entry.inactive) = (count(load.active), count(load.inactive));
+        entry.stats = stats(minus(totals(counters, server.id), server.zero));
+    }
+
+    /// What a service did since it was added.
+    fn totals(&self, key: &ServiceKey, published: &Published, counters: &Counters) -> Totals {
+        let servers = self.servers.get(key).into_iter().flat_map(HashMap::values);
+        servers
+            .filter(|server| server.service == published.data.id)
+            .fold(published.gone, |sum, server| plus(sum, minus(totals(counters, server.id), server.joined)))
+    }
+}
+
+/// The scheduler of a service at rest: as it was, told of the edit, or a new one.
+fn scheduler(
+    name: &str,
+    old: Option<&Published>,
+    dests: &[Arc<data::Dest>],
+) -> (&'static str, Arc<dyn sched::Scheduler>) {
+    if let Some(old) = old.filter(|old| old.data.scheduler_name == name) {
+        if old.data.dests == dests {
+            return (old.data.scheduler_name, Arc::clone(&old.data.scheduler));
+        }
+        let mut scheduler = old.data.scheduler.boxed();
+        scheduler.edited(&old.data.dests, dests);
+        return (old.data.scheduler_name, Arc::from(scheduler));
+    }
+    // Rules know the data plane's schedulers and no others; the first one stands in for a name that is none of them.
+    let name = sched::names().find(|known| *known == name).or_else(|| sched::names().next()).unwrap_or_default();
+    let (name, mut scheduler) = sched::by_name(name).expect("it is one of the names");
+    match old {
+        // A scheduler that takes over meets all real servers at once.
+        Some(_) => scheduler.edited(&[], dests),
+        // Rules that are loaded stand for one addition after the other, and some schedulers remember that.
+        None => (0..dests.len()).rev().for_each(|at| scheduler.edited(&dests[at + 1..], &dests[at..])),
+    }
+    (name, Arc::from(scheduler))
+}
+
+fn wire(protocol: Protocol) -> data::Protocol {
+    match protocol {
+        Protocol::Tcp => data::Protocol::Tcp,
+        Protocol::Udp => data::Protocol::Udp,
+        Protocol::Sctp => data::Protocol::Sctp,
+    }
+}
+
+fn totals(counters: &Counters, id: DestId) -> Totals {
+    counters.dest(id).fold(Totals::default(), |sum, c| {
+        let now = [&c.conns, &c.in_packets, &c.out_packets, &c.in_bytes, &c.out_bytes];
+        plus(sum, now.map(|counter| counter.load(Ordering::Relaxed)))
+    })
+}
+
+fn plus(a: Totals, b: Totals) -> Totals {
+    std::array::from_fn(|n| a[n].wrapping_add(b[n]))
+}
+
+fn minus(a: Totals, b: Totals) -> Totals {
+    std::array::from_fn(|n| a[n].saturating_sub(b[n]))
+}
+
+fn stats([conns, in_packets, out_packets, in_bytes, out_bytes]: Totals) -> Stats {
+    Stats { conns, in_packets, out_packets, in_bytes, out_bytes, rates: [0; 5] }
+}
