@@ -84,15 +84,15 @@ impl FrameMemory {
 
         let mut homes: Vec<Vec<Option<Sender>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut returns: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
-        for from in 0..workers as usize {
-            for to in 0..workers as usize {
+        for (from, homes) in homes.iter_mut().enumerate() {
+            for (to, returns) in returns.iter_mut().enumerate() {
                 if from == to {
-                    homes[from].push(None);
+                    homes.push(None);
                 } else {
                     // A ring that can hold every frame of its home never refuses one.
                     let (sender, receiver) = ring::channel(per_worker as usize);
-                    homes[from].push(Some(sender));
-                    returns[to].push(receiver);
+                    homes.push(Some(sender));
+                    returns.push(receiver);
                 }
             }
         }

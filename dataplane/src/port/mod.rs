@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use arrayvec::ArrayVec;
 
 pub mod frame;
+pub mod memory;
 
 pub use frame::{Frame, FrameMemory, Pool};
 
