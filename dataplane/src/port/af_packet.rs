@@ -103,7 +103,7 @@ impl AfPacket {
             .map_err(failed("choose TPACKET_V2"))?;
         // Our own frames, and those of the machine itself, are not to be received.
         set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
-        // Straight to the driver: queueing is the ring's job, and a dropped frame would look like a sent one.
+        // Straight to the driver: the ring is queue enough, and the discipline's lock is not taken for each frame.
         set(libc::PACKET_QDISC_BYPASS, 1).map_err(failed("bypass the queueing discipline"))?;
         // Beyond net.core.wmem_max only with CAP_NET_ADMIN; without it, as far as allowed.
         set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
@@ -112,6 +112,10 @@ impl AfPacket {
 
         let (rx, tx) = (options.rx_slots as usize, options.tx_slots as usize);
         for (name, slots) in [(libc::PACKET_RX_RING, rx), (libc::PACKET_TX_RING, tx)] {
+            if slots == 0 {
+                // To the kernel that means to take the ring away.
+                return Err(failed("make the rings")(io::Error::from_raw_os_error(libc::EINVAL)));
+            }
             set_option(&fd, libc::SOL_PACKET, name, &ring(slots)).map_err(failed("make the rings"))?;
         }
         let map = MmapOptions::new().len((rx + tx) * SLOT).populate().map_raw(fd.as_raw_fd());
@@ -204,6 +208,8 @@ impl Port for AfPacket {
         {
             self.overrun.set(self.overrun.get() + statistics.tp_drops as u64);
         }
+        // A link that goes down leaves an error on the socket, and poll(2) would return at once until somebody takes it.
+        let _ = option::<i32>(&self.fd, libc::SOL_SOCKET, libc::SO_ERROR);
         Losses { rx_overrun: self.overrun.get(), rx_oversized: self.oversized, tx_refused: self.refused }
     }
 }
@@ -452,10 +458,34 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_was_down_works_again() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        testnet::set_up(net.b.name, false);
+        let mut poll = libc::pollfd { fd: b.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, readable and writable.
+        let mut ready = || unsafe { libc::poll(&raw mut poll, 1, 0) };
+        assert_eq!(ready(), 1, "the error is there");
+        b.losses();
+        assert_eq!(ready(), 0, "and is taken");
+        testnet::set_up(net.b.name, true);
+        let frames = numbered(&net, 50);
+        testnet::within_a_second(|| {
+            testnet::send(&mut a, &mut pool, &frames);
+            (testnet::receive(&mut b, &mut pool, 0) == frames).then_some(())
+        })
+        .expect("frames cross again");
+    }
+
+    #[test]
     fn an_interface_that_is_gone_is_named() {
         let Some(_net) = Net::with_veth(1) else { return };
         let error = AfPacket::open("gone0", 9999, &small()).err().unwrap();
         let text = error.to_string();
         assert!(text.contains("gone0") && text.contains("is gone"), "{text}");
+        let error = AfPacket::open("veth-a", 1, &Options { rx_slots: 0, ..small() }).err().unwrap();
+        assert!(error.to_string().contains("multiple of 32"), "{error}");
     }
 }
