@@ -12,13 +12,26 @@ use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
 
+pub mod af_packet;
+pub mod af_xdp;
+pub mod ethtool;
 pub mod frame;
+pub mod memory;
+mod partial;
+mod ring;
+mod sockopt;
+#[cfg(test)]
+mod testnet;
+mod tpacket;
 
 pub use frame::{Frame, FrameMemory, Pool};
 
 /// Frames handled together. 64 is what one NAPI poll delivers at most, so more would find nothing; with fewer, a turn's
 /// fixed cost (ring indices, wake-ups, the clock) shows; with more, the first frame waits for the last.
 pub const BURST: usize = 64;
+
+/// The shortest frame a port sends, in bytes: an Ethernet header. The kernel refuses less. Devices pad to 60.
+const MIN_FRAME: usize = 14;
 
 /// Up to [`BURST`] frames on their way in or out.
 pub type Burst = ArrayVec<Frame, BURST>;

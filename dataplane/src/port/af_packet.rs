@@ -1,0 +1,491 @@
+//! AF_PACKET ports: frames through the kernel's packet socket, for NICs and kernels without AF_XDP.
+//!
+//! The socket's rings ([`tpacket`](super::tpacket)) are the kernel's memory, so each frame is copied once on its way in and
+//! once on its way out. The socket gets a *copy* of every frame: the kernel handles the original as well, unless a
+//! filter ([`steer`](crate::steer)) keeps it from that.
+//!
+//! What the kernel did to a frame before we see it is undone here, so that the director gets what was on the wire: the VLAN
+//! tag it took out is put back, and a checksum left for hardware to finish is finished ([`partial`](super::partial)).
+//!
+//! Several workers on one interface join a fanout group, in which the kernel gives each frame to one socket, chosen by
+//! the hash of its flow. Without one each socket gets every frame.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libc::tpacket2_hdr;
+use memmap2::MmapOptions;
+
+use super::frame::{HEADROOM, MAX_FRAME};
+use super::sockopt::{option, set_option};
+use super::tpacket::{BLOCK, MAX_SEND, Rings, SLOT, Slot};
+use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
+
+const _: () = assert!(MAX_FRAME <= MAX_SEND, "every frame fits a slot");
+
+/// Slots looked at per call of `receive`. Frames that are not ours (broadcasts, a promiscuous interface) do not fill
+/// the burst, and a flood of them must not keep the worker from its other ports.
+const MAX_LOOK: usize = 4 * BURST;
+
+/// Refused frames taken out of the transmit ring per flush: each costs moving up what waits behind it. More are left to the next
+/// turns, and a ring full of them refuses new ones.
+const MAX_REFUSED: usize = 8;
+
+/// Bytes the socket may have in flight. The default (208 KiB) is some 90 frames, fewer than two bursts: sending would
+/// stall before the ring is full.
+const SEND_BUFFER: i32 = 8 << 20;
+
+/// Bytes of an 802.1Q tag, and where it goes: behind the two addresses.
+const TAG: usize = 4;
+const TAG_AT: usize = 12;
+
+/// The tag's ethertype when the kernel does not name it.
+const TPID_8021Q: u16 = 0x8100;
+
+/// How a socket is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Slots of the receive ring, a multiple of 32.
+    pub rx_slots: u32,
+    /// Slots of the transmit ring, a multiple of 32.
+    pub tx_slots: u32,
+    /// The fanout group of the interface's workers, unless there is only one worker. Random, and different for each interface: groups
+    /// are shared by all programs in the network namespace.
+    pub fanout: Option<u16>,
+}
+
+/// A socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} for {interface}: {source}; {}", cure(.source))]
+pub struct Error {
+    /// The interface.
+    pub interface: String,
+    /// What was being done.
+    pub step: &'static str,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+/// One AF_PACKET socket with its two rings.
+pub struct AfPacket {
+    fd: OwnedFd,
+    rings: Rings,
+    /// Whether frames may be waiting in the transmit ring.
+    unsent: bool,
+    oversized: u64,
+    refused: u64,
+    /// Drops the kernel has reported so far; reading them sets the kernel's own count to zero.
+    overrun: Cell<u64>,
+}
+
+impl Default for Options {
+    /// 2048 slots each way, 8 MiB in all: copying takes longer than taking descriptors, so the rings are deeper than
+    /// those of AF_XDP.
+    fn default() -> Self {
+        Self { rx_slots: 2048, tx_slots: 2048, fanout: None }
+    }
+}
+
+impl AfPacket {
+    /// Opens a socket for all frames of an interface, given by name (for messages) and index.
+    ///
+    /// # Errors
+    /// [`Error`] names the interface, the step and the likely cure.
+    pub fn open(interface: &str, index: u32, options: &Options) -> Result<Self, Error> {
+        let failed = |step| move |source| Error { interface: interface.to_owned(), step, source };
+
+        let fd = socket().map_err(failed("open a packet socket"))?;
+        let set = |name, value: i32| set_option(&fd, libc::SOL_PACKET, name, &value);
+        set(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)
+            .map_err(failed("choose TPACKET_V2"))?;
+        // Our own frames, and those of the machine itself, are not to be received.
+        set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
+        // Straight to the driver: the ring is queue enough, and the discipline's lock is not taken for each frame.
+        set(libc::PACKET_QDISC_BYPASS, 1).map_err(failed("bypass the queueing discipline"))?;
+        // Beyond net.core.wmem_max only with CAP_NET_ADMIN; without it, as far as allowed.
+        set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
+            .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))
+            .map_err(failed("enlarge the send buffer"))?;
+
+        let (rx, tx) = (options.rx_slots as usize, options.tx_slots as usize);
+        for (name, slots) in [(libc::PACKET_RX_RING, rx), (libc::PACKET_TX_RING, tx)] {
+            if slots == 0 {
+                // To the kernel that means to take the ring away.
+                return Err(failed("make the rings")(io::Error::from_raw_os_error(libc::EINVAL)));
+            }
+            set_option(&fd, libc::SOL_PACKET, name, &ring(slots)).map_err(failed("make the rings"))?;
+        }
+        let map = MmapOptions::new().len((rx + tx) * SLOT).populate().map_raw(fd.as_raw_fd());
+        let rings = Rings::new(map.map_err(failed("map the rings"))?, rx, tx);
+
+        bind(&fd, index).map_err(failed("bind a packet socket"))?;
+        let mut port = Self { fd, rings, unsent: false, oversized: 0, refused: 0, overrun: Cell::new(0) };
+        if let Some(group) = options.fanout {
+            join(&port.fd, group).map_err(failed("join the fanout group"))?;
+            // Until now we got every frame; those are other workers' as well.
+            while port.rings.received().is_some() {
+                port.rings.release();
+            }
+        }
+        Ok(port)
+    }
+
+    /// Whether the kernel has sent, or taken for sending, all that was enqueued.
+    fn send(&self) -> io::Result<()> {
+        // SAFETY: no buffer, no address; the descriptor is open as long as `self`.
+        let sent = unsafe {
+            libc::sendto(self.fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Port for AfPacket {
+    fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
+        for _ in 0..MAX_LOOK {
+            if burst.is_full() {
+                break;
+            }
+            let Some(slot) = self.rings.received() else { break };
+            if slot.packet_type() == libc::PACKET_HOST {
+                // Without a frame to copy it to, what was received stays where it is, and the kernel counts what it drops.
+                let Some(mut frame) = pool.take() else { break };
+                if copy_out(&slot, pool.memory(), &mut frame) {
+                    burst.push(frame);
+                } else {
+                    self.oversized += 1;
+                    pool.give(frame);
+                }
+            }
+            self.rings.release();
+        }
+    }
+
+    fn transmit(&mut self, pool: &mut Pool, burst: &mut Burst) {
+        let mut done = 0;
+        for frame in burst.iter_mut() {
+            let bytes = pool.memory().data(frame);
+            if bytes.len() < MIN_FRAME || bytes.len() > MAX_SEND {
+                self.refused += 1;
+            } else if self.rings.enqueue(bytes) {
+                self.unsent = true;
+            } else {
+                break;
+            }
+            done += 1;
+        }
+        for frame in burst.drain(..done) {
+            pool.give(frame);
+        }
+    }
+
+    fn flush(&mut self, _: &mut Pool) {
+        // One call, and one more for each frame the kernel refuses.
+        for _ in 0..=MAX_REFUSED {
+            if !self.unsent {
+                return;
+            }
+            match self.send() {
+                Ok(()) => self.unsent = false,
+                // Frames may have been refused, or the device is busy or down: then the rest is for a later turn.
+                Err(_) if self.rings.drop_refused() => self.refused += 1,
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    /// A system call per call: for the reader of statistics, not for the packet path.
+    fn losses(&self) -> Losses {
+        if let Ok(statistics) =
+            option::<libc::tpacket_stats>(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS)
+        {
+            self.overrun.set(self.overrun.get() + statistics.tp_drops as u64);
+        }
+        // A link that goes down leaves an error on the socket, and poll(2) would return at once until somebody takes it.
+        let _ = option::<i32>(&self.fd, libc::SOL_SOCKET, libc::SO_ERROR);
+        Losses { rx_overrun: self.overrun.get(), rx_oversized: self.oversized, tx_refused: self.refused }
+    }
+}
+
+impl AsFd for AfPacket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Copies a received frame as it was on the wire. False when it is longer than a chunk, or was when it arrived.
+fn copy_out(slot: &Slot<'_>, memory: &FrameMemory, frame: &mut Frame) -> bool {
+    let header = slot.header();
+    let (at, len) = (header.tp_mac as usize, header.tp_snaplen as usize);
+    let tag = tag(&header);
+    let tag_len = if tag.is_some() { TAG } else { 0 };
+    if header.tp_len != header.tp_snaplen || len + tag_len > MAX_FRAME || len < MIN_FRAME {
+        return false;
+    }
+    frame.set_data(HEADROOM, len + tag_len);
+    let bytes = memory.data(frame);
+    let whole = match tag {
+        None => slot.read(at, bytes),
+        Some(tag) => {
+            let (front, back) = bytes.split_at_mut(TAG_AT + TAG);
+            front[TAG_AT..].copy_from_slice(&tag);
+            slot.read(at, &mut front[..TAG_AT]) && slot.read(at + TAG_AT, back)
+        }
+    };
+    if header.tp_status & libc::TP_STATUS_CSUMNOTREADY != 0 {
+        partial::finish(bytes);
+    }
+    whole
+}
+
+/// The VLAN tag that the kernel took out of a frame.
+fn tag(header: &tpacket2_hdr) -> Option<[u8; TAG]> {
+    if header.tp_status & libc::TP_STATUS_VLAN_VALID == 0 {
+        return None;
+    }
+    let named = header.tp_status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+    let [a, b] = if named { header.tp_vlan_tpid } else { TPID_8021Q }.to_be_bytes();
+    let [c, d] = header.tp_vlan_tci.to_be_bytes();
+    Some([a, b, c, d])
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    // Protocol 0: nothing is received before the bind, when all is set up.
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn ring(slots: usize) -> libc::tpacket_req {
+    libc::tpacket_req {
+        tp_block_size: BLOCK as u32,
+        tp_block_nr: (slots * SLOT / BLOCK) as u32,
+        tp_frame_size: SLOT as u32,
+        tp_frame_nr: slots as u32,
+    }
+}
+
+fn bind(fd: &OwnedFd, index: u32) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: index as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a whole sockaddr_ll and its size is given; the kernel only reads it.
+    let result = unsafe {
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Joins a fanout group by hash. The group has its own hook, which must be told anew to ignore outgoing frames.
+fn join(fd: &OwnedFd, group: u16) -> io::Result<()> {
+    let kind = libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &(kind << 16 | group as u32))
+}
+
+fn cure(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "CAP_NET_RAW is needed",
+        Some(libc::ENOMEM | libc::ENOBUFS) => "the machine is short of memory: use smaller rings",
+        Some(libc::ENODEV | libc::ENXIO) => "the interface is gone",
+        Some(libc::EINVAL) => {
+            "ring slots must be a multiple of 32, and a fanout group must be of one interface"
+        }
+        Some(libc::EALREADY | libc::ENOSPC) => "another program uses the same fanout group",
+        Some(libc::EAFNOSUPPORT) => "the kernel was built without CONFIG_PACKET",
+        _ => "see packet(7)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::testnet::{self, Net};
+
+    fn small() -> Options {
+        Options { rx_slots: 256, tx_slots: 256, fanout: None }
+    }
+
+    fn numbered(net: &Net, count: u16) -> Vec<Vec<u8>> {
+        (0..count)
+            .map(|n| {
+                Net::frame(net.a, net.b, &[&n.to_be_bytes()[..], &[0x33; 60], &vec![7; n as usize]].concat())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn frames_cross_a_veth_pair_unchanged_and_in_order() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        // More than the rings hold, so that they wrap.
+        for _ in 0..3 {
+            let frames = numbered(&net, 200);
+            testnet::send(&mut a, &mut pool, &frames);
+            assert_eq!(testnet::receive(&mut b, &mut pool, 200), frames);
+        }
+        assert_eq!(pool.available(), 512);
+        assert_eq!((a.losses(), b.losses()), (Losses::default(), Losses::default()));
+        assert!(testnet::receive(&mut a, &mut pool, 0).is_empty(), "our own frames are not received");
+    }
+
+    #[test]
+    fn frames_to_others_and_to_all_are_not_ours() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        let ours = numbered(&net, 1);
+        let mut stranger = ours[0].clone();
+        stranger[5] ^= 0x40;
+        let mut broadcast = ours[0].clone();
+        broadcast[..6].fill(0xff);
+        testnet::send(&mut a, &mut pool, &[stranger, broadcast, ours[0].clone()]);
+        assert_eq!(testnet::receive(&mut b, &mut pool, 1), ours);
+    }
+
+    #[test]
+    fn a_vlan_tag_is_put_back() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        let tagged = |tpid: [u8; 2], tci: [u8; 2]| {
+            let plain = Net::frame(net.a, net.b, &[0x55; 80]);
+            [&plain[..12], &tpid, &tci, &plain[12..]].concat()
+        };
+        let frames = vec![tagged([0x81, 0x00], [0xa0, 0x2a]), tagged([0x88, 0xa8], [0x00, 0x07])];
+        testnet::send(&mut a, &mut pool, &frames);
+        assert_eq!(testnet::receive(&mut b, &mut pool, 2), frames);
+    }
+
+    #[test]
+    fn a_partial_checksum_is_finished() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        let (partial, whole) = Net::partial_datagram(net.a, net.b, b"an odd number of bytes!");
+        testnet::send_partial(net.a, &partial, 34, 6);
+        assert_eq!(testnet::receive(&mut b, &mut pool, 1), [whole]);
+    }
+
+    #[test]
+    fn a_full_receive_ring_and_an_empty_pool_are_counted_not_fatal() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &Options { rx_slots: 32, ..small() }).unwrap();
+        testnet::send(&mut a, &mut pool, &numbered(&net, 100));
+        let (_, mut empty) = testnet::pool(1);
+        let only = empty.take().unwrap();
+        assert!(testnet::receive(&mut b, &mut empty, 1).is_empty());
+        empty.give(only);
+        let got = testnet::receive(&mut b, &mut empty, 100).len() as u64;
+        // Twice: reading the kernel's count clears it.
+        for _ in 0..2 {
+            assert_eq!(b.losses().rx_overrun + got, 100);
+        }
+    }
+
+    #[test]
+    fn a_frame_longer_than_the_device_takes_is_counted_and_holds_up_nothing() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        let mut frames = numbered(&net, 6);
+        for long in [1, 2, 5] {
+            frames[long] = Net::frame(net.a, net.b, &[1; 1600]);
+        }
+        frames.push(vec![0; 5]);
+        testnet::send(&mut a, &mut pool, &frames);
+        let expected: Vec<_> = [0, 3, 4].map(|n| frames[n].clone()).into();
+        assert_eq!(testnet::receive(&mut b, &mut pool, 3), expected);
+        assert_eq!(a.losses().tx_refused, 4);
+        testnet::send(&mut a, &mut pool, &expected);
+        assert_eq!(testnet::receive(&mut b, &mut pool, 3), expected, "the ring goes on");
+    }
+
+    #[test]
+    fn a_fanout_group_gets_each_frame_once() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let group = Options { fanout: Some(0x5117), ..small() };
+        let mut first = AfPacket::open(net.b.name, net.b.index, &group).unwrap();
+        let mut second = AfPacket::open(net.b.name, net.b.index, &group).unwrap();
+        let mut frames: Vec<_> =
+            (0..100u8).map(|n| Net::partial_datagram(net.a, net.b, &[n; 30]).1).collect();
+        for (n, frame) in frames.iter_mut().enumerate() {
+            // Another source port, another flow.
+            frame[35] = n as u8;
+        }
+        testnet::send(&mut a, &mut pool, &frames);
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        testnet::within_a_second(|| {
+            one.extend(testnet::receive(&mut first, &mut pool, 0));
+            two.extend(testnet::receive(&mut second, &mut pool, 0));
+            (one.len() + two.len() >= 100).then_some(())
+        });
+        assert!(!one.is_empty() && !two.is_empty(), "{} and {}", one.len(), two.len());
+        let mut all = [one, two].concat();
+        all.sort();
+        frames.sort();
+        assert_eq!(all, frames);
+
+        let mut own = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        testnet::send(&mut own, &mut pool, &[Net::frame(net.b, net.b, &[0; 60])]);
+        assert!(testnet::receive(&mut first, &mut pool, 0).is_empty());
+        assert!(testnet::receive(&mut second, &mut pool, 0).is_empty(), "outgoing frames are ignored");
+    }
+
+    #[test]
+    fn a_link_that_was_down_works_again() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        testnet::set_up(net.b.name, false);
+        let mut poll = libc::pollfd { fd: b.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, readable and writable.
+        let mut ready = || unsafe { libc::poll(&raw mut poll, 1, 0) };
+        assert_eq!(ready(), 1, "the error is there");
+        b.losses();
+        assert_eq!(ready(), 0, "and is taken");
+        testnet::set_up(net.b.name, true);
+        let frames = numbered(&net, 50);
+        testnet::within_a_second(|| {
+            testnet::send(&mut a, &mut pool, &frames);
+            (testnet::receive(&mut b, &mut pool, 0) == frames).then_some(())
+        })
+        .expect("frames cross again");
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_is_named() {
+        let Some(_net) = Net::with_veth(1) else { return };
+        let error = AfPacket::open("gone0", 9999, &small()).err().unwrap();
+        let text = error.to_string();
+        assert!(text.contains("gone0") && text.contains("is gone"), "{text}");
+        let error = AfPacket::open("veth-a", 1, &Options { rx_slots: 0, ..small() }).err().unwrap();
+        assert!(error.to_string().contains("multiple of 32"), "{error}");
+    }
+}

@@ -1,0 +1,280 @@
+//! The slots of AF_PACKET's memory-mapped rings, TPACKET_V2.
+//!
+//! Two rings lie in one mapping, receive first. A ring is an array of slots of [`SLOT`] bytes; there are no shared counters:
+//! each slot has a status word that says whose it is. Version 2 and not 3, because version 3 hands over blocks
+//! of frames when a block is full or timed out: milliseconds of delay at low rates.
+//!
+//! ```text
+//!   receive:  KERNEL ─ frame arrives ─▶ USER ─ copied out ─▶ KERNEL
+//!   transmit: AVAILABLE ─ copied in ─▶ SEND_REQUEST ─ send(2) ─▶ SENDING ─ sent ─▶ AVAILABLE
+//!                                                       └─ refused ─▶ WRONG_FORMAT
+//!
+//!   slot:  | tpacket2_hdr | sockaddr_ll | gap | frame ...... |     received: frame at tp_mac
+//!          | tpacket2_hdr | frame .......................... |     to send
+//! ```
+
+#![allow(unsafe_code)]
+
+use std::mem::size_of;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libc::tpacket2_hdr;
+use memmap2::MmapRaw;
+
+/// Bytes in a slot. A power of two, so that slots fill blocks without a gap; 2048 holds the longest frame that a chunk of
+/// frame memory does, behind its headers.
+pub(super) const SLOT: usize = 2048;
+
+/// Bytes in a block, which the kernel allocates in one piece: 32 slots. Larger blocks are harder to find in fragmented
+/// memory and gain nothing, as the mapping joins them without a gap.
+pub(super) const BLOCK: usize = 64 << 10;
+
+/// Where a received frame's `sockaddr_ll` lies in its slot, and where a frame to be sent begins.
+const AFTER_HEADER: usize = size_of::<tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
+
+/// The longest frame that fits a transmit slot.
+pub(super) const MAX_SEND: usize = SLOT - AFTER_HEADER;
+
+/// Offset of `sll_pkttype` in `sockaddr_ll`.
+const PACKET_TYPE: usize = std::mem::offset_of!(libc::sockaddr_ll, sll_pkttype);
+
+/// One of the two rings, and our place in it.
+pub(super) struct Slots {
+    /// Byte offset of the first slot in the mapping.
+    base: usize,
+    count: usize,
+    /// The slot we look at next.
+    next: usize,
+}
+
+/// The mapping with both rings.
+pub(super) struct Rings {
+    map: MmapRaw,
+    pub rx: Slots,
+    pub tx: Slots,
+}
+
+/// A slot that is ours at the moment.
+pub(super) struct Slot<'a> {
+    map: &'a MmapRaw,
+    at: usize,
+}
+
+impl Rings {
+    /// # Panics
+    /// When the mapping is smaller than that many slots.
+    pub fn new(map: MmapRaw, rx: usize, tx: usize) -> Self {
+        assert!((rx + tx) * SLOT <= map.len(), "{rx} + {tx} slots in {} bytes", map.len());
+        Self {
+            map,
+            rx: Slots { base: 0, count: rx, next: 0 },
+            tx: Slots { base: rx * SLOT, count: tx, next: 0 },
+        }
+    }
+
+    /// The next received frame.
+    pub fn received(&self) -> Option<Slot<'_>> {
+        let slot = self.slot(&self.rx, self.rx.next);
+        (slot.status() & libc::TP_STATUS_USER != 0).then_some(slot)
+    }
+
+    /// Gives the slot of [`received`](Self::received) back to the kernel.
+    pub fn release(&mut self) {
+        self.slot(&self.rx, self.rx.next).set_status(libc::TP_STATUS_KERNEL);
+        self.rx.step();
+    }
+
+    /// Copies a frame into the next transmit slot. False when the kernel still has it.
+    ///
+    /// # Panics
+    /// When the frame is longer than [`MAX_SEND`].
+    pub fn enqueue(&mut self, frame: &[u8]) -> bool {
+        let slot = self.slot(&self.tx, self.tx.next);
+        if slot.send_status() != libc::TP_STATUS_AVAILABLE {
+            return false;
+        }
+        slot.write(frame);
+        slot.set_status(libc::TP_STATUS_SEND_REQUEST);
+        self.tx.step();
+        true
+    }
+
+    /// Takes a frame that the kernel refused out of the transmit ring. False when there is none.
+    ///
+    /// The kernel stays at the slot it refused until there is a frame in it that it likes: what was enqueued
+    /// behind moves up by one. To be called only while no send is under way.
+    pub fn drop_refused(&mut self) -> bool {
+        let count = self.tx.count;
+        // Everything behind the refused slot still waits to be looked at, so the search goes back from the newest.
+        let mut behind = 0;
+        let refused = loop {
+            if behind == count {
+                return false;
+            }
+            let index = (self.tx.next + count - 1 - behind) % count;
+            match self.slot(&self.tx, index).send_status() {
+                libc::TP_STATUS_SEND_REQUEST => behind += 1,
+                libc::TP_STATUS_WRONG_FORMAT => break index,
+                _ => return false,
+            }
+        };
+        for n in 0..behind {
+            let to = self.slot(&self.tx, (refused + n) % count);
+            to.copy_from(&self.slot(&self.tx, (refused + n + 1) % count));
+            to.set_status(libc::TP_STATUS_SEND_REQUEST);
+        }
+        self.tx.next = (refused + behind) % count;
+        self.slot(&self.tx, self.tx.next).set_status(libc::TP_STATUS_AVAILABLE);
+        true
+    }
+
+    fn slot(&self, ring: &Slots, index: usize) -> Slot<'_> {
+        assert!(index < ring.count, "slot {index} of {}", ring.count);
+        Slot { map: &self.map, at: ring.base + index * SLOT }
+    }
+}
+
+impl Slots {
+    fn step(&mut self) {
+        self.next += 1;
+        if self.next == self.count {
+            self.next = 0;
+        }
+    }
+}
+
+impl Slot<'_> {
+    /// The slot's header. Of a received frame: length, place, VLAN tag.
+    pub fn header(&self) -> tpacket2_hdr {
+        // SAFETY: slots lie inside the mapping (`Rings::new`, `Rings::slot`) and are aligned to 2048; the header is plain
+        // integers. The slot is ours, so the kernel does not write to it meanwhile.
+        unsafe { self.ptr().cast::<tpacket2_hdr>().read() }
+    }
+
+    /// Whom a received frame was sent to: PACKET_HOST and so on.
+    pub fn packet_type(&self) -> u8 {
+        // SAFETY: as in `header`; the offset is that of a byte of the sockaddr_ll behind it, inside the slot.
+        unsafe { self.ptr().add(AFTER_HEADER + PACKET_TYPE).read() }
+    }
+
+    /// Copies bytes of the slot. False when they do not lie inside it, which a sound kernel never says.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> bool {
+        if offset.checked_add(into.len()).is_none_or(|end| end > SLOT) {
+            return false;
+        }
+        // SAFETY: the range lies inside the slot (just checked), which lies inside the mapping; `into` is memory of another
+        // mapping, so they do not overlap. The slot is ours, so the kernel does not write to it meanwhile.
+        unsafe { self.ptr().add(offset).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        true
+    }
+
+    fn write(&self, frame: &[u8]) {
+        assert!(frame.len() <= MAX_SEND, "{} bytes do not fit a slot", frame.len());
+        // SAFETY: header and frame fit the slot (just checked), which lies inside the mapping and is ours: nobody else reads or
+        // writes it until its status changes. The header's length field is aligned.
+        unsafe {
+            let header = self.ptr().cast::<tpacket2_hdr>();
+            (&raw mut (*header).tp_len).write(frame.len() as u32);
+            self.ptr().add(AFTER_HEADER).copy_from_nonoverlapping(frame.as_ptr(), frame.len());
+        }
+    }
+
+    /// Copies a frame to be sent from another slot.
+    fn copy_from(&self, other: &Self) {
+        let len = (other.header().tp_len as usize).min(MAX_SEND);
+        // SAFETY: both slots lie inside the mapping and do not overlap, or are the same (`copy` allows both); the length is
+        // bounded. Both are ours: the kernel looks at transmit slots during send only.
+        unsafe {
+            let header = self.ptr().cast::<tpacket2_hdr>();
+            (&raw mut (*header).tp_len).write(len as u32);
+            self.ptr().add(AFTER_HEADER).copy_from(other.ptr().add(AFTER_HEADER), len);
+        }
+    }
+
+    fn status(&self) -> u32 {
+        // Acquire: the frame is read after the status that says it is ours.
+        self.status_word().load(Ordering::Acquire)
+    }
+
+    /// The status of a transmit slot, without the bits that say how it was time-stamped.
+    fn send_status(&self) -> u32 {
+        self.status()
+            & (libc::TP_STATUS_SEND_REQUEST | libc::TP_STATUS_SENDING | libc::TP_STATUS_WRONG_FORMAT)
+    }
+
+    fn set_status(&self, status: u32) {
+        // Release: the slot is read, or written, before the kernel sees whose it is now.
+        self.status_word().store(status, Ordering::Release);
+    }
+
+    fn status_word(&self) -> &AtomicU32 {
+        const { assert!(std::mem::offset_of!(tpacket2_hdr, tp_status) == 0) };
+        // SAFETY: the word is the first of the slot, inside the mapping and aligned. Both sides access it atomically while
+        // the slot's owner may change.
+        unsafe { AtomicU32::from_ptr(self.ptr().cast()) }
+    }
+
+    fn ptr(&self) -> *mut u8 {
+        // SAFETY: `at` is the start of a slot inside the mapping (`Rings::slot`).
+        unsafe { self.map.as_mut_ptr().add(self.at) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memmap2::MmapOptions;
+
+    use super::*;
+
+    fn rings(rx: usize, tx: usize) -> Rings {
+        Rings::new(MmapRaw::from(MmapOptions::new().len((rx + tx) * SLOT).map_anon().unwrap()), rx, tx)
+    }
+
+    fn sent(rings: &Rings, index: usize) -> Option<u8> {
+        let slot = rings.slot(&rings.tx, index);
+        let mut byte = [0];
+        (slot.send_status() == libc::TP_STATUS_SEND_REQUEST && slot.read(AFTER_HEADER, &mut byte))
+            .then_some(byte[0])
+    }
+
+    #[test]
+    fn a_full_transmit_ring_refuses() {
+        let mut rings = rings(2, 4);
+        assert!((0..4).all(|n| rings.enqueue(&[n; 60])));
+        assert!(!rings.enqueue(&[4; 60]));
+        assert_eq!([0, 1, 2, 3].map(|n| sent(&rings, n)), [Some(0), Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn frames_behind_a_refused_one_move_up_also_across_the_end() {
+        let mut rings = rings(2, 4);
+        // The kernel has sent two, so that what follows wraps.
+        for n in 0..2 {
+            assert!(rings.enqueue(&[n; 60]));
+            rings.slot(&rings.tx, n as usize).set_status(libc::TP_STATUS_AVAILABLE);
+        }
+        assert!((2..6).all(|n| rings.enqueue(&[n; 60])));
+        assert!(!rings.drop_refused(), "none was refused");
+        rings.slot(&rings.tx, 2).set_status(libc::TP_STATUS_SENDING);
+        rings.slot(&rings.tx, 3).set_status(libc::TP_STATUS_WRONG_FORMAT);
+        assert!(rings.drop_refused());
+        assert_eq!([2, 3, 0, 1].map(|n| sent(&rings, n)), [None, Some(4), Some(5), None]);
+        assert!(!rings.drop_refused());
+        assert!(rings.enqueue(&[6; 60]));
+        assert_eq!(sent(&rings, 1), Some(6));
+    }
+
+    #[test]
+    fn a_received_slot_is_bounds_checked_and_given_back() {
+        let mut rings = rings(2, 2);
+        assert!(rings.received().is_none());
+        rings.slot(&rings.rx, 0).set_status(libc::TP_STATUS_USER | libc::TP_STATUS_LOSING);
+        let slot = rings.received().unwrap();
+        assert!(slot.read(0, &mut [0; SLOT]));
+        assert!(!slot.read(1, &mut [0; SLOT]));
+        assert!(!slot.read(usize::MAX, &mut [0; 2]));
+        rings.release();
+        assert!(rings.received().is_none());
+        assert_eq!(rings.slot(&rings.rx, 0).status(), libc::TP_STATUS_KERNEL);
+    }
+}
