@@ -138,13 +138,7 @@ impl Assembler {
     }
 
     /// `*(size *)(base + offset) = from`
-    pub(super) fn store(
-        &mut self,
-        size: Size,
-        base: Register,
-        offset: i16,
-        from: impl Into<Operand>,
-    ) {
+    pub(super) fn store(&mut self, size: Size, base: Register, offset: i16, from: impl Into<Operand>) {
         match from.into() {
             Operand::Register(from) => {
                 self.push(STORE | size as u8, base as u8, from as u8, offset, 0);

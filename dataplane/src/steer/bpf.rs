@@ -75,12 +75,8 @@ impl<const K: usize, const V: usize> Map<K, V> {
 
     /// Removes a key. That it was not there is no error.
     pub(super) fn delete(&self, key: &[u8; K]) -> io::Result<()> {
-        let mut attributes = Element {
-            map_fd: self.fd.as_raw_fd(),
-            key: key.as_ptr() as u64,
-            value: 0,
-            flags: 0,
-        };
+        let mut attributes =
+            Element { map_fd: self.fd.as_raw_fd(), key: key.as_ptr() as u64, value: 0, flags: 0 };
         // SAFETY: the kernel reads the map's key size, K since `create`, from an array of that length.
         match unsafe { bpf(MAP_DELETE_ELEM, &mut attributes) } {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
@@ -229,12 +225,7 @@ unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd>
     // SAFETY: the kernel reads (and for some commands writes) at most `size_of::<T>()` bytes of the attributes; what
     // they point to is the caller's promise.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attributes).cast::<c_void>(),
-            size_of::<T>(),
-        )
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes).cast::<c_void>(), size_of::<T>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }

@@ -28,9 +28,7 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn of(target: Target) -> Place {
         match target {
-            Target::Service { protocol, address, .. } => {
-                Place { role: Role::Service, protocol, address }
-            }
+            Target::Service { protocol, address, .. } => Place { role: Role::Service, protocol, address },
             Target::RealServer { protocol, address, .. } => {
                 Place { role: Role::RealServer, protocol, address }
             }

@@ -197,11 +197,7 @@ fn rules(table: &Table, batch: &mut Batch) {
 }
 
 /// Loads protocol, an address and perhaps a port of the packet itself. Offsets are within the IPv4 and the transport header.
-fn own<'l, 'r, 'a>(
-    rule: &'l mut Rule<'r, 'a>,
-    address: u32,
-    port: Option<u32>,
-) -> &'l mut Rule<'r, 'a> {
+fn own<'l, 'r, 'a>(rule: &'l mut Rule<'r, 'a>, address: u32, port: Option<u32>) -> &'l mut Rule<'r, 'a> {
     rule.meta(Meta::Protocol).payload(Base::Network, address, 4);
     match port {
         Some(offset) => rule.payload(Base::Transport, offset, 2),
@@ -210,11 +206,7 @@ fn own<'l, 'r, 'a>(
 }
 
 /// Loads protocol, an address and perhaps a port of the packet embedded in an ICMP error.
-fn embedded<'l, 'r, 'a>(
-    rule: &'l mut Rule<'r, 'a>,
-    address: u32,
-    port: Option<u32>,
-) -> &'l mut Rule<'r, 'a> {
+fn embedded<'l, 'r, 'a>(rule: &'l mut Rule<'r, 'a>, address: u32, port: Option<u32>) -> &'l mut Rule<'r, 'a> {
     rule.payload(Base::Transport, EMBEDDED + 9, 1); // the protocol
     rule.payload(Base::Transport, EMBEDDED + address, 4);
     match port {
@@ -242,11 +234,9 @@ struct Sets {
 impl Sets {
     fn of(role: Role) -> Sets {
         match role {
-            Role::Service => Sets {
-                exact: "services",
-                any: "services_with_every_port",
-                here: "services_at_any_port",
-            },
+            Role::Service => {
+                Sets { exact: "services", any: "services_with_every_port", here: "services_at_any_port" }
+            }
             Role::RealServer => Sets {
                 exact: "real_servers",
                 any: "real_servers_with_every_port",
@@ -297,3 +287,6 @@ const FAMILY_IPV4: u8 = 2;
 
 /// `PACKET_HOST`.
 const PACKET_TO_US: u8 = 0;
+
+#[cfg(test)]
+mod tests;

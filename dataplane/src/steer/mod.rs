@@ -19,9 +19,9 @@ use crate::service::Protocol;
 mod assembler;
 mod bpf;
 mod claims;
+pub mod filter;
 #[cfg(test)]
 mod fixtures;
-pub mod filter;
 mod netlink;
 mod nftables;
 mod program;

@@ -71,9 +71,8 @@ impl Socket {
         let mut done = false;
         let mut refusal = None;
         let mut answers = vec![0; RECEIVE_BUFFER];
-        while let Some(length) = self
-            .receive(&mut answers)
-            .map_err(|source| refused("hearing from netfilter", source))?
+        while let Some(length) =
+            self.receive(&mut answers).map_err(|source| refused("hearing from netfilter", source))?
         {
             for answer in Messages(&answers[..length]) {
                 let Some(code) = answer.error() else { continue };
@@ -110,9 +109,7 @@ impl Socket {
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let pointer = buffer.as_mut_ptr().cast();
         // SAFETY: the kernel writes at most `buffer.len()` bytes to a slice of that length.
-        let length = unsafe {
-            libc::recv(self.fd.as_raw_fd(), pointer, buffer.len(), libc::MSG_DONTWAIT)
-        };
+        let length = unsafe { libc::recv(self.fd.as_raw_fd(), pointer, buffer.len(), libc::MSG_DONTWAIT) };
         match usize::try_from(length) {
             Ok(length) => Ok(Some(length)),
             Err(_) => match io::Error::last_os_error() {
@@ -150,6 +147,15 @@ impl Batch {
         let number = self.whats.len() as u32;
         let kind = NFTABLES << 8 | kind as u16;
         self.write(kind, flags as u16, number, NFPROTO_INET, 0, attributes);
+    }
+
+    /// A request outside of any batch, to list all there is of a `kind`.
+    #[cfg(test)]
+    pub(super) fn question(kind: i32, attributes: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+        let mut batch = Batch { bytes: Vec::new(), whats: Vec::new() };
+        let flags = libc::NLM_F_DUMP as u16;
+        batch.write(NFTABLES << 8 | kind as u16, flags, 0, NFPROTO_INET, 0, attributes);
+        batch.bytes
     }
 
     /// Ends the batch, its last request asking for an answer.
@@ -278,12 +284,10 @@ impl<'a> Iterator for Messages<'a> {
 /// The error for a refused operation, with the cure where the errno tells one.
 fn refused(what: &str, source: io::Error) -> Error {
     let hint = match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            Some("nftables needs CAP_NET_ADMIN over the network namespace")
-        }
-        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
-            Some("the kernel lacks nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET), or is older than 5.12")
-        }
+        Some(libc::EPERM | libc::EACCES) => Some("nftables needs CAP_NET_ADMIN over the network namespace"),
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => Some(
+            "the kernel lacks nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET), or is older than 5.12",
+        ),
         Some(libc::EMSGSIZE | libc::ENOBUFS) => Some("raise net.core.wmem_max and net.core.rmem_max"),
         _ => None,
     };
@@ -353,8 +357,7 @@ mod tests {
         batch.request("first", 0, 0, |a| a.string(1, "odd"));
         batch.request("second", 6, libc::NLM_F_CREATE, |_| ());
         let batch = batch.close();
-        let seen: Vec<(u16, u32)> =
-            Messages(&batch.bytes).map(|m| (m.kind, m.sequence)).collect();
+        let seen: Vec<(u16, u32)> = Messages(&batch.bytes).map(|m| (m.kind, m.sequence)).collect();
         assert_eq!(seen, [(16, 0), (0x0a00, 1), (0x0a06, 2), (17, 3)]);
         let ack = |m: &[u8]| u16::from_ne_bytes([m[6], m[7]]) & libc::NLM_F_ACK as u16 != 0;
         assert!(!ack(&batch.bytes[20..]), "the first request is not answered");

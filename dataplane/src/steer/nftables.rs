@@ -98,12 +98,7 @@ impl Table {
     }
 
     /// Appends a rule to a chain.
-    pub(super) fn rule(
-        &self,
-        batch: &mut Batch,
-        chain: &str,
-        expressions: impl FnOnce(&mut Rule<'_, '_>),
-    ) {
+    pub(super) fn rule(&self, batch: &mut Batch, chain: &str, expressions: impl FnOnce(&mut Rule<'_, '_>)) {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
         batch.request("creating an nftables rule", libc::NFT_MSG_NEWRULE, flags, |a| {
             a.string(1, &self.name); // NFTA_RULE_TABLE

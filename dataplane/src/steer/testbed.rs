@@ -12,9 +12,11 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use super::Interface;
 use super::fixtures::{self, OUR_MAC, THEIR_MAC, cases, indifferent, mark, marked};
@@ -91,8 +93,7 @@ pub(super) struct Router {
 impl Router {
     /// Both of the director's interfaces have [`OUR_MAC`]; behind `lan` are real servers, behind `wan` all others.
     pub(super) fn new() -> Option<Router> {
-        let router =
-            Router { lan: Namespace::new()?, director: Namespace::new()?, wan: Namespace::new()? };
+        let router = Router { lan: Namespace::new()?, director: Namespace::new()?, wan: Namespace::new()? };
         let ours = mac(OUR_MAC);
         let theirs = mac(THEIR_MAC);
         let built = router.director.run(|| {
@@ -107,6 +108,7 @@ impl Router {
             commands.push(format!("addr add {}/24 dev lan", fixtures::OURS));
             commands.push("addr add 10.0.0.1/24 dev wan".into());
             commands.push(format!("neigh add 10.0.0.2 lladdr {theirs} nud permanent dev wan"));
+            commands.push(format!("addr add {}/32 dev lo", fixtures::HELD_VIP));
             commands.push("route add default via 10.0.0.2".into());
             commands.iter().all(|command| ip(command))
         }) && router.wan.run(|| {
@@ -119,25 +121,25 @@ impl Router {
                 && ip("link set side up")
                 && ip("route add default via 203.0.113.1")
         });
-        router.director.run(|| {
-            for (setting, value) in
-                [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/lan/rp_filter", "0")]
-            {
-                if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value) {
-                    eprintln!("skip: {setting}: {error}");
-                    return false;
+        router
+            .director
+            .run(|| {
+                for (setting, value) in
+                    [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/lan/rp_filter", "0")]
+                {
+                    if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value) {
+                        eprintln!("skip: {setting}: {error}");
+                        return false;
+                    }
                 }
-            }
-            built
-        })
-        .then_some(router)
+                built
+            })
+            .then_some(router)
     }
 
     /// The director's interfaces: `wan`, `lan`. To be called in its namespace.
     pub(super) fn interfaces(&self) -> Vec<Interface> {
-        ["wan", "lan"]
-            .map(|name| Interface { name: name.into(), index: index(name), mac: OUR_MAC })
-            .into()
+        ["wan", "lan"].map(|name| Interface { name: name.into(), index: index(name), mac: OUR_MAC }).into()
     }
 
     /// Sends all fixtures that a router forwards into `lan`, and says which come out of `wan`.
@@ -166,11 +168,26 @@ impl Router {
         }
     }
 
-    /// What [`Router::forwarded`] should say while the fixtures' targets are taken.
-    pub(super) fn expected(&self) -> Vec<&'static str> {
-        let left = |case: &&fixtures::Case| case.routed && !case.taken;
-        cases().iter().filter(left).map(|case| case.name).collect()
+    /// Connects from the clients' side to the VIP that the director's kernel has itself, and says how that fails.
+    pub(super) fn connect(&self, port: u16) -> io::ErrorKind {
+        // A refusal comes back within a millisecond; who waits this long waits for ever.
+        let patience = Duration::from_millis(300);
+        let address = SocketAddr::from((fixtures::HELD_VIP, port));
+        self.wan.run(|| match TcpStream::connect_timeout(&address, patience) {
+            Ok(_) => panic!("nobody listens"),
+            Err(error) => error.kind(),
+        })
     }
+}
+
+/// What [`Router::forwarded`] should say while nothing is taken.
+pub(super) fn routed() -> Vec<&'static str> {
+    cases().iter().filter(|case| case.routed).map(|case| case.name).collect()
+}
+
+/// What [`Router::forwarded`] should say while the fixtures' targets are taken.
+pub(super) fn left_to_the_router() -> Vec<&'static str> {
+    cases().iter().filter(|case| case.routed && !case.taken).map(|case| case.name).collect()
 }
 
 /// The number of the frame that ends a run.
@@ -233,8 +250,7 @@ fn socket(family: i32, protocol: i32) -> io::Result<OwnedFd> {
 
 fn send(socket: &OwnedFd, frame: &[u8]) {
     // SAFETY: the kernel reads `frame.len()` bytes from a slice of that length.
-    let sent =
-        unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
     assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
 }
 
@@ -242,10 +258,9 @@ fn send(socket: &OwnedFd, frame: &[u8]) {
 fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
     let mut frame = vec![0; 2048];
     // SAFETY: the kernel writes at most `frame.len()` bytes to a slice of that length.
+    let length = unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
     let length =
-        unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
-    let length = usize::try_from(length)
-        .unwrap_or_else(|_| panic!("no more frames: {}", io::Error::last_os_error()));
+        usize::try_from(length).unwrap_or_else(|_| panic!("no more frames: {}", io::Error::last_os_error()));
     frame.truncate(length);
     (frame.get(..6) == Some(&THEIR_MAC)).then_some(frame)
 }

@@ -61,8 +61,7 @@ impl Xdp {
             .map(|interface| {
                 let sockets = Map::create(Kind::Sockets, QUEUES)?;
                 let taken = Taken::Redirect(sockets.as_fd());
-                let program =
-                    Program::load(&program::assemble(interface.mac, entries.as_fd(), taken))?;
+                let program = Program::load(&program::assemble(interface.mac, entries.as_fd(), taken))?;
                 Ok(Steered { interface: interface.clone(), sockets, program, attached: None })
             })
             .collect::<Result<_, Error>>()?;
@@ -93,12 +92,7 @@ impl Xdp {
     ///
     /// # Errors
     /// When there is no such interface or queue, or `socket` is no AF_XDP socket.
-    pub fn register(
-        &mut self,
-        port: PortId,
-        queue: u32,
-        socket: BorrowedFd<'_>,
-    ) -> Result<(), Error> {
+    pub fn register(&mut self, port: PortId, queue: u32, socket: BorrowedFd<'_>) -> Result<(), Error> {
         let Some(steered) = self.interfaces.get(usize::from(port.0)) else {
             let missing = io::Error::from_raw_os_error(libc::ENODEV);
             return Err(refused(format!("registering a socket for port {}", port.0), missing));
@@ -201,9 +195,8 @@ impl Steering for Xdp {
             added.push(address);
         }
         for &address in self.local.difference(&wanted) {
-            self.write_local(address, false).map_err(|source| {
-                entry_refused(format!("removing the local address {address}"), source)
-            })?;
+            self.write_local(address, false)
+                .map_err(|source| entry_refused(format!("removing the local address {address}"), source))?;
         }
         self.local = wanted;
         Ok(())
