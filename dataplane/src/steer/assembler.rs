@@ -13,7 +13,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// One encoded instruction.
 pub(super) type Instruction = [u8; 8];
 
-/// A register: R0 takes results, R1 to R5 arguments (a call destroys them), R6 to R9 survive calls, R10 is the stack's top.
+/// A register: R0 takes results, R1 to R5 arguments (a call destroys them), R6 to R9 survive calls, R10 is the stack's
+/// top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Register {

@@ -1,11 +1,12 @@
 //! The bpf(2) system call, as far as steering needs it: maps, a program, its link to an interface.
 //!
-//! Everything the kernel makes is an owned file descriptor. The one that matters is the [`Link`]: it ties the program to the
-//! interface, and the program is gone from the interface when the last descriptor of the link is closed, which the kernel
-//! does also for a process that was killed. Nothing is pinned in the BPF file system.
+//! Everything the kernel makes is an owned file descriptor. The one that matters is the [`Link`]: it ties the program
+//! to the interface, and the program is gone from the interface when the last descriptor of the link is closed, which
+//! the kernel does also for a process that was killed. Nothing is pinned in the BPF file system.
 //!
-//! `bpf_attr` is a union of one struct per command. The kernel takes any prefix of it and reads the rest as zeros, so each
-//! command here has a struct of its own with the fields it uses (uapi/linux/bpf.h; every field is at its natural alignment).
+//! `bpf_attr` is a union of one struct per command. The kernel takes any prefix of it and reads the rest as zeros, so
+//! each command here has a struct of its own with the fields it uses (uapi/linux/bpf.h; every field is at its natural
+//! alignment).
 
 #![allow(unsafe_code)]
 
@@ -68,8 +69,8 @@ impl<const K: usize, const V: usize> Map<K, V> {
             value: value.as_ptr() as u64,
             flags: 0,
         };
-        // SAFETY: the kernel reads the map's key and value size, which are K and V since `create`, from two arrays of just
-        // that length that live until the call returns.
+        // SAFETY: the kernel reads the map's key and value size, which are K and V since `create`, from two arrays of
+        // just that length that live until the call returns.
         unsafe { bpf(MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
     }
 
@@ -149,8 +150,8 @@ impl Program {
             prog_ifindex: 0,
             expected_attach_type: ATTACH_XDP,
         };
-        // SAFETY: the kernel reads `insn_cnt` instructions of eight bytes and a string that ends in NUL, and writes at most
-        // `log_size` bytes to the log; all three live until the call returns.
+        // SAFETY: the kernel reads `insn_cnt` instructions of eight bytes and a string that ends in NUL, and writes at
+        // most `log_size` bytes to the log; all three live until the call returns.
         unsafe { create(PROG_LOAD, &mut attributes) }
     }
 

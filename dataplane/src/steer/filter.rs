@@ -1,22 +1,23 @@
 //! Keeping the kernel's hands off the director's frames while AF_PACKET takes them.
 //!
-//! AF_PACKET gets a copy of every frame and leaves the original to the kernel, which would answer a SYN to a VIP with RST
-//! and forward a real server's reply untranslated. An nftables table drops the originals, before connection tracking and defragmentation
-//! see them. The copy was made earlier, in the driver's receive path, so it still arrives.
+//! AF_PACKET gets a copy of every frame and leaves the original to the kernel, which would answer a SYN to a VIP with
+//! RST and forward a real server's reply untranslated. An nftables table drops the originals, before connection
+//! tracking and defragmentation see them. The copy was made earlier, in the driver's receive path, so it still arrives.
 //!
 //! ```text
 //!   frame ─▶ AF_PACKET's copy ─▶ prerouting, priority -450 ─▶ chain "steer" ─┬─▶ not ours: goes on as ever
 //!                                                                            └─▶ ours: dropped
 //! ```
 //!
-//! The table belongs to a netlink socket of this process (`NFT_TABLE_F_OWNER`, Linux 5.12): nobody else can change it, and the
-//! kernel destroys it when the socket is closed, which it does also for a process that was killed. Its name carries the socket's
-//! address, which the kernel keeps unique, so any number of directors can live in one network namespace.
+//! The table belongs to a netlink socket of this process (`NFT_TABLE_F_OWNER`, Linux 5.12): nobody else can change it,
+//! and the kernel destroys it when the socket is closed, which it does also for a process that was killed. Its name
+//! carries the socket's address, which the kernel keeps unique, so any number of directors can live in one network
+//! namespace.
 //!
-//! What is dropped is what [the XDP program](super::xdp) takes, with two differences. Of an ICMP error whose embedded packet has IP
-//! options the kernel keeps its copy: a payload expression cannot walk them. It does no harm, for the kernel finds no socket
-//! for it. And a VLAN device is an interface of its own here, to be listed as one: rules see the device that a frame
-//! came in by after its tag was taken off.
+//! What is dropped is what [the XDP program](super::xdp) takes, with two differences. Of an ICMP error whose embedded
+//! packet has IP options the kernel keeps its copy: a payload expression cannot walk them. It does no harm, for the
+//! kernel finds no socket for it. And a VLAN device is an interface of its own here, to be listed as one: rules see the
+//! device that a frame came in by after its tag was taken off.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -63,8 +64,8 @@ impl Filter {
         &self.table.name
     }
 
-    /// The elements that come with a target and go with it: `left` others are at its place.
-    fn elements(target: Target, left: u32) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    /// The elements that come with a target and go with it, when `others` are at its place.
+    fn elements(target: Target, others: u32) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
         let place = Place::of(target);
         let IpAddr::V4(address) = place.address else { return Err(Error::Unsupported("IPv6")) };
         let sets = Sets::of(place.role);
@@ -72,7 +73,7 @@ impl Filter {
         let mut key = vec![place.protocol as u8, 0, 0, 0];
         key.extend_from_slice(&address.octets());
         let mut elements = Vec::new();
-        if left == 0 {
+        if others == 0 {
             elements.push((sets.here, key.clone()));
         }
         match target.port() {
@@ -196,7 +197,8 @@ fn rules(table: &Table, batch: &mut Batch) {
     });
 }
 
-/// Loads protocol, an address and perhaps a port of the packet itself. Offsets are within the IPv4 and the transport header.
+/// Loads protocol, an address and perhaps a port of the packet itself. Offsets are within the IPv4 and the transport
+/// header.
 fn own<'l, 'r, 'a>(rule: &'l mut Rule<'r, 'a>, address: u32, port: Option<u32>) -> &'l mut Rule<'r, 'a> {
     rule.meta(Meta::Protocol).payload(Base::Network, address, 4);
     match port {
@@ -268,8 +270,8 @@ const STEER: &str = "steer";
 const LATER_FRAGMENTS: &str = "later_fragments";
 const ICMP_ERROR: &str = "icmp_error";
 
-/// Before defragmentation (-400), which would keep fragments and show the whole, before raw rules (-300) and connection tracking
-/// (-200), which would remember connections that it sees half of.
+/// Before defragmentation (-400), which would keep fragments and show the whole, before raw rules (-300) and connection
+/// tracking (-200), which would remember connections that it sees half of.
 const PRIORITY: i32 = -450;
 
 /// Destination unreachable, source quench, time exceeded.

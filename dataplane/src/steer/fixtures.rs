@@ -1,6 +1,7 @@
 //! Frames for the tests, and what should happen to each: one table for both ways of steering.
 //!
-//! The XDP tests run the program on every row; the filter's tests send the rows that a router would forward through a real one.
+//! The XDP tests run the program on every row; the filter's tests send the rows that a router would forward through a
+//! real one.
 
 use std::net::{IpAddr, Ipv4Addr};
 

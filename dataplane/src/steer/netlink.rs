@@ -1,11 +1,11 @@
 //! A netlink socket to netfilter, and the messages it sends: batches of requests that happen all or not at all.
 //!
-//! A request is a header, a netfilter header and attributes; an attribute is a length, a type and a value that is padded to four
-//! bytes, or more attributes. [`Batch`] writes them, [`Socket::commit`] sends them as one transaction.
+//! A request is a header, a netfilter header and attributes; an attribute is a length, a type and a value that is
+//! padded to four bytes, or more attributes. [`Batch`] writes them, [`Socket::commit`] sends them as one transaction.
 //!
-//! The kernel handles a batch within the `sendmsg` call, so all answers are there when it returns and nothing here waits:
-//! no answer at all is an error, not a reason for patience. Only the last request asks for an answer; a refused one gets one
-//! unasked. Numbers in attributes are in network order, except where nf_tables says otherwise.
+//! The kernel handles a batch within the `sendmsg` call, so all answers are there when it returns and nothing here
+//! waits: no answer at all is an error, not a reason for patience. Only the last request asks for an answer; a refused
+//! one gets one unasked. Numbers in attributes are in network order, except where nf_tables says otherwise.
 
 #![allow(unsafe_code)]
 
@@ -99,8 +99,8 @@ impl Socket {
 
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let pointer = bytes.as_ptr().cast();
-        // SAFETY: the kernel reads `bytes.len()` bytes from a slice of that length. An unconnected netlink socket sends to
-        // the kernel.
+        // SAFETY: the kernel reads `bytes.len()` bytes from a slice of that length. An unconnected netlink socket sends
+        // to the kernel.
         let sent = unsafe { libc::send(self.fd.as_raw_fd(), pointer, bytes.len(), 0) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -135,7 +135,8 @@ impl Batch {
         batch
     }
 
-    /// Adds a request: its `kind` (`NFT_MSG_*`), flags beyond the usual, and attributes. `what` it does is said if it fails.
+    /// Adds a request: its `kind` (`NFT_MSG_*`), flags beyond the usual, and attributes. `what` it does is said if it
+    /// fails.
     pub(super) fn request(
         &mut self,
         what: &'static str,
@@ -308,8 +309,8 @@ fn set_option(fd: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::
 /// Bytes of a netlink header.
 const HEADER: usize = 16;
 
-/// Bytes of send buffer: a batch is one datagram, and this one holds some 20 000 addresses, a full routing table's worth of
-/// local ones. The kernel takes the memory only while a batch is on its way.
+/// Bytes of send buffer: a batch is one datagram, and this one holds some 20 000 addresses, a full routing table's
+/// worth of local ones. The kernel takes the memory only while a batch is on its way.
 const SEND_BUFFER: libc::c_int = 1 << 20;
 
 /// Bytes of the largest datagram that is received: what the kernel itself uses at most for a dump.

@@ -1,9 +1,10 @@
 //! What nf_tables understands: tables, chains, sets, rules, and the expressions rules are made of.
 //!
-//! A rule is a list of expressions that runs from left to right over registers of four bytes. An expression loads something
-//! into a register, or ends the rule unless a register is as it wants; the last one is the verdict. An expression that cannot be
-//! evaluated (a header that is not there) ends its rule too, so a rule applies only to packets that have all it asks for.
-//! A concatenated key lies in consecutive registers, each part padded to four bytes; the methods here count the registers.
+//! A rule is a list of expressions that runs from left to right over registers of four bytes. An expression loads
+//! something into a register, or ends the rule unless a register is as it wants; the last one is the verdict. An
+//! expression that cannot be evaluated (a header that is not there) ends its rule too, so a rule applies only to
+//! packets that have all it asks for. A concatenated key lies in consecutive registers, each part padded to four bytes;
+//! the methods here count the registers.
 //!
 //! Names and numbers are those of uapi/linux/netfilter/nf_tables.h.
 
@@ -46,7 +47,7 @@ impl Table {
 
     /// Creates a set with keys of these parts. Its elements come and go one by one.
     pub(super) fn set(&self, batch: &mut Batch, number: u32, name: &str, parts: &[Part]) {
-        // The kernel does not look at the type; `nft list ruleset` shows elements by it.
+        // The kernel looks at neither type nor byte order; `nft list ruleset` shows elements by them.
         let shown = parts.iter().fold(0, |shown, part| shown << 6 | *part as u32);
         let flags = libc::NLM_F_CREATE;
         batch.request("creating an nftables set", libc::NFT_MSG_NEWSET, flags, |a| {
@@ -56,6 +57,11 @@ impl Table {
             a.number(4, shown); // NFTA_SET_KEY_TYPE
             a.number(5, (parts.len() * REGISTER_BYTES) as u32); // NFTA_SET_KEY_LEN
             a.number(10, number); // NFTA_SET_ID: for references within the batch; we refer by name
+            if let [Part::Interface] = parts {
+                // NFTA_SET_USERDATA: type, length, value; the key is in the machine's byte order.
+                let [v0, v1, v2, v3] = 1_u32.to_ne_bytes();
+                a.bytes(13, &[0, 4, v0, v1, v2, v3]);
+            }
         });
     }
 

@@ -17,9 +17,10 @@
 //! | `local` | destination             | destination               |
 //!
 //! All keys are in one hash map, whose value says what the key is ([`roles`]). The key with port 0 is asked first and
-//! says whether asking for the port is worth it, so a frame that is not the director's costs two lookups, and one that is
-//! costs two to four. A later fragment has no port: it is taken by the key with port 0 alone, when its address has any target
-//! at all. An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`): IPv6 needs a parser beside `ipv4`, and nothing below it.
+//! says whether asking for the port is worth it, so a frame that is not the director's costs two lookups, and one that
+//! is costs two to four. A later fragment has no port: it is taken by the key with port 0 alone, when its address has
+//! any target at all. An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`): IPv6 needs a parser beside `ipv4`, and
+//! nothing below it.
 //!
 //! Numbers of the packet stay in network order in registers and are compared with constants in network order.
 

@@ -1,7 +1,7 @@
 //! Network namespaces for the tests: made here, gone when the test ends.
 //!
-//! A namespace belongs to a thread. [`Namespace::run`] makes a thread, moves it there and waits for it, so a test can act in
-//! several at once. Whatever is missing (permission, `ip`) is said, and the test skipped.
+//! A namespace belongs to a thread. [`Namespace::run`] makes a thread, moves it there and waits for it, so a test can
+//! act in several at once. Whatever is missing (permission, `ip`) is said, and the test skipped.
 //!
 //! ```text
 //!   lan side ── veth ──▶ director: lan ─ forwards ─ wan ── veth ──▶ wan side
@@ -10,11 +10,12 @@
 
 #![allow(unsafe_code)]
 
+use std::env;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::Command;
+use std::process::{self, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ impl Namespace {
 
     /// A path to it, for other processes, while this one lives.
     fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+        format!("/proc/{}/fd/{}", process::id(), self.0.as_raw_fd())
     }
 }
 
@@ -192,6 +193,54 @@ pub(super) fn left_to_the_router() -> Vec<&'static str> {
 
 /// The number of the frame that ends a run.
 const END: u16 = 9999;
+
+/// A test that runs once more, as a process of its own in the namespace of the calling thread, to be killed.
+#[derive(Debug)]
+pub(super) struct Child {
+    process: process::Child,
+    said: String,
+}
+
+impl Child {
+    /// Starts the test with this full name, and waits until it [waits](wait_to_be_killed).
+    pub(super) fn of(test: &str) -> Child {
+        let mut process = Command::new(env::current_exe().expect("we run"))
+            .args(["--exact", "--nocapture", test])
+            .env(CHILD, test)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("we can run ourselves");
+        let lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let said = lines.map_while(Result::ok).find_map(|line| Some(line.split_once(CHILD)?.1.to_owned()));
+        Child { process, said: said.expect("the child comes to the point").trim().to_owned() }
+    }
+
+    /// What the child said when it was ready.
+    pub(super) fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// Kills it and waits for its end.
+    pub(super) fn kill(mut self) {
+        self.process.kill().expect("it is our child");
+        self.process.wait().expect("it is our child");
+    }
+}
+
+/// Whether this process is such a child.
+pub(super) fn is_child() -> bool {
+    env::var_os(CHILD).is_some()
+}
+
+/// Tells the parent something, and waits for the end; not for ever, should the parent be gone.
+pub(super) fn wait_to_be_killed(saying: &str) -> ! {
+    println!("{CHILD} {saying}");
+    thread::sleep(Duration::from_secs(60));
+    process::exit(1)
+}
+
+/// Set for a child, and the beginning of what it says.
+const CHILD: &str = "SHUNT_STEER_TEST_CHILD";
 
 /// The index of an interface in the namespace of the calling thread.
 pub(super) fn index(name: &str) -> u32 {

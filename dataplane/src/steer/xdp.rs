@@ -22,7 +22,8 @@ use super::program::{self, KEY, Taken, roles};
 use super::{Error, Interface, Mode, Preference, Steering, Target};
 use crate::service::{PortId, Protocol};
 
-/// Queues of an interface that can have a socket: the most that any port opens. A frame of a queue beyond is left to the kernel.
+/// Queues of an interface that can have a socket: the most that any port opens. A frame of a queue beyond is left to
+/// the kernel.
 pub const QUEUES: u32 = 64;
 
 /// Entries of the map of targets: one for each target, one for each protocol at an address that has any, one for each

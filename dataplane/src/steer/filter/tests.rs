@@ -2,9 +2,7 @@
 
 use std::env;
 use std::io::ErrorKind::{ConnectionRefused, TimedOut};
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use super::*;
@@ -13,8 +11,8 @@ use crate::steer::fixtures::{self, EMBEDDED_OPTIONS, targets};
 use crate::steer::netlink::{Attributes, Messages};
 use crate::steer::testbed::{self, Namespace, Router};
 
-/// Set in a child process, so that the tests that start one do not start another.
-const CHILD: &str = "SHUNT_STEER_TEST_CHILD";
+/// Set in the user namespace, so that the test that makes one does not make another.
+const WITHIN: &str = "SHUNT_STEER_TEST_WITHIN";
 
 /// The names of all tables that are in the namespace of the calling thread.
 fn tables() -> Vec<String> {
@@ -207,29 +205,15 @@ fn the_table_is_there_while_its_owner_is() {
 
 #[test]
 fn a_killed_process_leaves_no_table() {
-    if env::var_os(CHILD).is_some() {
-        // The child: installs, says so, and waits for its end.
+    if testbed::is_child() {
         let filter = Filter::install(&loopback()).expect("it is our namespace");
-        println!("{CHILD}: {}", filter.table());
-        thread::sleep(Duration::from_secs(60));
-        return;
+        testbed::wait_to_be_killed(filter.table());
     }
     let Some(namespace) = Namespace::new() else { return };
     namespace.run(|| {
-        let mut child = Command::new(env::current_exe().expect("we run"))
-            .args(["--exact", "--nocapture"])
-            .arg("steer::filter::tests::a_killed_process_leaves_no_table")
-            .env(CHILD, "killed")
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("we can run ourselves");
-        let output = BufReader::new(child.stdout.take().expect("it is piped"));
-        let installed = output.lines().map_while(Result::ok).find(|line| line.contains(CHILD));
-        let name = installed.expect("the child installs its table");
-        let name = name.rsplit(' ').next().expect("it has a last word");
-        assert_eq!(tables(), [name]);
-        child.kill().expect("it is our child");
-        child.wait().expect("it is our child");
+        let child = testbed::Child::of("steer::filter::tests::a_killed_process_leaves_no_table");
+        assert_eq!(tables(), [child.said()]);
+        child.kill();
         assert!(tables().is_empty());
     });
 }
@@ -237,14 +221,14 @@ fn a_killed_process_leaves_no_table() {
 /// Root in a user namespace owns its network namespaces, and that is all the filter needs.
 #[test]
 fn all_this_works_in_a_user_namespace() {
-    if env::var_os(CHILD).is_some() {
+    if env::var_os(WITHIN).is_some() {
         return;
     }
     let rerun = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net"])
         .arg(env::current_exe().expect("we run"))
-        .args(["steer::filter::tests", "--skip", "a_killed_process"])
-        .env(CHILD, "in a user namespace")
+        .arg("steer::filter::tests")
+        .env(WITHIN, "a user namespace")
         .output();
     let output = match rerun {
         Ok(output) => output,

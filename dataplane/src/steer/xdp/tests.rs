@@ -1,5 +1,5 @@
-//! The very program, run by the kernel: on the rows of the [fixtures], on every frame cut off at every length, and on every frame
-//! with every byte changed, against a model that is obviously right.
+//! The very program, run by the kernel: on the rows of the [fixtures], on every frame cut off at every length, and on
+//! every frame with every byte changed, against a model that is obviously right.
 
 use std::io::ErrorKind::{ConnectionRefused, TimedOut};
 use std::os::fd::OwnedFd;
@@ -8,10 +8,10 @@ use std::time::Instant;
 use super::*;
 use crate::steer::bpf::tests::allowed;
 use crate::steer::fixtures::{self, OUR_MAC, cases, indifferent, targets};
-use crate::steer::testbed::{self, Router};
+use crate::steer::testbed::{self, Namespace, Router};
 
-/// `XDP_REDIRECT`, returned by the test's variant of the program as a plain code: a redirect into a map without sockets comes out
-/// as `XDP_PASS`, which would make both answers the same.
+/// `XDP_REDIRECT`, returned by the test's variant of the program as a plain code: a redirect into a map without sockets
+/// comes out as `XDP_PASS`, which would make both answers the same.
 const TAKEN: i32 = 4;
 
 fn interface() -> Interface {
@@ -165,6 +165,36 @@ fn wrong_registrations_are_refused_in_words() {
 }
 
 #[test]
+fn a_full_map_is_an_error_with_its_limit_and_leaves_nothing_behind() {
+    if !allowed() {
+        return;
+    }
+    let (mut xdp, program) = prepared();
+    let too_many: Vec<IpAddr> =
+        (0..=ENTRIES).map(|n| std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into()).collect();
+    match xdp.set_local_addresses(&too_many) {
+        Err(Error::Full { limit, .. }) => assert_eq!(limit, ENTRIES),
+        other => panic!("{other:?}"),
+    }
+    let wrong = cases().into_iter().find(|case| is_taken(&program, &case.frame) != case.taken);
+    assert!(wrong.is_none(), "the previous addresses stay");
+
+    // Two entries for each target at an address of its own, one for the next.
+    let mut taken = 0;
+    let service = |n: u32| Target::Service {
+        protocol: Protocol::Udp,
+        address: std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into(),
+        port: 9,
+    };
+    while xdp.take(service(taken)).is_ok() {
+        taken += 1;
+    }
+    assert!(taken < ENTRIES / 2);
+    xdp.release(service(0)).expect("it is there");
+    xdp.take(service(taken)).expect("the refused target has left its room");
+}
+
+#[test]
 fn what_it_costs() {
     if !allowed() {
         return;
@@ -186,8 +216,8 @@ fn what_it_costs() {
     assert!(code.len() < 300, "{} instructions", code.len());
 }
 
-/// Runs the fixtures, and a client, against a real router, its programs attached in `mode`. An AF_XDP socket that is not bound stands
-/// for the director: the kernel redirects to it, and the frame ends there.
+/// Runs the fixtures, and a client, against a real router, its programs attached in `mode`. An AF_XDP socket that is
+/// not bound stands for the director: the kernel redirects to it, and the frame ends there.
 fn on_a_router(mode: Mode) {
     if !allowed() {
         return;
@@ -250,6 +280,44 @@ fn an_interface_with_another_program_is_occupied() {
         }
         drop(first);
         second.attach(Preference::Only(Mode::Generic)).expect("the interfaces are free again");
+    });
+}
+
+#[test]
+fn an_interface_without_native_xdp_gets_the_generic_one() {
+    if !allowed() {
+        return;
+    }
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.run(|| {
+        let loopback = Interface { name: "lo".into(), index: 1, mac: [0; 6] };
+        let mut xdp = Xdp::load(&[loopback]).expect("BPF is allowed");
+        let error = xdp.attach(Preference::Only(Mode::Native)).expect_err("it has none");
+        assert!(error.to_string().contains("use generic mode"), "{error}");
+        assert_eq!(xdp.mode(PortId(0)), None);
+        xdp.attach(Preference::Fastest).expect("every interface has the generic mode");
+        assert_eq!(xdp.mode(PortId(0)), Some(Mode::Generic));
+    });
+}
+
+#[test]
+fn a_killed_process_leaves_no_program() {
+    let loopback = Interface { name: "lo".into(), index: 1, mac: [0; 6] };
+    if testbed::is_child() {
+        let mut xdp = Xdp::load(&[loopback]).expect("BPF is allowed");
+        xdp.attach(Preference::Fastest).expect("the interface is free");
+        testbed::wait_to_be_killed("attached");
+    }
+    if !allowed() {
+        return;
+    }
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.run(|| {
+        let mut xdp = Xdp::load(&[loopback]).expect("BPF is allowed");
+        let child = testbed::Child::of("steer::xdp::tests::a_killed_process_leaves_no_program");
+        assert!(matches!(xdp.attach(Preference::Fastest), Err(Error::Occupied { .. })));
+        child.kill();
+        xdp.attach(Preference::Fastest).expect("the interface is free again");
     });
 }
 
