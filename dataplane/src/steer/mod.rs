@@ -1,8 +1,8 @@
 //! Which frames the director takes from the kernel.
 //!
-//! The director owns the frames of its services and nothing else: requests to a service's address and port, and, for NAT, what a
-//! real server sends from its service port to an address that is not the machine's own. Everything else stays with the
-//! kernel, so ARP, SSH, BGP and ping to a VIP work as before.
+//! The director owns the frames of its services and nothing else: requests to a service's address and port, and, for
+//! NAT, what a real server sends from its service port to an address that is not the machine's own. Everything else
+//! stays with the kernel, so ARP, SSH, BGP and ping to a VIP work as before.
 //!
 //! There are two ways to take a frame, one for each kind of port:
 //! [`xdp`]: an XDP program redirects it to the worker's AF_XDP socket, and the kernel never sees it;
@@ -11,9 +11,26 @@
 //! Both are tied to the process by the kernel (a BPF link, an nftables table with an owner): however the process ends,
 //! nothing stays behind.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::service::Protocol;
+
+mod assembler;
+mod bpf;
+mod claims;
+pub mod filter;
+#[cfg(test)]
+mod fixtures;
+mod netlink;
+mod nftables;
+mod program;
+#[cfg(test)]
+mod testbed;
+pub mod xdp;
+
+pub use filter::Filter;
+pub use xdp::Xdp;
 
 /// An interface to take frames from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +64,34 @@ pub enum Target {
         /// The real server's port; 0 is every port.
         port: u16,
     },
+}
+
+/// Where an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver, before the kernel has made a socket buffer of the frame.
+    Native,
+    /// In the kernel's receive path, for drivers that cannot.
+    Generic,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
+        })
+    }
+}
+
+/// Which mode an XDP program is attached in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preference {
+    /// Native where the driver can, generic elsewhere; each interface for itself.
+    #[default]
+    Fastest,
+    /// This one, or an error.
+    Only(Mode),
 }
 
 /// A way of taking frames.
@@ -96,6 +141,14 @@ pub enum Error {
     Occupied {
         /// The interface's name.
         interface: String,
+    },
+    /// There is no room for more targets.
+    #[error("{what}: there is room for {limit} targets and addresses, and they are used up")]
+    Full {
+        /// What was attempted.
+        what: String,
+        /// The bound, fixed when shunt was built.
+        limit: u32,
     },
     /// What was asked for is not there yet, such as IPv6.
     #[error("{0} cannot be steered yet")]

@@ -1,0 +1,242 @@
+//! The table in real network namespaces: what it drops, who sees it, and that it goes with its owner.
+
+use std::env;
+use std::io::ErrorKind::{ConnectionRefused, TimedOut};
+use std::process::Command;
+use std::time::Duration;
+
+use super::*;
+use crate::service::Protocol;
+use crate::steer::fixtures::{self, EMBEDDED_OPTIONS, targets};
+use crate::steer::netlink::{Attributes, Messages};
+use crate::steer::testbed::{self, Namespace, Router};
+
+/// Set in the user namespace, so that the test that makes one does not make another.
+const WITHIN: &str = "SHUNT_STEER_TEST_WITHIN";
+
+/// The names of all tables that are in the namespace of the calling thread.
+fn tables() -> Vec<String> {
+    let mut names = dump(libc::NFT_MSG_GETTABLE, |_| ());
+    names.sort();
+    names
+}
+
+/// The number of elements of a set.
+fn size(table: &str, set: &str) -> usize {
+    // The first attribute of an answer is the table's name, the third the list: one answer for each part of it.
+    let request = |a: &mut Attributes<'_>| {
+        a.string(1, table);
+        a.string(2, set);
+    };
+    let mut count = 0;
+    for_each_answer(libc::NFT_MSG_GETSETELEM, request, |attributes| {
+        let list = parse(attributes).into_iter().find(|(kind, _)| *kind == 3);
+        count += list.map_or(0, |(_, list)| parse(list).len());
+    });
+    count
+}
+
+/// The first attribute of every answer, a string.
+fn dump(kind: i32, request: impl FnOnce(&mut Attributes<'_>)) -> Vec<String> {
+    let mut names = Vec::new();
+    for_each_answer(kind, request, |attributes| {
+        let name = parse(attributes).into_iter().find(|(kind, _)| *kind == 1).expect("it has a name");
+        names.push(String::from_utf8_lossy(name.1).trim_end_matches('\0').to_owned());
+    });
+    names
+}
+
+fn for_each_answer(kind: i32, request: impl FnOnce(&mut Attributes<'_>), mut each: impl FnMut(&[u8])) {
+    let socket = Socket::open().expect("who made a namespace may ask netfilter");
+    socket.send(&Batch::question(kind, request)).expect("the kernel takes it");
+    let mut buffer = vec![0; 32 << 10];
+    while let Some(length) = socket.receive(&mut buffer).expect("the kernel answers") {
+        for answer in Messages(&buffer[..length]) {
+            match i32::from(answer.kind) {
+                libc::NLMSG_DONE => return,
+                libc::NLMSG_ERROR => panic!("errno {:?}", answer.error()),
+                _ => each(&answer.payload[4..]), // after the netfilter header
+            }
+        }
+    }
+}
+
+/// Attributes, by their type.
+fn parse(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut attributes = Vec::new();
+    while bytes.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+        let kind = u16::from_ne_bytes([bytes[2], bytes[3]]) & 0x3fff;
+        attributes.push((kind, &bytes[4..length]));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    attributes
+}
+
+fn loopback() -> Vec<Interface> {
+    vec![Interface { name: "lo".into(), index: 1, mac: [0; 6] }]
+}
+
+#[test]
+fn a_router_gets_what_the_filter_leaves() {
+    let Some(router) = Router::new() else { return };
+    router.director.run(|| {
+        assert_eq!(router.forwarded(), testbed::routed(), "the router works");
+        let mut filter = Filter::install(&router.interfaces()).expect("it is our namespace");
+        assert_eq!(router.forwarded(), testbed::routed(), "an empty table drops nothing");
+        assert_eq!(router.connect(80), ConnectionRefused);
+
+        for target in targets() {
+            filter.take(target).expect("it is our table");
+        }
+        filter.set_local_addresses(&[fixtures::OURS.into()]).expect("it is our table");
+        let mut left = router.forwarded();
+        left.retain(|name| *name != EMBEDDED_OPTIONS); // the one difference, in this module's documentation
+        assert_eq!(left, testbed::left_to_the_router());
+        assert_eq!(router.connect(80), TimedOut, "nobody answers");
+        assert_eq!(router.connect(81), ConnectionRefused);
+
+        for target in targets() {
+            filter.release(target).expect("it is our table");
+        }
+        assert_eq!(router.forwarded(), testbed::routed(), "released targets pass again");
+        assert_eq!(router.connect(80), ConnectionRefused);
+    });
+}
+
+#[test]
+fn a_router_gets_what_other_interfaces_receive() {
+    let Some(router) = Router::new() else { return };
+    router.director.run(|| {
+        let [wan, _] = &router.interfaces()[..] else { panic!("there are two") };
+        let mut filter = Filter::install(std::slice::from_ref(wan)).expect("it is our namespace");
+        for target in targets() {
+            filter.take(target).expect("it is our table");
+        }
+        assert_eq!(router.forwarded(), testbed::routed(), "they came in by the other");
+        assert_eq!(router.connect(80), TimedOut);
+    });
+}
+
+#[test]
+fn what_a_real_server_sends_to_the_machine_itself_arrives() {
+    let Some(router) = Router::new() else { return };
+    let real_server = std::net::SocketAddr::from(([203, 0, 113, 20], 8080));
+    let target =
+        Target::RealServer { protocol: Protocol::Tcp, address: real_server.ip(), port: real_server.port() };
+    let _listener = router.lan.run(|| std::net::TcpListener::bind(real_server)).expect("free");
+    router.director.run(|| {
+        let patience = Duration::from_millis(300);
+        let check = || std::net::TcpStream::connect_timeout(&real_server, patience).map(drop);
+        let mut filter = Filter::install(&router.interfaces()).expect("it is our namespace");
+        filter.take(target).expect("it is our table");
+        check().expect_err("the machine has not said that this address is its own");
+        filter.set_local_addresses(&[fixtures::OURS.into()]).expect("it is our table");
+        check().expect("a health check is the machine's own");
+    });
+}
+
+#[test]
+fn sets_hold_what_is_taken_and_nothing_else() {
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.run(|| {
+        let mut filter = Filter::install(&loopback()).expect("it is our namespace");
+        let table = filter.table().to_owned();
+        let sizes = || SETS.map(|(name, _)| size(&table, name));
+        assert_eq!(sizes(), [1, 0, 3, 0, 0, 0, 0, 0, 0]);
+        for target in targets() {
+            filter.take(target).expect("it is our table");
+            filter.take(target).expect("taking again changes nothing");
+        }
+        // tcp VIP, udp VIP, sctp VIP, tcp of a held VIP | tcp of every port | their places; real servers alike.
+        assert_eq!(sizes(), [1, 0, 3, 4, 1, 5, 2, 1, 3]);
+        let second =
+            Target::Service { protocol: Protocol::Tcp, address: fixtures::HELD_VIP.into(), port: 443 };
+        filter.take(second).expect("it is our table");
+        assert_eq!(sizes(), [1, 0, 3, 5, 1, 5, 2, 1, 3], "one more at the same place");
+
+        // More than fits one request, then fewer.
+        let many: Vec<IpAddr> = (0..5000_u32).map(|n| Ipv4Addr::from_bits(0x0a00_0000 | n).into()).collect();
+        filter.set_local_addresses(&many).expect("it is our table");
+        assert_eq!(size(&table, LOCAL_ADDRESSES), 5000);
+        filter.set_local_addresses(&many[4990..]).expect("it is our table");
+        assert_eq!(size(&table, LOCAL_ADDRESSES), 10);
+        filter.set_local_addresses(&["::1".parse().expect("an address")]).expect("our table");
+
+        for target in targets().into_iter().chain([second]) {
+            filter.release(target).expect("it is our table");
+            filter.release(target).expect("releasing again changes nothing");
+        }
+        assert_eq!(sizes(), [1, 0, 3, 0, 0, 0, 0, 0, 0]);
+    });
+}
+
+#[test]
+fn a_refused_change_names_its_request_and_changes_nothing() {
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.run(|| {
+        let mut filter = Filter::install(&loopback()).expect("it is our namespace");
+        let mut batch = Batch::new();
+        filter.table.add(&mut batch, LOCAL_ADDRESSES, &[vec![10, 0, 0, 1]]);
+        filter.table.remove(&mut batch, LOCAL_ADDRESSES, &[vec![10, 0, 0, 2]]);
+        let error = filter.socket.commit(batch).expect_err("it was never there").to_string();
+        assert!(error.starts_with("removing from an nftables set: No such file"), "{error}");
+        assert_eq!(size(filter.table(), LOCAL_ADDRESSES), 0);
+        let v6 = Target::Service { protocol: Protocol::Tcp, address: IpAddr::from([0_u16; 8]), port: 80 };
+        assert!(matches!(filter.take(v6), Err(Error::Unsupported("IPv6"))));
+    });
+}
+
+#[test]
+fn the_table_is_there_while_its_owner_is() {
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.run(|| {
+        let filter = Filter::install(&loopback()).expect("it is our namespace");
+        let other = Filter::install(&loopback()).expect("there may be several");
+        let mut names = [filter.table().to_owned(), other.table().to_owned()];
+        names.sort();
+        assert_eq!(tables(), names);
+        drop(filter);
+        assert_eq!(tables(), [other.table()]);
+        drop(other);
+        assert!(tables().is_empty());
+    });
+}
+
+#[test]
+fn a_killed_process_leaves_no_table() {
+    if testbed::is_child() {
+        let filter = Filter::install(&loopback()).expect("it is our namespace");
+        testbed::wait_to_be_killed(filter.table());
+    }
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.run(|| {
+        let child = testbed::Child::of("steer::filter::tests::a_killed_process_leaves_no_table");
+        assert_eq!(tables(), [child.said()]);
+        child.kill();
+        assert!(tables().is_empty());
+    });
+}
+
+/// Root in a user namespace owns its network namespaces, and that is all the filter needs.
+#[test]
+fn all_this_works_in_a_user_namespace() {
+    if env::var_os(WITHIN).is_some() {
+        return;
+    }
+    let rerun = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net"])
+        .arg(env::current_exe().expect("we run"))
+        .arg("steer::filter::tests")
+        .env(WITHIN, "a user namespace")
+        .output();
+    let output = match rerun {
+        Ok(output) => output,
+        Err(error) => return eprintln!("skip: unshare: {error}"),
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.is_empty() {
+        return eprintln!("skip: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    assert!(output.status.success(), "{said}");
+}

@@ -1,0 +1,279 @@
+//! Frames for the tests, and what should happen to each: one table for both ways of steering.
+//!
+//! The XDP tests run the program on every row; the filter's tests send the rows that a router would forward through a
+//! real one.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::Target;
+use crate::service::Protocol::{Sctp, Tcp, Udp};
+
+pub(super) const OUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+pub(super) const THEIR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
+
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+/// Has a service on every TCP port.
+const OPEN_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+/// An address of the machine with a service on port 80: not for routed frames, but to see what the machine answers.
+pub(super) const HELD_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
+const REAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
+/// Is a real server on every UDP port.
+const OPEN_REAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 8);
+/// Of the machine itself.
+pub(super) const OURS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// What is taken while the table holds.
+pub(super) fn targets() -> Vec<Target> {
+    let service = |protocol, address, port| Target::Service { protocol, address: IpAddr::V4(address), port };
+    let real = |protocol, address, port| Target::RealServer { protocol, address: IpAddr::V4(address), port };
+    vec![
+        service(Tcp, VIP, 80),
+        service(Udp, VIP, 53),
+        service(Sctp, VIP, 3868),
+        service(Tcp, OPEN_VIP, 0),
+        service(Tcp, HELD_VIP, 80),
+        real(Tcp, REAL, 8080),
+        real(Sctp, REAL, 3868),
+        real(Udp, OPEN_REAL, 0),
+    ]
+}
+
+/// The row that the XDP program takes and the filter cannot.
+pub(super) const EMBEDDED_OPTIONS: &str = "unreachable, IP options inside";
+
+/// A row of the table.
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) frame: Vec<u8>,
+    pub(super) taken: bool,
+    /// A router that takes nothing would forward it from the real servers' side to the clients'.
+    pub(super) routed: bool,
+}
+
+/// A packet, from the outside in. Fields not named in a row are those of a plain SYN from the client to the service.
+#[derive(Clone, Copy)]
+struct Packet {
+    mac: [u8; 6],
+    tags: &'static [u16],
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    ports: (u16, u16),
+    /// Words of IP options.
+    options: usize,
+    /// The IPv4 header's flags and fragment offset.
+    fragment: u16,
+    /// Bytes after the IPv4 header.
+    length: usize,
+}
+
+const SYN: Packet = Packet {
+    mac: OUR_MAC,
+    tags: &[],
+    source: CLIENT,
+    destination: VIP,
+    protocol: 6,
+    ports: (40_000, 80),
+    options: 0,
+    fragment: 0,
+    length: 20,
+};
+
+const REPLY: Packet = Packet { source: REAL, destination: CLIENT, ports: (8080, 40_000), ..SYN };
+const UDP_REPLY: Packet = Packet { source: OPEN_REAL, protocol: 17, ..REPLY };
+
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// The second fragment of a full frame.
+const LATER: u16 = 185;
+
+impl Packet {
+    fn ip(&self) -> Vec<u8> {
+        let mut payload = vec![0; self.length];
+        payload[..2].copy_from_slice(&self.ports.0.to_be_bytes());
+        payload[2..4].copy_from_slice(&self.ports.1.to_be_bytes());
+        self.ip_with(&payload)
+    }
+
+    fn ip_with(&self, payload: &[u8]) -> Vec<u8> {
+        let header = 20 + self.options * 4;
+        let mut ip = vec![0; header];
+        ip[0] = 0x40 | (header / 4) as u8;
+        ip[2..4].copy_from_slice(&((header + payload.len()) as u16).to_be_bytes());
+        ip[6..8].copy_from_slice(&self.fragment.to_be_bytes());
+        ip[8] = 64;
+        ip[9] = self.protocol;
+        ip[12..16].copy_from_slice(&self.source.octets());
+        ip[16..20].copy_from_slice(&self.destination.octets());
+        ip[20..].fill(1); // no operation
+        ip.extend_from_slice(payload);
+        finish_checksum(&mut ip);
+        ip
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        self.frame_with(0x0800, &self.ip())
+    }
+
+    fn frame_with(&self, ether_type: u16, payload: &[u8]) -> Vec<u8> {
+        let mut frame = [self.mac, THEIR_MAC].concat();
+        for tag in self.tags {
+            frame.extend_from_slice(&tag.to_be_bytes());
+            frame.extend_from_slice(&[0, 7]);
+        }
+        frame.extend_from_slice(&ether_type.to_be_bytes());
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    /// An ICMP message from `source` to `destination` about `about`.
+    fn icmp(&self, kind: u8, about: &[u8]) -> Vec<u8> {
+        let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        message.extend_from_slice(about);
+        let sum = !sum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let outer = Packet { protocol: 1, ..*self };
+        outer.frame_with(0x0800, &outer.ip_with(&message))
+    }
+}
+
+/// Puts a number into the identification of a frame's untagged IPv4 header, to know it again.
+pub(super) fn mark(frame: &mut [u8], number: u16) {
+    frame[18..20].copy_from_slice(&number.to_be_bytes());
+    finish_checksum(&mut frame[14..]);
+}
+
+/// The number that [`mark`] put there.
+pub(super) fn marked(frame: &[u8]) -> Option<u16> {
+    let is_ipv4 = frame.get(12..14)? == [0x08, 0x00];
+    is_ipv4.then(|| u16::from_be_bytes([frame[18], frame[19]]))
+}
+
+fn finish_checksum(ip: &mut [u8]) {
+    let header = usize::from(ip[0] & 15) * 4;
+    ip[10..12].fill(0);
+    let sum = !sum(&ip[..header]);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn sum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// A frame that no rule takes and every router forwards.
+pub(super) fn indifferent() -> Vec<u8> {
+    Packet { destination: OTHER, ..SYN }.frame()
+}
+
+/// The table.
+#[rustfmt::skip]
+pub(super) fn cases() -> Vec<Case> {
+    let mut table = Vec::new();
+    let mut row = |name, frame, taken, routed| table.push(Case { name, frame, taken, routed });
+    const TAKEN: bool = true;
+    const PASSED: bool = false;
+    const ROUTED: bool = true;
+    const NOT_ROUTED: bool = false;
+
+    // To services.
+    row("TCP to a service", SYN.frame(), TAKEN, ROUTED);
+    row("TCP to another port", Packet { ports: (40_000, 81), ..SYN }.frame(), PASSED, ROUTED);
+    row("TCP to the port that has UDP", Packet { ports: (40_000, 53), ..SYN }.frame(), PASSED, ROUTED);
+    row("UDP to a service", Packet { protocol: 17, ports: (1, 53), length: 8, ..SYN }.frame(), TAKEN, ROUTED);
+    row("UDP to the port that has TCP", Packet { protocol: 17, ..SYN }.frame(), PASSED, ROUTED);
+    row("SCTP to a service", Packet { protocol: 132, ports: (1, 3868), ..SYN }.frame(), TAKEN, ROUTED);
+    row("GRE with bytes like ports", Packet { protocol: 47, ..SYN }.frame(), PASSED, ROUTED);
+    row("TCP to another address", indifferent(), PASSED, ROUTED);
+    row("TCP to port 0 of a service with ports", Packet { ports: (40_000, 0), ..SYN }.frame(), PASSED, ROUTED);
+    row("TCP from a service's port", Packet { source: VIP, destination: CLIENT, ports: (80, 40_000), ..SYN }.frame(), PASSED, ROUTED);
+    row("TCP to every port", Packet { destination: OPEN_VIP, ports: (1, 4711), ..SYN }.frame(), TAKEN, ROUTED);
+    row("TCP to port 0 of every port", Packet { destination: OPEN_VIP, ports: (1, 0), ..SYN }.frame(), TAKEN, ROUTED);
+    row("UDP where every TCP port is taken", Packet { destination: OPEN_VIP, protocol: 17, ..SYN }.frame(), PASSED, ROUTED);
+
+    // The link.
+    row("another MAC", Packet { mac: [2, 0, 0, 0, 0, 9], ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("another MAC in the first half", Packet { mac: [3, 0, 0, 0, 0, 1], ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("multicast MAC", Packet { mac: [1, 0, 0x5e, 0, 0, 1], ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("broadcast MAC", Packet { mac: [0xff; 6], ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("VLAN", Packet { tags: &[0x8100], ..SYN }.frame(), TAKEN, NOT_ROUTED);
+    row("service VLAN", Packet { tags: &[0x88a8], ..SYN }.frame(), TAKEN, NOT_ROUTED);
+    row("QinQ", Packet { tags: &[0x88a8, 0x8100], ..SYN }.frame(), TAKEN, NOT_ROUTED);
+    row("old QinQ", Packet { tags: &[0x8100, 0x8100], ..SYN }.frame(), TAKEN, NOT_ROUTED);
+    row("three tags", Packet { tags: &[0x88a8, 0x8100, 0x8100], ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("VLAN to another port", Packet { tags: &[0x8100], ports: (1, 81), ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("ARP", SYN.frame_with(0x0806, &[0; 28]), PASSED, NOT_ROUTED);
+    row("IPv6", SYN.frame_with(0x86dd, &[0x60; 60]), PASSED, NOT_ROUTED);
+    row("version 6 as IPv4", { let mut f = SYN.frame(); f[14] = 0x65; f }, PASSED, NOT_ROUTED);
+    row("header of four words", { let mut f = SYN.frame(); f[14] = 0x44; f }, PASSED, NOT_ROUTED);
+    row("nothing but Ethernet", SYN.frame_with(0x0800, &[]), PASSED, NOT_ROUTED);
+    row("padded to the minimum", { let mut f = Packet { length: 8, ..SYN }.frame(); f.resize(60, 0); f }, TAKEN, ROUTED);
+
+    // Options and fragments.
+    row("IP options", Packet { options: 1, ..SYN }.frame(), TAKEN, ROUTED);
+    row("all IP options", Packet { options: 10, ..SYN }.frame(), TAKEN, ROUTED);
+    row("IP options to another port", Packet { options: 10, ports: (1, 81), ..SYN }.frame(), PASSED, ROUTED);
+    row("first fragment", Packet { fragment: MORE_FRAGMENTS, length: 24, ..SYN }.frame(), TAKEN, ROUTED);
+    row("first fragment to another port", Packet { fragment: MORE_FRAGMENTS, ports: (1, 81), length: 24, ..SYN }.frame(), PASSED, ROUTED);
+    row("do not fragment", Packet { fragment: 0x4000, ..SYN }.frame(), TAKEN, ROUTED);
+    row("middle fragment", Packet { fragment: MORE_FRAGMENTS | LATER, ports: (0, 0), length: 24, ..SYN }.frame(), TAKEN, ROUTED);
+    row("last fragment", Packet { fragment: LATER, ports: (9, 9), ..SYN }.frame(), TAKEN, ROUTED);
+    row("last fragment to every port", Packet { fragment: LATER, destination: OPEN_VIP, ..SYN }.frame(), TAKEN, ROUTED);
+    row("last fragment of GRE", Packet { fragment: LATER, protocol: 47, ..SYN }.frame(), PASSED, ROUTED);
+    row("last fragment of ICMP", Packet { fragment: LATER, protocol: 1, ports: (0x0300, 0), ..SYN }.frame(), PASSED, ROUTED);
+    row("last fragment to another address", Packet { fragment: LATER, destination: OTHER, ..SYN }.frame(), PASSED, ROUTED);
+    row("last fragment from a real server", Packet { fragment: LATER, ..REPLY }.frame(), TAKEN, ROUTED);
+    row("last fragment from a real server to us", Packet { fragment: LATER, destination: OURS, ..REPLY }.frame(), PASSED, NOT_ROUTED);
+    row("last fragment from a real server of TCP, in UDP", Packet { fragment: LATER, protocol: 17, ..REPLY }.frame(), PASSED, ROUTED);
+
+    // From real servers.
+    row("reply to a client", REPLY.frame(), TAKEN, ROUTED);
+    row("reply to us", Packet { destination: OURS, ..REPLY }.frame(), PASSED, NOT_ROUTED);
+    row("reply from another port", Packet { ports: (22, 40_000), ..REPLY }.frame(), PASSED, ROUTED);
+    row("reply of another protocol", Packet { protocol: 17, ..REPLY }.frame(), PASSED, ROUTED);
+    row("reply from port 0", Packet { ports: (0, 40_000), ..REPLY }.frame(), PASSED, ROUTED);
+    row("SCTP reply", Packet { protocol: 132, ports: (3868, 1), ..REPLY }.frame(), TAKEN, ROUTED);
+    row("reply from every port", UDP_REPLY.frame(), TAKEN, ROUTED);
+    row("reply from every port to us", Packet { destination: OURS, ..UDP_REPLY }.frame(), PASSED, NOT_ROUTED);
+    row("TCP where every UDP port replies", Packet { protocol: 6, ..UDP_REPLY }.frame(), PASSED, ROUTED);
+    row("to a real server", Packet { destination: REAL, ports: (1, 8080), ..SYN }.frame(), PASSED, NOT_ROUTED);
+    row("from a real server to a service", Packet { source: REAL, ports: (8080, 80), ..SYN }.frame(), TAKEN, ROUTED);
+    row("from a real server to a service's other port", Packet { source: REAL, ports: (8080, 81), ..SYN }.frame(), TAKEN, ROUTED);
+
+    // ICMP. `answer` is what a service said to the client, and some router on the way does not like.
+    let answer = Packet { source: VIP, destination: CLIENT, ports: (80, 40_000), ..SYN };
+    let asked = Packet { source: CLIENT, destination: REAL, ports: (40_000, 8080), ..SYN };
+    let to_vip = Packet { source: OTHER, ..SYN };
+    let from_real = Packet { source: REAL, destination: CLIENT, ..SYN };
+    row("echo request", to_vip.icmp(8, &[0; 56]), PASSED, ROUTED);
+    row("echo reply", to_vip.icmp(0, &[0; 56]), PASSED, ROUTED);
+    row("echo request with a packet inside", to_vip.icmp(8, &answer.ip()), PASSED, ROUTED);
+    row("redirect", to_vip.icmp(5, &answer.ip()), PASSED, ROUTED);
+    row("unreachable, about a service's answer", to_vip.icmp(3, &answer.ip()), TAKEN, ROUTED);
+    row("unreachable, with eight bytes of it", to_vip.icmp(3, &answer.ip()[..28]), TAKEN, ROUTED);
+    row("quench, about a service's answer", to_vip.icmp(4, &answer.ip()), TAKEN, ROUTED);
+    row("time exceeded, about a service's answer", to_vip.icmp(11, &answer.ip()), TAKEN, ROUTED);
+    row("unreachable, IP options outside", Packet { options: 3, ..to_vip }.icmp(3, &answer.ip()), TAKEN, ROUTED);
+    row(EMBEDDED_OPTIONS, to_vip.icmp(3, &Packet { options: 3, ..answer }.ip()), TAKEN, ROUTED);
+    row("unreachable, about another port's answer", to_vip.icmp(3, &Packet { ports: (81, 1), ..answer }.ip()), PASSED, ROUTED);
+    row("unreachable, about UDP from there", to_vip.icmp(3, &Packet { protocol: 17, ..answer }.ip()), PASSED, ROUTED);
+    row("unreachable, about every port's answer", to_vip.icmp(3, &Packet { source: OPEN_VIP, ports: (4, 4), ..answer }.ip()), TAKEN, ROUTED);
+    row("unreachable, about ICMP", to_vip.icmp(3, &Packet { protocol: 1, ..answer }.ip()), PASSED, ROUTED);
+    row("unreachable, about a later fragment", to_vip.icmp(3, &Packet { fragment: LATER, ..answer }.ip()), PASSED, ROUTED);
+    row("unreachable, about a first fragment", to_vip.icmp(3, &Packet { fragment: MORE_FRAGMENTS, ..answer }.ip()), TAKEN, ROUTED);
+    row("unreachable, about a request", from_real.icmp(3, &asked.ip()), TAKEN, ROUTED);
+    row("unreachable, from a router near a real server", Packet { source: OTHER, ..from_real }.icmp(3, &asked.ip()), TAKEN, ROUTED);
+    row("unreachable, about a request to another port", from_real.icmp(3, &Packet { ports: (1, 22), ..asked }.ip()), PASSED, ROUTED);
+    row("unreachable, about a request to every port", from_real.icmp(3, &Packet { protocol: 17, destination: OPEN_REAL, ..asked }.ip()), TAKEN, ROUTED);
+    row("unreachable, about our own health check", Packet { destination: OURS, ..from_real }.icmp(3, &Packet { source: OURS, ..asked }.ip()), PASSED, NOT_ROUTED);
+    row("unreachable, about a request to a service", from_real.icmp(3, &SYN.ip()), PASSED, ROUTED);
+    row("unreachable, cut off inside", to_vip.icmp(3, &answer.ip()[..21]), PASSED, ROUTED);
+    table
+}
