@@ -107,7 +107,7 @@ pub trait Progress {
 }
 
 /// The loads, in the order they are put on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Load {
     /// Requests a second over connections that stay.
     Requests,
@@ -270,8 +270,14 @@ impl Case<'_> {
     fn put_on(&self, load: Load, stage: &Stage) -> Result<Vec<Sample>> {
         let sample = |metric, value| Sample { metric, value, loss: 0.0 };
         Ok(match load {
-            Load::Requests => vec![sample(REQUESTS, self.http(stage, MANY, true)?.rate())],
-            Load::Connections => vec![sample(CONNECTIONS, self.http(stage, MANY, false)?.rate())],
+            Load::Requests | Load::Connections => {
+                let (metric, keep_alive) =
+                    if load == Load::Requests { (REQUESTS, true) } else { (CONNECTIONS, false) };
+                let outcome = self.http(stage, MANY, keep_alive)?;
+                both_took_part(outcome.answers)?;
+                vec![sample(metric, outcome.rate())]
+            }
+            // Two connections may meet at one server: each worker has a round robin of its own.
             Load::Latency => {
                 let latency = self.http(stage, FEW, true)?.latency;
                 let at = |quantile| latency.value_at_quantile(quantile) as f64;
@@ -279,6 +285,7 @@ impl Case<'_> {
             }
             Load::Datagrams => {
                 let outcome = self.udp(stage)?;
+                both_took_part(outcome.received)?;
                 vec![Sample { metric: DATAGRAMS, value: outcome.rate(), loss: outcome.loss }]
             }
         })
@@ -293,8 +300,7 @@ impl Case<'_> {
             warm_up: WARM_UP,
             window: self.plan.window,
         };
-        let outcome = stage.topology.client().run_in(|| http::run(&load, &stage.sources))??;
-        both_took_part(outcome.answers).map(|()| outcome)
+        stage.topology.client().run_in(|| http::run(&load, &stage.sources))?
     }
 
     fn udp(&self, stage: &Stage) -> Result<udp::Outcome> {
@@ -306,8 +312,7 @@ impl Case<'_> {
             window: self.plan.window,
         };
         let counters = stage.servers.each_ref().map(Server::counters);
-        let outcome = stage.topology.client().run_in(|| udp::run(&load, &stage.sources, counters))??;
-        both_took_part(outcome.received).map(|()| outcome)
+        stage.topology.client().run_in(|| udp::run(&load, &stage.sources, counters))?
     }
 
     fn targets(&self, port: u16) -> Vec<SocketAddr> {
