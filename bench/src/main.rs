@@ -1,3 +1,201 @@
-//! The `shunt-lab` binary.
+//! `shunt-lab`: forwarding modes compared on this machine, with one command and nothing but this binary.
+//!
+//! The same binary plays several parts. Without a hidden first word it is the lab. `director PID ARGS…` is shunt itself, tied to
+//! its parent; `child PID PROGRAM ARGS…` ties any program that way; `inside PROGRAM ARGS…` runs one with the right to make
+//! namespaces. The parts are told apart before anything else happens, as namespaces must be entered before the first
+//! thread.
 
-fn main() {}
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use shunt_bench::lab::{self, Backend, Mode, Plan, Progress};
+use shunt_bench::machine::{Machine, cores};
+use shunt_bench::privilege::{self, Privilege};
+use shunt_bench::report::Report;
+use shunt_bench::{director, interrupt};
+
+/// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director in network
+/// namespaces. Takes under two minutes, leaves nothing behind. Without root it uses a user namespace and cannot measure
+/// AF_XDP.
+#[derive(Parser)]
+#[command(name = "shunt-lab", version)]
+struct Options {
+    /// One short round of each: does it work at all?
+    #[arg(long)]
+    quick: bool,
+
+    /// Also write the results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Measure only these modes
+    #[arg(long, value_delimiter = ',', default_values = ["direct", "nat", "dr"])]
+    mode: Vec<Mode>,
+
+    /// Measure only these backends
+    #[arg(long, value_delimiter = ',', default_values = ["af-xdp", "af-packet"])]
+    backend: Vec<Backend>,
+
+    /// Worker threads of the director, one core and one queue per interface each
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+}
+
+/// Rounds and window of the full comparison: 5 cases × 3 rounds × 4 loads × 1.15 s with warm-up are 69 s. One second is a
+/// thousand scheduler ticks or more, three are the fewest that have a median and a spread.
+const ROUNDS: usize = 3;
+const WINDOW: Duration = Duration::from_millis(1000);
+
+/// And of `--quick`, some ten seconds.
+const QUICK_ROUNDS: usize = 1;
+const QUICK_WINDOW: Duration = Duration::from_millis(300);
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    let part = words.next().unwrap_or_default();
+    let outcome = match part.to_str() {
+        Some("director") => tied(words).map(run_director),
+        Some("child") => tied(words).and_then(run_program),
+        Some("inside") => return inside(words.collect()),
+        _ => run_lab(&Options::parse()),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("shunt-lab: {error:#}");
+            // The customary code of a program that a signal ended.
+            ExitCode::from(interrupt::requested().map_or(1, |signal| 128u8.saturating_add(signal as u8)))
+        }
+    }
+}
+
+fn run_lab(options: &Options) -> Result<ExitCode> {
+    let privilege = privilege::obtain()?;
+    interrupt::listen()?;
+    if usize::from(options.workers) > cores() {
+        bail!("--workers {}: this machine has {} cores to use", options.workers, cores());
+    }
+
+    let mut progress = Display::new();
+    let said = match privilege {
+        Privilege::Root => "root",
+        Privilege::UserNamespace => {
+            progress.note(
+                "Not root of the machine, so in a user namespace: AF_PACKET can be measured, AF_XDP cannot.",
+            );
+            "user namespace"
+        }
+    };
+    let (repetitions, window) = if options.quick { (QUICK_ROUNDS, QUICK_WINDOW) } else { (ROUNDS, WINDOW) };
+    let plan = Plan {
+        modes: options.mode.clone(),
+        backends: options.backend.clone(),
+        workers: options.workers.into(),
+        repetitions,
+        window,
+    };
+    progress.begin(plan.steps());
+    let report = lab::compare(&plan, privilege, Report::new(Machine::describe(said)), &mut progress)?;
+    progress.end();
+
+    print!("{}", report.to_text());
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    if report.results.is_empty() {
+        bail!("nothing could be measured");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes the parent's id off the words and ties this process to it.
+fn tied(mut words: impl Iterator<Item = OsString>) -> Result<Vec<OsString>> {
+    let parent =
+        words.next().and_then(|word| word.to_str()?.parse().ok()).context("the parent's id is missing")?;
+    director::tie_to(parent)?;
+    Ok(words.collect())
+}
+
+/// Is shunt: the words are those of its command line, without the program's name.
+fn run_director(_words: Vec<OsString>) -> ExitCode {
+    eprintln!("shunt-lab: built without a director; SHUNT_BIN names one");
+    ExitCode::FAILURE
+}
+
+fn run_program(words: Vec<OsString>) -> Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+
+    let (program, args) = words.split_first().context("no program named")?;
+    let error = Command::new(program).args(args).exec();
+    Err(error).with_context(|| format!("running {}", program.display()))
+}
+
+fn inside(words: Vec<OsString>) -> ExitCode {
+    let Some((program, args)) = words.split_first() else {
+        eprintln!("shunt-lab inside: no program named");
+        return ExitCode::FAILURE;
+    };
+    let mut command = Command::new(program);
+    command.args(args);
+    match privilege::exec_inside(command) {
+        Ok(error) => {
+            eprintln!("shunt-lab: running {}: {error}", program.display());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(privilege::REFUSED)
+        }
+    }
+}
+
+/// A bar on a terminal, lines elsewhere.
+struct Display {
+    bar: Option<ProgressBar>,
+}
+
+impl Display {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = std::io::stdout().is_terminal().then(|| ProgressBar::new(0).with_style(style));
+        Self { bar }
+    }
+
+    fn begin(&self, steps: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(steps as u64);
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Display {
+    fn step(&mut self, doing: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(doing.to_owned());
+                bar.inc(1);
+            }
+            None => println!("{doing}"),
+        }
+    }
+
+    fn note(&mut self, note: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{note}")),
+            None => println!("{note}"),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What a result depends on and its reader cannot see: kernel, processor, memory.
+
+use std::fs;
+
+use serde::Serialize;
+
+/// The machine a lab run was made on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The kernel's release, such as `6.12.9`.
+    pub kernel: String,
+    /// The processor's name.
+    pub cpu: String,
+    /// Processors this process may use.
+    pub cores: usize,
+    /// Memory in mebibytes.
+    pub memory_mib: u64,
+    /// The hardware's name for itself: `x86_64`, `aarch64`.
+    pub architecture: &'static str,
+    /// Whether the lab ran as root, or as root of a user namespace.
+    pub privilege: &'static str,
+}
+
+impl Machine {
+    /// Looks around. What cannot be found out is called unknown, or 0: no reason to refuse a measurement.
+    pub fn describe(privilege: &'static str) -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
+        // "model name" is x86's; others call it Processor or do not name it.
+        let (processors, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+        let cpu = ["model name", "Processor", "cpu model"]
+            .into_iter()
+            .find_map(|key| field(&processors, key))
+            .unwrap_or("unknown");
+        let memory_kib = field(&memory, "MemTotal")
+            .and_then(|value| value.split(' ').next())
+            .and_then(|number| number.parse::<u64>().ok())
+            .unwrap_or(0);
+        Self {
+            kernel: if kernel.is_empty() { "unknown".to_owned() } else { kernel },
+            cpu: cpu.to_owned(),
+            cores: cores(),
+            memory_mib: memory_kib / 1024,
+            architecture: std::env::consts::ARCH,
+            privilege,
+        }
+    }
+}
+
+/// Processors this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The value of the first line that reads `key : value`.
+fn field<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == key).then(|| value.trim())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "model\t\t: 1\nmodel name\t: Some CPU: fast\nMemTotal:  1024 kB\n";
+        assert_eq!(field(text, "model name"), Some("Some CPU: fast"));
+        assert_eq!(field(text, "MemTotal"), Some("1024 kB"));
+        assert_eq!(field(text, "name"), None);
+    }
+}

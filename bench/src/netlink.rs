@@ -1,0 +1,164 @@
+//! Links, addresses, routes and rules of the namespace the calling thread is in.
+//!
+//! [`Netlink`] is rtnetlink with its asynchrony hidden: the lab sets up one thing after the other and wants each
+//! to be done or refused when the call returns. Interfaces go by name; every error says which one and what was tried.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use netlink_packet_route::rule::RuleAction;
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::runtime::{Builder, Runtime};
+
+/// The kernel's main routing table.
+pub const MAIN: u32 = 254;
+
+/// A connection to rtnetlink in one namespace.
+pub struct Netlink {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Connects in the namespace of the calling thread and stays there, wherever it is used later.
+    pub fn open() -> Result<Self> {
+        let runtime =
+            Builder::new_current_thread().enable_io().build().context("starting a tokio runtime")?;
+        let (connection, handle, _) = {
+            let _context = runtime.enter();
+            rtnetlink::new_connection().context("opening a netlink socket")?
+        };
+        runtime.spawn(connection);
+        Ok(Self { runtime, handle })
+    }
+
+    /// Makes a veth pair: `name` here, `peer` in another namespace, both with `queues` queues each way.
+    pub fn veth(&self, name: &str, peer: &str, elsewhere: &impl AsFd, queues: u32) -> Result<()> {
+        // With the counts given, veth also activates that many queues; without, it starts with one.
+        let counts = [LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)];
+        let mut far = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(peer.to_owned())
+            .setns_by_fd(elsewhere.as_fd().as_raw_fd())
+            .build();
+        far.attributes.extend(counts.clone());
+        let mut near = LinkMessageBuilder::<LinkVeth>::new(name, peer)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
+            .build();
+        near.attributes.extend(counts);
+        self.runtime
+            .block_on(self.handle.link().add(near).execute())
+            .with_context(|| format!("making the veth pair {name}, {peer} with {queues} queues"))
+    }
+
+    /// Makes a bridge, up. It neither speaks STP nor snoops multicast: neighbour discovery must not wait for either.
+    pub fn bridge(&self, name: &str) -> Result<()> {
+        let bridge = LinkBridge::new(name).mcast_snooping(false).build();
+        self.runtime
+            .block_on(self.handle.link().add(bridge).execute())
+            .with_context(|| format!("making the bridge {name}"))
+    }
+
+    /// Plugs an interface into a bridge and sets it up.
+    pub fn plug(&self, name: &str, bridge: &str) -> Result<()> {
+        let controller = self.index(bridge)?;
+        let port = LinkUnspec::new_with_index(self.index(name)?).controller(controller).up().build();
+        self.runtime
+            .block_on(self.handle.link().set(port).execute())
+            .with_context(|| format!("plugging {name} into {bridge}"))
+    }
+
+    /// Sets an interface up.
+    pub fn up(&self, name: &str) -> Result<()> {
+        let link = LinkUnspec::new_with_index(self.index(name)?).up().build();
+        self.runtime
+            .block_on(self.handle.link().set(link).execute())
+            .with_context(|| format!("setting {name} up"))
+    }
+
+    /// Gives an interface an address.
+    pub fn address(&self, name: &str, address: IpAddr, prefix: u8) -> Result<()> {
+        let index = self.index(name)?;
+        self.runtime
+            .block_on(self.handle.address().add(index, address, prefix).execute())
+            .with_context(|| format!("adding {address}/{prefix} to {name}"))
+    }
+
+    /// Takes an address away, whatever its prefix.
+    pub fn remove_address(&self, name: &str, address: IpAddr) -> Result<()> {
+        let index = self.index(name)?;
+        let addresses = self.handle.address().get().set_link_index_filter(index).set_address_filter(address);
+        self.runtime
+            .block_on(async {
+                let found = addresses.execute().try_collect::<Vec<_>>().await?;
+                for message in found {
+                    self.handle.address().del(message).execute().await?;
+                }
+                Ok::<(), rtnetlink::Error>(())
+            })
+            .with_context(|| format!("removing {address} from {name}"))
+    }
+
+    /// Adds a default route by way of `gateway` to a table. The gateway's family is the route's.
+    pub fn default_route(&self, gateway: IpAddr, table: u32) -> Result<()> {
+        let route = match gateway {
+            IpAddr::V4(via) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).table_id(table).build(),
+            IpAddr::V6(via) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(via).table_id(table).build(),
+        };
+        self.runtime
+            .block_on(self.handle.route().add(route).execute())
+            .with_context(|| format!("routing by way of {gateway} in table {table}"))
+    }
+
+    /// Adds a route to a single address, spread evenly over `gateways` by flow.
+    pub fn spread_route(&self, to: Ipv4Addr, gateways: &[Ipv4Addr]) -> Result<()> {
+        let hops = gateways
+            .iter()
+            .map(|&via| Ok(rtnetlink::RouteNextHopBuilder::new_ipv4().via(via.into())?.build()))
+            .collect::<Result<Vec<_>>>()?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).multipath(hops).build();
+        self.runtime
+            .block_on(self.handle.route().add(route).execute())
+            .with_context(|| format!("routing {to} by way of {gateways:?}"))
+    }
+
+    /// Makes packets *from* this address use another routing table.
+    pub fn source_uses_table(&self, source: IpAddr, table: u32) -> Result<()> {
+        let rule = self.handle.rule().add().action(RuleAction::ToTable).table_id(table);
+        self.runtime
+            .block_on(async {
+                match source {
+                    IpAddr::V4(source) => rule.v4().source_prefix(source, 32).execute().await,
+                    IpAddr::V6(source) => rule.v6().source_prefix(source, 128).execute().await,
+                }
+            })
+            .with_context(|| format!("sending what comes from {source} to table {table}"))
+    }
+
+    /// The names of all interfaces here.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        let links: Vec<_> = self
+            .runtime
+            .block_on(self.handle.link().get().execute().try_collect())
+            .context("listing interfaces")?;
+        let names = links.into_iter().filter_map(|link| {
+            link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            })
+        });
+        Ok(names.collect())
+    }
+
+    fn index(&self, name: &str) -> Result<u32> {
+        let request = self.handle.link().get().match_name(name.to_owned()).execute();
+        let link = self
+            .runtime
+            .block_on(async { std::pin::pin!(request).try_next().await })
+            .with_context(|| format!("looking for interface {name}"))?
+            .with_context(|| format!("there is no interface {name}"))?;
+        Ok(link.header.index)
+    }
+}

@@ -1,0 +1,269 @@
+//! What a lab run found: the file for programs and the table for people.
+//!
+//! A measurement is the median of its repetitions; its spread is (largest − smallest) ÷ median. What was not measured is
+//! listed with the reason, never left out.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::machine::Machine;
+
+/// Requests over connections that stay.
+pub const REQUESTS: Metric =
+    Metric { name: "http_requests_per_second", unit: "requests/s", heading: "HTTP\nrequests/s" };
+/// Connections, each with one request.
+pub const CONNECTIONS: Metric =
+    Metric { name: "tcp_connections_per_second", unit: "connections/s", heading: "TCP\nconnections/s" };
+/// The median time a request takes while few are under way.
+pub const LATENCY_P50: Metric = Metric { name: "http_latency_p50_us", unit: "us", heading: "HTTP p50\nµs" };
+/// The time 99 of 100 such requests stay below.
+pub const LATENCY_P99: Metric = Metric { name: "http_latency_p99_us", unit: "us", heading: "HTTP p99\nµs" };
+/// Smallest datagrams that arrive.
+pub const DATAGRAMS: Metric =
+    Metric { name: "udp_packets_per_second", unit: "packets/s", heading: "UDP\npackets/s" };
+
+/// All that is measured, in the order of the table's columns.
+pub const METRICS: [Metric; 5] = [REQUESTS, CONNECTIONS, LATENCY_P50, LATENCY_P99, DATAGRAMS];
+
+/// The address family measured so far.
+pub const FAMILY: &str = "ipv4";
+
+/// The table fits a terminal of this width.
+const WIDTH: u16 = 100;
+
+/// Something that can be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// Its unit in the file.
+    pub unit: &'static str,
+    heading: &'static str,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Entry {
+    /// `nat`, `dr`, or `direct` for no director at all.
+    pub mode: &'static str,
+    /// `af-xdp`, `af-packet`, or `kernel` for no director at all.
+    pub backend: &'static str,
+    /// `ipv4`.
+    pub family: &'static str,
+    /// One of [`METRICS`].
+    pub metric: &'static str,
+    /// The median.
+    pub value: f64,
+    /// What the value counts.
+    pub unit: &'static str,
+    /// (largest − smallest) ÷ median of the repetitions.
+    pub spread: f64,
+}
+
+/// One measurement that was not made.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Skipped {
+    /// As in [`Entry`].
+    pub mode: &'static str,
+    /// As in [`Entry`].
+    pub backend: &'static str,
+    /// As in [`Entry`].
+    pub family: &'static str,
+    /// As in [`Entry`].
+    pub metric: &'static str,
+    /// A sentence.
+    pub why: String,
+}
+
+/// All of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What was measured.
+    pub results: Vec<Entry>,
+    /// Where.
+    pub machine: Machine,
+    /// What was not measured.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Report {
+    /// An empty one.
+    pub fn new(machine: Machine) -> Self {
+        Self { results: Vec::new(), machine, skipped: Vec::new() }
+    }
+
+    /// Adds a measurement from its repetitions, of which there is at least one.
+    pub fn add(&mut self, mode: &'static str, backend: &'static str, metric: Metric, repetitions: &[f64]) {
+        let (value, spread) = median_and_spread(repetitions);
+        let Metric { name: metric, unit, .. } = metric;
+        self.results.push(Entry { mode, backend, family: FAMILY, metric, value, unit, spread });
+    }
+
+    /// Lists all metrics of a mode and backend as not measured.
+    pub fn skip(&mut self, mode: &'static str, backend: &'static str, why: &str) {
+        let skipped = |metric: Metric| Skipped {
+            mode,
+            backend,
+            family: FAMILY,
+            metric: metric.name,
+            why: why.to_owned(),
+        };
+        self.skipped.extend(METRICS.map(skipped));
+    }
+
+    /// Writes the file for programs.
+    pub fn write_json(&self, path: &Path) -> Result<()> {
+        let mut json = serde_json::to_string_pretty(self).context("writing JSON")?;
+        json.push('\n');
+        fs::write(path, json).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// The table for people, and what it does not show below it.
+    pub fn to_text(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_width(WIDTH);
+        let headings = METRICS.map(|metric| Cell::new(metric.heading).set_alignment(CellAlignment::Right));
+        table.set_header([Cell::new("mode"), Cell::new("backend")].into_iter().chain(headings));
+        for (mode, backend) in self.rows() {
+            let cells = METRICS.map(|metric| {
+                Cell::new(self.cell(mode, backend, metric)).set_alignment(CellAlignment::Right)
+            });
+            table.add_row([Cell::new(mode), Cell::new(backend)].into_iter().chain(cells));
+        }
+
+        let Machine { kernel, cpu, cores, memory_mib, .. } = &self.machine;
+        let mut text = format!("{table}\n");
+        text += "Medians, ± half the spread. \"direct\" is client to server without a director: the generator's own ceiling.\n";
+        text += &format!(
+            "Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}, family {FAMILY}.\n"
+        );
+        let reasons: BTreeSet<_> = self.skipped.iter().map(|s| (s.mode, s.backend, &s.why)).collect();
+        for (mode, backend, why) in reasons {
+            text += &format!("Not measured: {mode} over {backend}: {why}\n");
+        }
+        text
+    }
+
+    /// Modes and backends in the order they were measured.
+    fn rows(&self) -> Vec<(&'static str, &'static str)> {
+        let mut rows = Vec::new();
+        for entry in &self.results {
+            if !rows.contains(&(entry.mode, entry.backend)) {
+                rows.push((entry.mode, entry.backend));
+            }
+        }
+        rows
+    }
+
+    fn cell(&self, mode: &str, backend: &str, metric: Metric) -> String {
+        self.results
+            .iter()
+            .find(|entry| (entry.mode, entry.backend, entry.metric) == (mode, backend, metric.name))
+            .map_or_else(String::new, |entry| {
+                format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0)
+            })
+    }
+}
+
+/// Of at least one number. For an even count the lower of the two in the middle: a value that was really measured.
+fn median_and_spread(repetitions: &[f64]) -> (f64, f64) {
+    let mut sorted = repetitions.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[(sorted.len() - 1) / 2];
+    let range = sorted[sorted.len() - 1] - sorted[0];
+    (median, if median == 0.0 { 0.0 } else { range / median })
+}
+
+/// 1234567.8 as `1 234 568`.
+fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn report() -> Report {
+        let machine = Machine {
+            kernel: "6.1".to_owned(),
+            cpu: "A processor with a rather long name, as they have".to_owned(),
+            cores: 2,
+            memory_mib: 2048,
+            architecture: "x86_64",
+            privilege: "root",
+        };
+        let mut report = Report::new(machine);
+        for (mode, backend) in [
+            ("direct", "kernel"),
+            ("nat", "af-xdp"),
+            ("nat", "af-packet"),
+            ("dr", "af-xdp"),
+            ("dr", "af-packet"),
+        ] {
+            for metric in METRICS {
+                let scale = if metric.unit == "us" { 0.01 } else { 1.0 };
+                report.add(
+                    mode,
+                    backend,
+                    metric,
+                    &[1_234_567.0, 1_000_000.0, 1_345_678.0].map(|v| v * scale),
+                );
+            }
+        }
+        report.skip("dr", "af-xdp", "no reason");
+        report
+    }
+
+    #[test]
+    fn the_file_has_the_agreed_fields_and_no_others() {
+        let file = serde_json::to_value(report()).expect("plain data becomes JSON");
+        let keys = |value: &Value| {
+            value.as_object().expect("an object").keys().map(String::as_str).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(keys(&file), "machine results skipped");
+        assert_eq!(keys(&file["results"][0]), "backend family metric mode spread unit value");
+        assert_eq!(keys(&file["skipped"][0]), "backend family metric mode why");
+        assert_eq!(file["results"].as_array().map(Vec::len), Some(25));
+        assert_eq!(file["skipped"].as_array().map(Vec::len), Some(5));
+        assert_eq!(
+            file["results"][5],
+            json!({"mode": "nat", "backend": "af-xdp", "family": "ipv4", "metric": "http_requests_per_second",
+                   "value": 1_234_567.0, "unit": "requests/s", "spread": 345_678.0 / 1_234_567.0})
+        );
+    }
+
+    #[test]
+    fn the_table_fits_a_hundred_columns() {
+        let text = report().to_text();
+        let table = text.lines().take_while(|line| !line.starts_with("Medians"));
+        assert!(table.clone().count() > 8, "{text}");
+        for line in table {
+            assert!(line.chars().count() <= usize::from(WIDTH), "{} columns: {line}", line.chars().count());
+        }
+        assert!(text.contains("1 234 567 ±14%"), "{text}");
+        assert!(text.contains("Not measured: dr over af-xdp: no reason"), "{text}");
+    }
+
+    #[test]
+    fn the_median_is_a_value_that_was_measured() {
+        assert_eq!(median_and_spread(&[3.0, 1.0, 2.0]), (2.0, 1.0));
+        assert_eq!(median_and_spread(&[4.0, 1.0]), (1.0, 3.0));
+        assert_eq!(median_and_spread(&[5.0]), (5.0, 0.0));
+        assert_eq!(median_and_spread(&[0.0]), (0.0, 0.0));
+    }
+}
