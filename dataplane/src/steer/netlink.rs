@@ -64,6 +64,9 @@ impl Socket {
 
     /// Sends a batch; it has happened, or nothing of it has.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Error> {
+        if batch.whats.is_empty() {
+            return Ok(()); // nobody would answer
+        }
         let Batch { bytes, whats } = batch.close();
         self.send(&bytes).map_err(|source| refused("sending to netfilter", source))?;
 
