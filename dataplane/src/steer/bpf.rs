@@ -174,14 +174,25 @@ impl Program {
             },
         };
         // SAFETY: the attributes of BPF_LINK_CREATE for XDP hold no pointer.
-        unsafe { create(LINK_CREATE, &mut attributes) }.map(|fd| Link { _fd: fd })
+        unsafe { create(LINK_CREATE, &mut attributes) }.map(|fd| Link { fd })
     }
 }
 
 /// A program at work on an interface. Dropping it takes the program off.
 #[derive(Debug)]
 pub(super) struct Link {
-    _fd: OwnedFd,
+    fd: OwnedFd,
+}
+
+impl Drop for Link {
+    /// Takes the program off before the descriptor is closed: a child process that another thread is just starting has
+    /// a copy of the descriptor until it executes its program, and would keep the link until then.
+    fn drop(&mut self) {
+        let mut link_fd = self.fd.as_raw_fd();
+        // SAFETY: the attributes of BPF_LINK_DETACH are one descriptor, and hold no pointer.
+        // A kernel before 5.9 has no such command; there, closing has to do.
+        let _ = unsafe { bpf(LINK_DETACH, &mut link_fd) };
+    }
 }
 
 /// The error for a refused operation, with the cure where the errno tells one.
@@ -244,6 +255,7 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
+const LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_XDP` of `enum bpf_attach_type`.
 const ATTACH_XDP: u32 = 37;

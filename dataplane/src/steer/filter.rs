@@ -88,6 +88,16 @@ impl Filter {
     }
 }
 
+impl Drop for Filter {
+    /// Destroys the table at once. The kernel does so when the socket is closed, but a child process that another
+    /// thread is just starting has a copy of the socket until it executes its program.
+    fn drop(&mut self) {
+        let mut batch = Batch::new();
+        self.table.destroy(&mut batch);
+        let _ = self.socket.commit(batch); // it goes with the socket anyway
+    }
+}
+
 impl Steering for Filter {
     fn take(&mut self, target: Target) -> Result<(), Error> {
         if self.claims.contains(target) {

@@ -64,6 +64,9 @@ impl Socket {
 
     /// Sends a batch; it has happened, or nothing of it has.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Error> {
+        if batch.whats.is_empty() {
+            return Ok(()); // nobody would answer
+        }
         let Batch { bytes, whats } = batch.close();
         self.send(&bytes).map_err(|source| refused("sending to netfilter", source))?;
 
@@ -309,8 +312,8 @@ fn set_option(fd: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::
 /// Bytes of a netlink header.
 const HEADER: usize = 16;
 
-/// Bytes of send buffer: a batch is one datagram, and this one holds some 20 000 addresses, a full routing table's
-/// worth of local ones. The kernel takes the memory only while a batch is on its way.
+/// Bytes of send buffer. A batch is one datagram, and the largest one sets all local addresses at 16 bytes each. The
+/// kernel takes the memory only while a batch is on its way; one that does not fit is refused as a whole (EMSGSIZE).
 const SEND_BUFFER: libc::c_int = 1 << 20;
 
 /// Bytes of the largest datagram that is received: what the kernel itself uses at most for a dump.

@@ -27,6 +27,13 @@ impl Table {
         });
     }
 
+    /// Destroys the table and all that is in it.
+    pub(super) fn destroy(&self, batch: &mut Batch) {
+        batch.request("destroying an nftables table", libc::NFT_MSG_DELTABLE, 0, |a| {
+            a.string(1, &self.name); // NFTA_TABLE_NAME
+        });
+    }
+
     /// Creates a chain; with a priority, one that sees every packet before routing. Its policy is to accept.
     pub(super) fn chain(&self, batch: &mut Batch, name: &str, priority: Option<i32>) {
         const PREROUTING: u32 = 0;

@@ -171,8 +171,8 @@ impl Router {
 
     /// Connects from the clients' side to the VIP that the director's kernel has itself, and says how that fails.
     pub(super) fn connect(&self, port: u16) -> io::ErrorKind {
-        // A refusal comes back within a millisecond; who waits this long waits for ever.
-        let patience = Duration::from_millis(300);
+        // A refusal comes back within a millisecond, on a busy machine after the SYN is sent again (one second).
+        let patience = Duration::from_millis(1500);
         let address = SocketAddr::from((fixtures::HELD_VIP, port));
         self.wan.run(|| match TcpStream::connect_timeout(&address, patience) {
             Ok(_) => panic!("nobody listens"),

@@ -27,8 +27,8 @@ use crate::service::{PortId, Protocol};
 pub const QUEUES: u32 = 64;
 
 /// Entries of the map of targets: one for each target, one for each protocol at an address that has any, one for each
-/// local address. Entries are allocated as they come (some 100 bytes), so the bound costs only hash buckets (16 bytes
-/// each, 1 MiB in all); twice the services and real servers of the largest published configurations fit.
+/// local address. So at least 32 000 targets fit. Entries are allocated as they come (80 bytes each); the bound itself
+/// costs hash buckets, 16 bytes each, 1 MiB in all. When it is reached, taking more is [`Error::Full`].
 pub const ENTRIES: u32 = 65_536;
 
 /// Frames taken by XDP, from all the director's interfaces.
