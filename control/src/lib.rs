@@ -4,4 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod cli;
 pub mod daemon;
+pub mod ipvsadm;
+pub mod publisher;
+pub mod rules;
+pub mod socket;

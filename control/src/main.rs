@@ -1,3 +1,7 @@
-//! The `shunt` binary.
+//! The `shunt` binary. All it does is in the library, so that the lab and the tests can run the very same.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shunt::cli::main_with(std::env::args_os().collect())
+}

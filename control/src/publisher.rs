@@ -82,7 +82,7 @@ impl Publisher {
                 return Err(TooMany);
             }
         }
-        self.services.retain(|key, published| {
+        self.services.retain(|key, _| {
             let stays = rules.service(key).is_some();
             if !stays {
                 for server in self.servers.get_mut(key).into_iter().flat_map(HashMap::values_mut) {
@@ -106,7 +106,8 @@ impl Publisher {
                 ServiceKey::Address { protocol, address, port } => Some((wire(protocol), address, port)),
                 ServiceKey::Mark { .. } => None,
             };
-            let requests = address.map(|(protocol, address, port)| Target::Service { protocol, address, port });
+            let requests =
+                address.map(|(protocol, address, port)| Target::Service { protocol, address, port });
             let replies = service.servers.iter().filter_map(move |server| {
                 let (protocol, ..) = address.filter(|_| server.forwarding == Forwarding::Masq)?;
                 let ServerKey { address, port } = server.key;
@@ -116,16 +117,9 @@ impl Publisher {
         })
     }
 
-    /// One service or all as they are listed; the key is one of the rules'.
-    pub fn entries<'a>(
-        &'a self,
-        rules: &'a Rules,
-        key: Option<&ServiceKey>,
-        counters: &'a Counters,
-    ) -> impl Iterator<Item = ServiceEntry> + use<'a> {
-        let key = key.copied();
-        rules.services().filter(move |service| key.is_none_or(|key| key == service.config.key)).map(|service| {
-            let mut entry = service.entry();
+    /// Fills the counters of listed services in.
+    pub fn counted(&self, mut entries: Vec<ServiceEntry>, counters: &Counters) -> Vec<ServiceEntry> {
+        for entry in &mut entries {
             let key = entry.config.key;
             for server in &mut entry.servers {
                 self.fill(key, server, counters);
@@ -133,8 +127,8 @@ impl Publisher {
             if let Some(published) = self.services.get(&key) {
                 entry.stats = stats(minus(self.totals(&key, published, counters), published.zero));
             }
-            entry
-        })
+        }
+        entries
     }
 
     /// Sets the counters of one service, or of all, to zero.
@@ -169,7 +163,8 @@ impl Publisher {
                 let stays = now.duration_since(*removed) < TRASH_PERIOD;
                 if !stays {
                     if let Some(published) = services.get_mut(key).filter(|p| p.data.id == server.service) {
-                        published.gone = plus(published.gone, minus(totals(counters, server.id), server.joined));
+                        published.gone =
+                            plus(published.gone, minus(totals(counters, server.id), server.joined));
                     }
                     free.push(server.id);
                 }
@@ -199,7 +194,9 @@ impl Publisher {
         );
         if let Some(old) = &old {
             for gone in old.rules.servers.iter().filter(|o| service.servers.iter().all(|s| s.key != o.key)) {
-                if let Some(server) = self.servers.get_mut(&key).and_then(|servers| servers.get_mut(&gone.key)) {
+                if let Some(server) =
+                    self.servers.get_mut(&key).and_then(|servers| servers.get_mut(&gone.key))
+                {
                     server.removed = Some(now);
                 }
             }
@@ -219,14 +216,27 @@ impl Publisher {
             })
             .collect();
         let (scheduler_name, scheduler) = scheduler(&service.config.scheduler, old.as_ref(), &dests);
-        let data =
-            Arc::new(data::Service { id, protocol: wire(protocol), address, port, dests, scheduler_name, scheduler });
+        let data = Arc::new(data::Service {
+            id,
+            protocol: wire(protocol),
+            address,
+            port,
+            dests,
+            scheduler_name,
+            scheduler,
+        });
         let (gone, zero) = old.map_or_else(Default::default, |old| (old.gone, old.zero));
         self.services.insert(key, Published { rules: service.clone(), data, gone, zero });
     }
 
     /// The data plane's view of a real server, known or new.
-    fn dest(&mut self, key: ServiceKey, service: ServiceId, config: &ServerConfig, counters: &Counters) -> data::Dest {
+    fn dest(
+        &mut self,
+        key: ServiceKey,
+        service: ServiceId,
+        config: &ServerConfig,
+        counters: &Counters,
+    ) -> data::Dest {
         let known = match self.servers.entry(key).or_default().entry(config.key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
@@ -288,9 +298,9 @@ fn scheduler(
         scheduler.edited(&old.data.dests, dests);
         return (old.data.scheduler_name, Arc::from(scheduler));
     }
-    // Rules know the data plane's schedulers and no others; the first one stands in for a name that is none of them.
-    let name = sched::names().find(|known| *known == name).or_else(|| sched::names().next()).unwrap_or_default();
-    let (name, mut scheduler) = sched::by_name(name).expect("it is one of the names");
+    // Rules are made for a data plane that has these schedulers and no others.
+    let (name, mut scheduler) =
+        sched::by_name(name).expect("the rules' capabilities name the data plane's schedulers");
     match old {
         // A scheduler that takes over meets all real servers at once.
         Some(_) => scheduler.edited(&[], dests),

@@ -77,11 +77,12 @@ impl Engine {
         self.publish().await
     }
 
-    /// All connections of all workers, a page at a time, each with the milliseconds it has left.
+    /// All connections of all workers, each with the milliseconds it has left.
     ///
     /// # Errors
     /// When a worker does not answer.
-    pub async fn connections(&mut self, mut page: impl FnMut(&[(Conn<V4>, u32)])) -> anyhow::Result<()> {
+    pub async fn connections(&mut self) -> anyhow::Result<Vec<(Conn<V4>, u32)>> {
+        let mut all = Vec::new();
         for worker in 0..self.workers.len() {
             let mut from = Some(0);
             while let Some(place) = from {
@@ -93,12 +94,11 @@ impl Engine {
                         break part;
                     }
                 };
-                let left: Vec<_> = connections.iter().map(|conn| (*conn, conn.remaining(now))).collect();
-                page(&left);
+                all.extend(connections.iter().map(|conn| (*conn, conn.remaining(now))));
                 from = next;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Waits until a worker has answered something. Cancel safe: nothing is lost when the future is dropped.

@@ -150,7 +150,8 @@ impl Mirror {
     async fn routes(&self) -> anyhow::Result<Vec<Route>> {
         let request = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
         let messages: Vec<RouteMessage> = request.execute().try_collect().await?;
-        let mut routes: Vec<(u32, Route)> = messages.iter().filter_map(|message| self.route(message)).collect();
+        let mut routes: Vec<(u32, Route)> =
+            messages.iter().filter_map(|message| self.route(message)).collect();
         // Of several routes to one prefix the kernel takes the one with the least metric.
         routes.sort_by_key(|(metric, _)| *metric);
         Ok(routes.into_iter().map(|(_, route)| route).collect())

@@ -1,3 +1,458 @@
-//! The daemon.
+//! The daemon: `shunt run`.
+//!
+//! ```text
+//!   socket ─ requests ─▶ ┌─────────── Director's control ───────────┐ ─ snapshots ─▶ workers
+//!   netlink ─ events ──▶ │ rules · publisher · mirror · steering    │ ◀─ answers ─── (one thread each)
+//!   signals, ticks ────▶ └──────────────────────────────────────────┘ ─ targets ───▶ XDP maps or netfilter
+//! ```
+//!
+//! One thread does all of this, one thing at a time. A change of the rules is tried on a copy, published, acknowledged by every worker,
+//! steered, and only then answered; if any step fails the old rules are published again. So what `ipvsadm` says is
+//! done is in force, and what it says failed has changed nothing.
 
-pub mod mirror;
+pub mod backend;
+mod calls;
+mod engine;
+mod mirror;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use futures_util::StreamExt as _;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use shunt_dataplane::conn::State;
+use shunt_dataplane::conn::directory::Directory;
+use shunt_dataplane::conn::table::Secret;
+use shunt_dataplane::director::{self, Director};
+use shunt_dataplane::packet::V4;
+use shunt_dataplane::sched;
+use shunt_dataplane::service::{Epoch, Snapshot, Timeouts, WorkerId};
+use shunt_dataplane::stats::Counters;
+use shunt_dataplane::steer::{Steering, Target};
+use shunt_dataplane::worker::{self, Clock, Worker, link};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::{self, Request, Response, Status};
+use crate::publisher::Publisher;
+use crate::rules::{Capabilities, Change, Refusal, Rules};
+use crate::socket;
+use backend::Backend;
+use calls::{Answer, Call};
+use engine::Engine;
+use mirror::{Mirror, View};
+
+/// Connections a worker's table holds. At 64 bytes an entry and as much again of index they are 128 MiB of address space, touched
+/// as used.
+const CONNECTIONS: usize = 1 << 20;
+
+/// How often control looks after things: workers alive, neighbours that did not answer asked again.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Ticks between two reminders to the kernel that the real servers' neighbours are in use. The kernel does not see our traffic, would let
+/// them grow stale and never notice that one is gone; its own traffic would make it check every 15 to 45 s.
+const REMIND: u64 = 15;
+
+/// How the director runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// An interface to take frames from and send them by; name each one, at least one.
+    #[arg(long = "interface", value_name = "IF", required = true)]
+    pub interfaces: Vec<String>,
+    /// How to get at the frames.
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: backend::Choice,
+    /// Cores for the workers, one worker each, such as 1,2. By default as many as there are queues, from the last core down.
+    #[arg(long, value_delimiter = ',', value_name = "CORES")]
+    pub cores: Vec<usize>,
+    /// The socket that ipvsadm talks to. [default: $SHUNT_SOCKET or /run/shunt.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Rules to begin with, in the format of ipvsadm -S.
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+}
+
+/// What the data plane can do, for the rules.
+pub fn capabilities() -> Capabilities {
+    Capabilities {
+        schedulers: sched::NAMES,
+        engines: &[],
+        ipv6: false,
+        tunnel: false,
+        persistence: false,
+        one_packet: false,
+        marks: false,
+        sctp: false,
+        thresholds: true,
+    }
+}
+
+/// Runs the director until it is told to stop.
+///
+/// # Errors
+/// What could not be set up, and what to do about it. Nothing is left behind.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: Options) -> anyhow::Result<()> {
+    // Everything that can be wrong with what was typed comes first, before anything is touched.
+    let rules = read_rules(&options)?;
+    let (mirror, mut events) = Mirror::open(&options.interfaces).await?;
+    let view = mirror.read().await?;
+    let cores = choose_cores(&options)?;
+    let path = options.socket.clone().unwrap_or_else(socket::path);
+    let listener = socket::bind(&path)?;
+    let socket_file = SocketFile(path);
+
+    let mut control = Control::start(&options, rules, mirror, view, cores).await?;
+    let (calls, mut requests) = calls::channel();
+    tokio::spawn(socket::serve(listener, calls));
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Only systemd has a place to be told.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %socket_file.0.display(), "ready");
+
+    let ended = loop {
+        tokio::select! {
+            Some(Call { request, answer }) = requests.recv() => {
+                // A client that has gone does not want to know.
+                let _ = answer.send(control.answer(request).await);
+            }
+            Some(()) = events.next() => {
+                Mirror::settle(&mut events).await;
+                if let Err(error) = control.follow().await {
+                    break Err(error);
+                }
+            }
+            heard = control.engine.heard() => {
+                if let Err(error) = heard {
+                    break Err(error);
+                }
+                control.resolve_wanted().await;
+            }
+            _ = ticks.tick() => {
+                if let Err(error) = control.tick().await {
+                    break Err(error);
+                }
+            }
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+        }
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    drop(socket_file);
+    control.stop();
+    tracing::info!("stopped; interfaces are as they were");
+    ended
+}
+
+/// The director's control.
+struct Control {
+    rules: Rules,
+    publisher: Publisher,
+    engine: Engine,
+    mirror: Mirror,
+    view: View,
+    steering: Box<dyn Steering>,
+    taken: HashSet<Target>,
+    ways: Vec<(String, String)>,
+    cores: Vec<usize>,
+    ticks: u64,
+}
+
+impl Control {
+    /// Opens the queues, starts the workers and takes the frames of the first rules.
+    async fn start(
+        options: &Options,
+        rules: Rules,
+        mirror: Mirror,
+        view: View,
+        cores: Vec<usize>,
+    ) -> anyhow::Result<Self> {
+        let Backend { ports, pools, steering, ways } =
+            backend::open(options.backend, view.network.interfaces(), cores.len())?;
+        for (name, way) in &ways {
+            tracing::info!("{name}: {way}");
+        }
+
+        let counters = Arc::new(Counters::new(cores.len()).context("cannot map memory for counters")?);
+        let mut publisher = Publisher::default();
+        let snapshot = Snapshot {
+            epoch: Epoch(1),
+            services: Arc::new(publisher.publish(&rules, &counters, Instant::now())?),
+            network: Arc::new(view.network.clone()),
+            timeouts: timeouts(rules.timeouts()),
+        };
+        let clock = Clock::start();
+        let words = backend::random::<24>()?;
+        let word = |n: usize| u64::from_ne_bytes(std::array::from_fn(|byte| words[n * 8 + byte]));
+        let secret = Secret([word(0), word(1), word(2)]);
+        let directory = match cores.len() {
+            1 => None,
+            // Each connection may be announced twice, by its request and by its reply.
+            workers => Some(Arc::new(Directory::with_capacity(workers * CONNECTIONS * 2)?)),
+        };
+
+        let (bell, answers) = std::os::unix::net::UnixStream::pair()?;
+        let (links, handles): (Vec<_>, Vec<_>) = (0..cores.len())
+            .map(|_| link::channel(snapshot.epoch, answers.try_clone()?))
+            .collect::<std::io::Result<Vec<_>>>()?
+            .into_iter()
+            .unzip();
+        let bells: Vec<_> = handles.iter().map(link::Handle::bell).collect();
+        let first = Arc::new(snapshot.clone());
+        let parts = ports.into_iter().zip(pools).zip(links).zip(worker::connect(&bells)).enumerate();
+        let mut workers = Vec::new();
+        for ((n, (((ports, pool), link), peers)), handle) in parts.zip(handles) {
+            let id = WorkerId(n as u8);
+            let director = Director::new(
+                director::Parts {
+                    worker: id,
+                    snapshot: Arc::clone(&first),
+                    capacity: CONNECTIONS,
+                    secret,
+                    directory: directory.clone(),
+                    counters: Arc::clone(&counters),
+                },
+                clock.now(),
+            )
+            .context("cannot map memory for connections")?;
+            let counters = Arc::clone(&counters);
+            let worker =
+                Worker::new(worker::Parts { id, director, ports, pool, peers, link, counters, clock });
+            let core = cores[n];
+            let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+                if !core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
+                    tracing::warn!(
+                        "worker {n} could not be pinned to core {core}; it runs wherever there is room"
+                    );
+                }
+                worker.run();
+            })?;
+            workers.push((handle, thread));
+        }
+        let engine = Engine::new(workers, bell, snapshot, counters)?;
+        tracing::info!(workers = cores.len(), ?cores, "workers run");
+
+        let mut control = Self {
+            rules,
+            publisher,
+            engine,
+            mirror,
+            view,
+            steering,
+            taken: HashSet::new(),
+            ways,
+            cores,
+            ticks: 0,
+        };
+        control.steering.set_local_addresses(&control.view.local)?;
+        control.steer(Publisher::targets(&control.rules).collect())?;
+        Ok(control)
+    }
+
+    /// Answers a request.
+    async fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Services(key) => match self.rules.entries(key.as_ref()) {
+                Ok(entries) => Answer::Services(self.publisher.counted(entries, self.engine.counters())),
+                Err(refusal) => Answer::Message(refusal.into()),
+            },
+            Request::Connections => match self.engine.connections().await {
+                Ok(list) => Answer::Connections(list),
+                Err(error) => {
+                    Answer::Message(Response::Refused { errno: nix::libc::EIO, why: format!("{error:#}") })
+                }
+            },
+            Request::Timeouts => Answer::Message(Response::Timeouts(self.rules.timeouts())),
+            Request::Daemons => Answer::Message(Response::Daemons(Vec::new())),
+            Request::Status => Answer::Message(Response::Status(self.status())),
+            change => Answer::Message(self.change(&change).await.unwrap_or_else(Response::from)),
+        }
+    }
+
+    /// Carries out a change, or nothing of it.
+    async fn change(&mut self, request: &Request) -> Result<Response, Refusal> {
+        let mut rules = self.rules.clone();
+        match rules.apply(request)? {
+            Change::Nothing => {}
+            Change::Zeroed(key) => self.publisher.zero(key.as_ref(), self.engine.counters()),
+            _ => {
+                if let Err(error) = self.put_in_force(&rules).await {
+                    tracing::error!("a change could not be put in force, the old rules stay: {error:#}");
+                    let old = self.rules.clone();
+                    if let Err(error) = self.put_in_force(&old).await {
+                        tracing::error!("the old rules could not be put in force again: {error:#}");
+                    }
+                    return Err(Refusal { errno: nix::libc::ENOMEM, why: format!("{error:#}") });
+                }
+                self.rules = rules;
+            }
+        }
+        Ok(Response::Done)
+    }
+
+    /// Publishes rules to every worker, then takes the frames of what is new and leaves those of what is gone.
+    async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
+        let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
+        self.engine.serve(services, timeouts(rules.timeouts())).await?;
+        self.steer(Publisher::targets(rules).collect())
+    }
+
+    fn steer(&mut self, wanted: HashSet<Target>) -> anyhow::Result<()> {
+        for target in wanted.difference(&self.taken) {
+            self.steering.take(*target)?;
+        }
+        for target in self.taken.difference(&wanted) {
+            self.steering.release(*target)?;
+        }
+        self.taken = wanted;
+        Ok(())
+    }
+
+    /// Looks at the network again and tells the workers if it has changed.
+    async fn follow(&mut self) -> anyhow::Result<()> {
+        let view = self.mirror.read().await?;
+        if view.local != self.view.local {
+            self.steering.set_local_addresses(&view.local)?;
+        }
+        if view.network != self.view.network {
+            self.engine.route(view.network.clone()).await?;
+        }
+        self.view = view;
+        self.resolve_wanted().await;
+        Ok(())
+    }
+
+    /// Asks for the neighbours that packets wait for.
+    async fn resolve_wanted(&mut self) {
+        for (port, neighbour) in self.engine.wanted() {
+            if let Some(index) = self.mirror.index(port) {
+                self.mirror.resolve(index, neighbour.0.into()).await;
+            }
+        }
+    }
+
+    async fn tick(&mut self) -> anyhow::Result<()> {
+        if !self.engine.is_alive() {
+            bail!("a worker has ended by itself; this is a bug in shunt, its last words are above");
+        }
+        self.ticks += 1;
+        for (index, neighbour) in &self.view.failed {
+            self.mirror.resolve(*index, *neighbour).await;
+        }
+        if self.ticks.is_multiple_of(REMIND) {
+            for (port, neighbour) in self.next_hops() {
+                if let Some(index) = self.mirror.index(port) {
+                    self.mirror.resolve(index, neighbour.0.into()).await;
+                }
+            }
+            self.publisher.forget(self.engine.counters(), Instant::now());
+            // Forwarding may have been switched on or off, which no event tells.
+            self.follow().await?;
+        }
+        Ok(())
+    }
+
+    /// The neighbours that packets to real servers go to.
+    fn next_hops(&self) -> HashSet<(shunt_dataplane::service::PortId, V4)> {
+        let servers = self.rules.services().flat_map(|service| &service.servers);
+        servers
+            .filter_map(|server| {
+                let IpAddr::V4(address) = server.key.address else { return None };
+                let route = self.view.network.route(address.into())?;
+                Some((route.port?, route.gateway.unwrap_or(address.into())))
+            })
+            .collect()
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            table_size: (CONNECTIONS * self.cores.len()) as u64,
+            interfaces: self.ways.clone(),
+            cores: self.cores.clone(),
+            epoch: self.engine.epoch().0,
+            counters: self
+                .engine
+                .counters()
+                .totals()
+                .filter(|(_, n)| *n != 0)
+                .map(|(name, n)| (name.to_owned(), n))
+                .collect(),
+        }
+    }
+
+    /// Gives the frames back to the kernel, then stops the workers.
+    fn stop(self) {
+        let Self { steering, engine, .. } = self;
+        drop(steering);
+        engine.stop();
+    }
+}
+
+/// The socket's file, removed when the daemon ends, however it ends.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn read_rules(options: &Options) -> anyhow::Result<Rules> {
+    let Some(path) = &options.rules else { return Ok(Rules::new(capabilities())) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read rules from {}", path.display()))?;
+    Rules::restore(capabilities(), &text).with_context(|| path.display().to_string())
+}
+
+/// The cores of the workers: those that were typed, or the last ones, one for each queue that every interface has.
+fn choose_cores(options: &Options) -> anyhow::Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot find out the cores")?;
+    let allowed: Vec<usize> =
+        (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false)).collect();
+    if let Some(core) = options.cores.iter().find(|core| !allowed.contains(core)) {
+        bail!("core {core} is not one of this process's cores ({allowed:?})");
+    }
+    if let Some((at, core)) =
+        options.cores.iter().enumerate().find(|(at, core)| options.cores[..*at].contains(core))
+    {
+        bail!("core {core} is named twice (the second time in place {})", at + 1);
+    }
+    if options.cores.len() > usize::from(u8::MAX) {
+        bail!("{} cores are more than the 255 workers that are possible", options.cores.len());
+    }
+    if !options.cores.is_empty() {
+        return Ok(options.cores.clone());
+    }
+    let queues = options.interfaces.iter().map(|name| backend::queues(name)).min().unwrap_or(1) as usize;
+    let mut cores: Vec<usize> = allowed.iter().rev().take(queues).copied().collect();
+    cores.sort_unstable();
+    Ok(cores)
+}
+
+fn timeouts(seconds: api::Timeouts) -> Timeouts {
+    let mut timeouts = Timeouts::default();
+    timeouts.set(State::Established, seconds.tcp);
+    timeouts.set(State::FinWait, seconds.tcp_fin);
+    timeouts.set(State::Udp, seconds.udp);
+    timeouts
+}

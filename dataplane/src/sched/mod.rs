@@ -33,9 +33,18 @@ const SCHEDULERS: &[(&str, Make)] = &[
 ];
 
 /// The names of all schedulers.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    SCHEDULERS.iter().map(|(name, _)| *name)
-}
+pub const NAMES: &[&str] = {
+    const ALL: [&str; SCHEDULERS.len()] = {
+        let mut names = [""; SCHEDULERS.len()];
+        let mut at = 0;
+        while at < names.len() {
+            names[at] = SCHEDULERS[at].0;
+            at += 1;
+        }
+        names
+    };
+    &ALL
+};
 
 /// A scheduler for a service without real servers, and its name.
 pub fn by_name(name: &str) -> Option<(&'static str, Box<dyn Scheduler>)> {

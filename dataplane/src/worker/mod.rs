@@ -46,8 +46,8 @@ const LISTING_STEP: usize = 1024;
 /// owner cannot keep up: 4096 are a few milliseconds of work.
 const HANDOFF: usize = 4096;
 
-/// Interfaces a worker can have.
-pub const MAX_PORTS: usize = 16;
+/// Queues a worker can have, over all its interfaces.
+pub const MAX_PORTS: usize = 64;
 
 /// The clock of all workers: milliseconds since the director started.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +98,9 @@ pub fn connect(bells: &[link::Bell]) -> Vec<Peers> {
 pub struct Worker {
     id: WorkerId,
     director: Director,
-    ports: Vec<Box<dyn Port>>,
+    ports: Vec<(PortId, Box<dyn Port>)>,
+    /// The queue to send by, by interface.
+    ways_out: Vec<usize>,
     pool: Pool,
     peers: Peers,
     link: Link,
@@ -116,8 +118,8 @@ pub struct Parts {
     pub id: WorkerId,
     /// Its director.
     pub director: Director,
-    /// Its queue of each interface, in the order of [`PortId`]s.
-    pub ports: Vec<Box<dyn Port>>,
+    /// Its queues, each with its interface; at least one of every interface, so that every way out is open.
+    pub ports: Vec<(PortId, Box<dyn Port>)>,
     /// Its frames.
     pub pool: Pool,
     /// The other workers.
@@ -134,13 +136,18 @@ impl Worker {
     /// A worker, ready to run.
     pub fn new(parts: Parts) -> Self {
         let Parts { id, director, ports, pool, peers, link, counters, clock } = parts;
-        assert!(ports.len() <= MAX_PORTS, "more interfaces than a worker can have");
+        assert!(ports.len() <= MAX_PORTS, "more queues than a worker can have");
         let out = ports.iter().map(|_| Burst::new()).collect();
+        let interfaces = ports.iter().map(|(interface, _)| usize::from(interface.0) + 1).max().unwrap_or(0);
+        let ways_out = (0..interfaces)
+            .map(|i| ports.iter().position(|(interface, _)| usize::from(interface.0) == i).unwrap_or(0))
+            .collect();
         let reached = director.snapshot().epoch;
         Self {
             id,
             director,
             ports,
+            ways_out,
             pool,
             peers,
             link,
@@ -177,10 +184,11 @@ impl Worker {
         let mut worked = self.obey(now)?;
         for port in 0..self.ports.len() {
             let mut burst = Burst::new();
-            self.ports[port].receive(&mut self.pool, &mut burst);
+            let (interface, queue) = &mut self.ports[port];
+            queue.receive(&mut self.pool, &mut burst);
             worked |= !burst.is_empty();
             for frame in &mut burst {
-                frame.port = port as u8;
+                frame.port = interface.0;
             }
             self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
             self.process(burst, false, now);
@@ -205,7 +213,7 @@ impl Worker {
         self.director.expire(now, EXPIRY_BUDGET);
         for port in 0..self.ports.len() {
             self.transmit(port);
-            self.ports[port].flush(&mut self.pool);
+            self.ports[port].1.flush(&mut self.pool);
         }
         Some(worked)
     }
@@ -244,7 +252,7 @@ impl Worker {
     fn settle(&mut self, frame: Frame, verdict: Verdict, now: Tick) {
         match verdict {
             Verdict::Forward(port) | Verdict::Reply(port) => {
-                let port = usize::from(port.0);
+                let port = self.ways_out[usize::from(port.0)];
                 if self.out[port].is_full() {
                     self.transmit(port);
                 }
@@ -284,10 +292,11 @@ impl Worker {
             return;
         }
         let mut burst = std::mem::take(&mut self.out[port]);
-        self.ports[port].transmit(&mut self.pool, &mut burst);
+        let (_, queue) = &mut self.ports[port];
+        queue.transmit(&mut self.pool, &mut burst);
         if !burst.is_empty() {
-            self.ports[port].flush(&mut self.pool);
-            self.ports[port].transmit(&mut self.pool, &mut burst);
+            queue.flush(&mut self.pool);
+            queue.transmit(&mut self.pool, &mut burst);
         }
         for frame in burst {
             self.lose(frame, Reason::TransmitFull);
@@ -355,7 +364,10 @@ impl Worker {
         let mut fds: ArrayVec<PollFd, { MAX_PORTS + 1 }> = ArrayVec::new();
         fds.push(PollFd::new(self.link.descriptor(), PollFlags::POLLIN));
         fds.extend(
-            self.ports.iter().filter_map(|p| p.descriptor()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+            self.ports
+                .iter()
+                .filter_map(|(_, port)| port.descriptor())
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
         // An interrupted sleep is a short one.
         let _ = nix::poll::poll(&mut fds, PollTimeout::from(NAP));

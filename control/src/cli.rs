@@ -1,0 +1,74 @@
+//! The command line: `shunt run`, `shunt ipvsadm`, and the names of the tools that people know.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::daemon;
+use crate::ipvsadm;
+
+/// A Linux Virtual Server director in user space.
+#[derive(Parser)]
+#[command(name = "shunt", version, after_help = AFTER_HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Called as ipvsadm, ipvsadm-save or ipvsadm-restore (a link to this binary), it is that tool.
+SHUNT_SOCKET names the director's socket, /run/shunt.sock by default.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the director, in the foreground, until SIGTERM.
+    Run(daemon::Options),
+    /// Administer a running director, in the words of ipvsadm.
+    #[command(disable_help_flag = true, trailing_var_arg = true)]
+    Ipvsadm {
+        /// As for ipvsadm; -h lists them.
+        #[arg(allow_hyphen_values = true, num_args = 0..)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Runs shunt with these arguments, the program's name first.
+pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
+    let program = arguments.first().map(PathBuf::from).unwrap_or_default();
+    let program = program.file_name().and_then(|name| name.to_str()).unwrap_or("shunt").to_owned();
+    if matches!(program.as_str(), "ipvsadm" | "ipvsadm-save" | "ipvsadm-restore") {
+        return administer(&program, arguments.into_iter().skip(1).collect());
+    }
+    match Arguments::try_parse_from(arguments) {
+        Ok(Arguments { command: Command::Run(options) }) => match daemon::run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("shunt: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
+        Err(error) => {
+            // Help and version go to standard output and are no failure.
+            let _ = error.print();
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+fn administer(program: &str, arguments: Vec<OsString>) -> ExitCode {
+    let arguments: Vec<String> =
+        arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let code = ipvsadm::run(
+        program,
+        &arguments,
+        &crate::socket::path(),
+        &mut stdin.lock(),
+        &mut std::io::BufWriter::new(stdout.lock()),
+        &mut stderr.lock(),
+    );
+    ExitCode::from(code as u8)
+}

@@ -1,0 +1,191 @@
+//! Opening the queues: AF_XDP where it works, AF_PACKET where it does not, and in plain words which and why.
+//!
+//! A worker gets one or more queues of every interface. With AF_XDP a queue has one owner, so there must be at least as many queues as
+//! workers; queues beyond that are dealt out in turn, or their frames would stay with the kernel. With AF_PACKET the kernel
+//! deals the frames out to any number of workers.
+
+use anyhow::{Context as _, bail};
+use shunt_dataplane::port::af_xdp::{AfXdp, Attach, Queue};
+use shunt_dataplane::port::ethtool::{Ethtool, Offload};
+use shunt_dataplane::port::{FrameMemory, Pool, Port, af_packet, af_xdp};
+use shunt_dataplane::service::{Interface, PortId};
+use shunt_dataplane::steer::{self, Filter, Mode, Preference, Steering, Xdp};
+use shunt_dataplane::worker::MAX_PORTS;
+
+/// Frames of a worker beyond those that its queues can hold: bursts under way, packets that wait, frames handed to another
+/// worker (at most 4096 each way).
+const FRAMES_UNDER_WAY: u32 = 8192;
+
+/// Slots of each AF_XDP ring. 2048 frames are 1.4 ms of 1.5 Mpps: what may come while the worker is not on its core. More would only
+/// let frames grow old, and each costs 2 KiB of cache.
+const XDP_SLOTS: u32 = 2048;
+
+/// Drivers that hand over frames of local senders with the checksum still to be finished.
+const LEAVES_CHECKSUMS: &[&str] = &["veth", "virtio_net", "tun"];
+
+/// Which ring to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Choice {
+    /// AF_XDP if it works on every interface, else AF_PACKET.
+    #[default]
+    Auto,
+    /// AF_XDP, or fail.
+    AfXdp,
+    /// AF_PACKET, or fail.
+    AfPacket,
+}
+
+/// Open queues.
+pub struct Backend {
+    /// By worker.
+    pub ports: Vec<Vec<(PortId, Box<dyn Port>)>>,
+    /// By worker.
+    pub pools: Vec<Pool>,
+    /// What keeps the kernel's hands off the director's frames.
+    pub steering: Box<dyn Steering>,
+    /// Each interface, with the way it is driven.
+    pub ways: Vec<(String, String)>,
+}
+
+/// Queues that frames of an interface may come in by.
+pub fn queues(interface: &str) -> u32 {
+    // A driver that does not say has one.
+    Ethtool::open(interface).and_then(|e| e.channels()).map_or(1, |channels| channels.receiving().max(1))
+}
+
+/// Opens the queues of `interfaces` for `workers` workers.
+///
+/// # Errors
+/// Says which interface refused and why; nothing is left behind.
+pub fn open(choice: Choice, interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
+    let backend = match choice {
+        Choice::AfXdp => open_xdp(interfaces, workers)?,
+        Choice::AfPacket => open_packet(interfaces, workers)?,
+        Choice::Auto => match open_xdp(interfaces, workers) {
+            Ok(backend) => backend,
+            Err(why) => {
+                tracing::warn!("AF_XDP does not work here, AF_PACKET is used: {why:#}");
+                open_packet(interfaces, workers).context("AF_PACKET does not work either")?
+            }
+        },
+    };
+    warn(interfaces);
+    Ok(backend)
+}
+
+fn open_xdp(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
+    let mut xdp = Xdp::load(&steered(interfaces))?;
+    xdp.attach(Preference::Fastest)?;
+    let native = (0..interfaces.len()).all(|n| xdp.mode(PortId(n as u8)) == Some(Mode::Native));
+
+    let mut wanted = Vec::new();
+    for interface in interfaces {
+        let queues = queues(&interface.name);
+        if (queues as usize) < workers {
+            bail!(
+                "{name} has {queues} receive queue(s), {workers} workers need as many each; use --cores with {queues} core(s), or \
+                 give it more queues (ethtool -L {name} combined {workers})",
+                name = interface.name,
+            );
+        }
+        wanted.extend((0..queues).map(|queue| Queue {
+            interface: interface.name.clone(),
+            index: interface.index,
+            queue,
+            worker: queue as usize % workers,
+        }));
+    }
+    let most = (0..workers).map(|w| wanted.iter().filter(|q| q.worker == w).count()).max().unwrap_or(0);
+    if most > MAX_PORTS {
+        bail!(
+            "a worker would have {most} queues, {MAX_PORTS} are possible; use more --cores or fewer queues (ethtool -L)"
+        );
+    }
+
+    let options = af_xdp::Options {
+        attach: if native { Attach::Native } else { Attach::Generic },
+        rx_slots: XDP_SLOTS,
+        tx_slots: XDP_SLOTS,
+        partial_checksums: interfaces.iter().any(|interface| leaves_checksums(&interface.name)),
+    };
+    let per_worker = options.frames_per_queue() * most as u32 + FRAMES_UNDER_WAY;
+    let mut pools = frames(workers, per_worker)?;
+    let sockets = AfXdp::open(&mut pools, &wanted, &options)?;
+
+    let ways = interfaces
+        .iter()
+        .enumerate()
+        .map(|(n, interface)| {
+            let attached = xdp.mode(PortId(n as u8)).map_or_else(String::new, |mode| mode.to_string());
+            let copies = if sockets.iter().all(AfXdp::zero_copy) { "zero-copy" } else { "copy" };
+            (interface.name.clone(), format!("af-xdp ({attached}, {copies})"))
+        })
+        .collect();
+    let mut ports: Vec<Vec<(PortId, Box<dyn Port>)>> = (0..workers).map(|_| Vec::new()).collect();
+    for (queue, socket) in wanted.iter().zip(sockets) {
+        let port = PortId(interfaces.iter().position(|i| i.index == queue.index).unwrap_or(0) as u8);
+        xdp.register(port, queue.queue, std::os::fd::AsFd::as_fd(&socket))?;
+        ports[queue.worker].push((port, Box::new(socket)));
+    }
+    Ok(Backend { ports, pools, steering: Box::new(xdp), ways })
+}
+
+fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
+    let filter = Filter::install(&steered(interfaces))?;
+    let pools = frames(workers, FRAMES_UNDER_WAY)?;
+    let mut ports: Vec<Vec<(PortId, Box<dyn Port>)>> = (0..workers).map(|_| Vec::new()).collect();
+    for (n, interface) in interfaces.iter().enumerate() {
+        let fanout = if workers > 1 { Some(random::<2>().map(u16::from_ne_bytes)?) } else { None };
+        let options = af_packet::Options { fanout, ..af_packet::Options::default() };
+        for ports in &mut ports {
+            let port = af_packet::AfPacket::open(&interface.name, interface.index, &options)?;
+            ports.push((PortId(n as u8), Box::new(port)));
+        }
+    }
+    let ways = interfaces.iter().map(|interface| (interface.name.clone(), "af-packet".to_owned())).collect();
+    Ok(Backend { ports, pools, steering: Box::new(filter), ways })
+}
+
+fn frames(workers: usize, per_worker: u32) -> anyhow::Result<Vec<Pool>> {
+    let (memory, pools) = FrameMemory::with_pools(workers as u32, per_worker)
+        .with_context(|| format!("cannot map memory for {workers} x {per_worker} frames"))?;
+    tracing::debug!(mebibytes = memory.size() >> 20, huge_pages = memory.is_huge(), "frame memory");
+    Ok(pools)
+}
+
+fn steered(interfaces: &[Interface]) -> Vec<steer::Interface> {
+    interfaces.iter().map(|i| steer::Interface { name: i.name.clone(), index: i.index, mac: i.mac }).collect()
+}
+
+/// Says in plain words what about an interface costs speed or loses frames.
+fn warn(interfaces: &[Interface]) {
+    for Interface { name, .. } in interfaces {
+        let Ok(ethtool) = Ethtool::open(name) else { continue };
+        for (offload, switch) in [(Offload::Gro, "gro"), (Offload::Lro, "lro")] {
+            if ethtool.offload(offload).unwrap_or(false) && !leaves_checksums(name) {
+                tracing::warn!(
+                    "{name} joins received packets ({switch}); joined ones are too long for the director and will be dropped \
+                     (counter rx_oversized). Switch it off: ethtool -K {name} {switch} off"
+                );
+            }
+        }
+    }
+}
+
+fn leaves_checksums(interface: &str) -> bool {
+    Ethtool::open(interface)
+        .and_then(|e| e.driver())
+        .is_ok_and(|driver| LEAVES_CHECKSUMS.contains(&driver.as_str()))
+}
+
+/// Bytes nobody can guess.
+///
+/// # Errors
+/// When the kernel's source of them cannot be read.
+pub fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    use std::io::Read as _;
+    let mut bytes = [0; N];
+    let source = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    source.context("cannot read random numbers from /dev/urandom")?;
+    Ok(bytes)
+}

@@ -1,0 +1,77 @@
+//! Requests on their way from clients to control, and answers on their way back.
+//!
+//! Control answers one request at a time and must never wait for a client. So an answer comes to the client's own task as a whole, in the
+//! workers' compact form, and is cut into messages there, at the client's pace.
+
+use shunt_dataplane::conn::Conn;
+use shunt_dataplane::packet::V4;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::api::{ConnectionEntry, Request, Response, ServiceEntry};
+use crate::socket::{self, Handler, Reply};
+
+/// Requests that wait for control; more wait at their clients.
+const WAITING: usize = 16;
+
+/// A request, and where its answer goes.
+pub struct Call {
+    /// What is asked for.
+    pub request: Request,
+    /// Where to answer.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// An answer.
+pub enum Answer {
+    /// A single message.
+    Message(Response),
+    /// A listing of services.
+    Services(Vec<ServiceEntry>),
+    /// A listing of connections, each with the milliseconds it has left.
+    Connections(Vec<(Conn<V4>, u32)>),
+}
+
+/// The clients' end.
+pub struct Calls(mpsc::Sender<Call>);
+
+/// Both ends.
+pub fn channel() -> (Calls, mpsc::Receiver<Call>) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    (Calls(sender), receiver)
+}
+
+impl Handler for Calls {
+    async fn handle(&self, request: Request, reply: Reply) {
+        let (answer, answered) = oneshot::channel();
+        if self.0.send(Call { request, answer }).await.is_err() {
+            // Control is stopping; without a last message the client is told that there is no answer.
+            return;
+        }
+        let Ok(answer) = answered.await else { return };
+        // A client that has gone needs no rest of an answer.
+        let _ = match answer {
+            Answer::Message(response) => reply.send(response).await,
+            Answer::Services(entries) => reply.send_all(socket::services(entries)).await,
+            Answer::Connections(list) => {
+                reply.send_all(socket::connections(list.iter().map(connection))).await
+            }
+        };
+    }
+}
+
+fn connection((conn, left): &(Conn<V4>, u32)) -> ConnectionEntry {
+    let protocol = match conn.protocol {
+        6 => "TCP",
+        17 => "UDP",
+        _ => "SCTP",
+    };
+    ConnectionEntry {
+        protocol: protocol.to_owned(),
+        expires: left / 1000,
+        state: conn.state.name().to_owned(),
+        client: (conn.client.into(), conn.client_port),
+        service: (conn.virtual_address.into(), conn.virtual_port),
+        server: (conn.server.into(), conn.server_port),
+        engine: None,
+    }
+}

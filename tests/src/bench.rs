@@ -1,0 +1,238 @@
+//! The bench of the golden files: a director with two Ethernet links and static neighbours, driven by ipvsadm lines.
+//!
+//! The director is the data plane's own, the rules, the publisher and ipvsadm are the daemon's own; only the ports, the clock and the kernel are
+//! played by the test.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shunt::api::{Request, Response};
+use shunt::daemon::capabilities;
+use shunt::ipvsadm::{self, Backend};
+use shunt::publisher::Publisher;
+use shunt::rules::{Change, Rules};
+use shunt_dataplane::conn::State;
+use shunt_dataplane::conn::table::Secret;
+use shunt_dataplane::director::{Director, Parts, Verdict};
+use shunt_dataplane::packet::{Packet, V4};
+use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
+use shunt_dataplane::service::{
+    Epoch, Interface, Neighbour, Network, PortId, Route, Snapshot, Tick, Timeouts, WorkerId,
+};
+use shunt_dataplane::stats::Counters;
+
+use crate::frames::{C0, S0, client_mac, server_mac};
+
+/// A side of the director.
+pub const CLIENTS: PortId = PortId(0);
+/// The other one.
+pub const SERVERS: PortId = PortId(1);
+
+/// The virtual address.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+
+/// A director on the bench.
+pub struct Bench {
+    rules: Rules,
+    publisher: Publisher,
+    counters: Arc<Counters>,
+    director: Director,
+    now: Tick,
+    start: Instant,
+    mtu: [u16; 2],
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The director's verdict.
+    pub verdict: Verdict,
+    /// The frame, if it was sent: by this port, with these bytes.
+    pub sent: Option<(PortId, Vec<u8>)>,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        let counters = Arc::new(Counters::new(1).expect("memory for counters"));
+        let snapshot = Snapshot {
+            epoch: Epoch(0),
+            services: Arc::default(),
+            network: Arc::new(network([1500; 2])),
+            timeouts: Timeouts::default(),
+        };
+        let parts = Parts {
+            worker: WorkerId(0),
+            snapshot: Arc::new(snapshot),
+            capacity: 4096,
+            secret: Secret([1, 2, 3]),
+            directory: None,
+            counters: Arc::clone(&counters),
+        };
+        // Late enough that the clock wraps in the middle of a long test.
+        let now = Tick(u32::MAX - 600_000);
+        Self {
+            rules: Rules::new(capabilities()),
+            publisher: Publisher::default(),
+            counters,
+            director: Director::new(parts, now).expect("memory for connections"),
+            now,
+            start: Instant::now(),
+            mtu: [1500; 2],
+        }
+    }
+}
+
+impl Bench {
+    /// Runs ipvsadm. Gives its exit code, standard output and standard error.
+    pub fn ipvsadm(&mut self, line: &str) -> (i32, String, String) {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = ipvsadm::main("ipvsadm", &words, self, &mut io::empty(), &mut stdout, &mut stderr);
+        let text = |bytes| String::from_utf8(bytes).expect("ipvsadm prints text");
+        (code, text(stdout), text(stderr))
+    }
+
+    /// A frame comes in by a port.
+    pub fn frame(&mut self, port: PortId, bytes: &[u8]) -> Outcome {
+        let mut chunk = vec![0xee; CHUNK];
+        chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+        let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];
+        let mut verdicts = Default::default();
+        self.director.burst(&mut packets, false, self.now, &mut verdicts);
+        let verdict = verdicts[0];
+        let sent = match verdict {
+            Verdict::Forward(port) | Verdict::Reply(port) => Some((port, packets[0].data().to_vec())),
+            _ => None,
+        };
+        Outcome { verdict, sent }
+    }
+
+    /// Time passes.
+    pub fn wait(&mut self, duration: Duration) {
+        let mut left = duration.as_millis() as u32;
+        // In steps, as a worker would look at the clock.
+        while left > 0 {
+            let step = left.min(100);
+            self.now = self.now.plus(step);
+            self.director.expire(self.now, usize::MAX);
+            left -= step;
+        }
+    }
+
+    /// The connections: protocol, seconds left, state, client, virtual address, real server.
+    pub fn connections(&self) -> Vec<(String, u32, String, String, String, String)> {
+        let show = |address: V4, port: u16| format!("{}:{port}", Ipv4Addr::from_bits(address.0));
+        (self.director.connections(0))
+            .map(|(_, c)| {
+                (
+                    if c.protocol == 6 { "TCP" } else { "UDP" }.to_owned(),
+                    c.remaining(self.now) / 1000,
+                    c.state.name().to_owned(),
+                    show(c.client, c.client_port),
+                    show(c.virtual_address, c.virtual_port),
+                    show(c.server, c.server_port),
+                )
+            })
+            .collect()
+    }
+
+    /// Active and inactive connections of every server of every service, as listed.
+    pub fn loads(&self) -> Vec<(Ipv4Addr, u32, u32, u32)> {
+        let entries = self.rules.entries(None).expect("all are there");
+        let entries = self.publisher.counted(entries, &self.counters);
+        let servers = entries.iter().flat_map(|entry| &entry.servers);
+        servers
+            .filter_map(|server| match server.config.key.address {
+                std::net::IpAddr::V4(address) => {
+                    Some((address, server.config.weight, server.active, server.inactive))
+                }
+                std::net::IpAddr::V6(_) => None,
+            })
+            .collect()
+    }
+
+    /// Gives a link another MTU.
+    pub fn set_mtu(&mut self, port: PortId, mtu: u16) {
+        self.mtu[usize::from(port.0)] = mtu;
+        let mut snapshot = (**self.director.snapshot()).clone();
+        snapshot.network = Arc::new(network(self.mtu));
+        self.director.adopt(Arc::new(snapshot));
+    }
+
+    fn publish(&mut self, rules: Rules) {
+        let services = self.publisher.publish(&rules, &self.counters, self.start).expect("few servers");
+        let mut snapshot = (**self.director.snapshot()).clone();
+        snapshot.epoch = Epoch(snapshot.epoch.0 + 1);
+        snapshot.services = Arc::new(services);
+        let seconds = rules.timeouts();
+        snapshot.timeouts.set(State::Established, seconds.tcp);
+        snapshot.timeouts.set(State::FinWait, seconds.tcp_fin);
+        snapshot.timeouts.set(State::Udp, seconds.udp);
+        self.director.adopt(Arc::new(snapshot));
+        self.rules = rules;
+    }
+}
+
+impl Backend for Bench {
+    fn request(
+        &mut self,
+        request: &Request,
+        part: &mut dyn FnMut(Response) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if let Request::Services(key) = request {
+            return match self.rules.entries(key.as_ref()) {
+                Ok(entries) => {
+                    part(Response::Services(self.publisher.counted(entries, &self.counters)))?;
+                    part(Response::Done)
+                }
+                Err(refusal) => part(refusal.into()),
+            };
+        }
+        let mut rules = self.rules.clone();
+        match rules.apply(request) {
+            Ok(Change::Nothing) => self.rules.request(request, part),
+            Ok(Change::Zeroed(key)) => {
+                self.publisher.zero(key.as_ref(), &self.counters);
+                part(Response::Done)
+            }
+            Ok(_) => {
+                self.publish(rules);
+                part(Response::Done)
+            }
+            Err(refusal) => part(refusal.into()),
+        }
+    }
+}
+
+/// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP.
+fn network(mtu: [u16; 2]) -> Network {
+    let interface = |name: &str, index, mac, address: [u8; 4], mtu| Interface {
+        name: name.to_owned(),
+        index,
+        mac,
+        mtu,
+        address: Some(Ipv4Addr::from(address).into()),
+    };
+    let route = |prefix: [u8; 4], length, port| Route {
+        prefix: Ipv4Addr::from(prefix).into(),
+        length,
+        gateway: None,
+        port: Some(port),
+    };
+    let clients = (0..=20u8).flat_map(|h| (0..=255u8).map(move |l| Ipv4Addr::new(10, 0, h, l)));
+    let servers = (2..=255u8).filter(|n| *n != 99).map(|n| Ipv4Addr::new(10, 1, 0, n));
+    let clients = clients.map(|a| ((CLIENTS, V4::from(a)), Neighbour::Reachable(client_mac(a))));
+    let servers = servers.map(|a| ((SERVERS, V4::from(a)), Neighbour::Reachable(server_mac(a))));
+    let local = [VIP, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 1, 0, 1)];
+    Network::new(
+        vec![
+            interface("c0", 2, C0, [10, 0, 0, 1], mtu[0]),
+            interface("s0", 3, S0, [10, 1, 0, 1], mtu[1]),
+        ],
+        [route([10, 0, 0, 0], 16, CLIENTS), route([10, 1, 0, 0], 24, SERVERS)],
+        clients.chain(servers),
+    )
+    .on_machine(local.map(V4::from), true)
+}
