@@ -4,3 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod ipvsadm;
+pub mod rules;
+pub mod socket;
