@@ -259,7 +259,8 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_the_resolver_reads_them() {
-        let cases: &[(&str, Option<(&str, Option<u16>)>)] = &[
+        type Read<'a> = Option<(&'a str, Option<u16>)>;
+        let cases: &[(&str, Read)] = &[
             ("10.9.0.1", Some(("10.9.0.1", None))),
             ("10.9.0.1:80", Some(("10.9.0.1", Some(80)))),
             ("10.9:80", Some(("10.0.0.9", Some(80)))),

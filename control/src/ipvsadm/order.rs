@@ -1,9 +1,11 @@
 //! The order of a sorted listing.
 //!
 //! The original compares by subtraction: the difference of two 32-bit words, taken as a signed number, decides. So
-//! 200.0.0.0 stands before 1.0.0.0, the mark 4294967295 before all others, and "before" is not transitive. With such a
-//! comparison the outcome depends on how the sort goes about it; [`merge_sort`] takes the very steps the C library's
-//! `qsort` took when listings were first compared byte for byte.
+//! 200.0.0.0 stands before 1.0.0.0, the mark 4294967295 before all others, and 1 before 100 before 200 before 1 again.
+//! Where such a circle is, the original's listing depends on the order in which things were added. Ours does not, so
+//! that rules saved, restored and saved again are the same text: what is to be sorted is first put into an order of its
+//! own, and then sorted by the original's comparison with the very steps of the C library's `qsort`. Without a circle
+//! the two orders are one and the same.
 
 use std::net::IpAddr;
 
@@ -11,29 +13,36 @@ use crate::api::{Family, Protocol, ServerEntry, ServerKey, ServiceEntry, Service
 
 /// Services as `-L` and `-S` print them.
 pub fn services(entries: &mut Vec<ServiceEntry>) {
+    entries.sort_by_key(|entry| service_parts(&entry.config.key));
     merge_sort(entries, &|a, b| compare_services(&a.config.key, &b.config.key));
 }
 
 /// The servers of one service.
 pub fn servers(entries: &mut Vec<ServerEntry>) {
+    entries.sort_by_key(|entry| entry.config.key);
     merge_sort(entries, &|a, b| compare_servers(&a.config.key, &b.config.key));
 }
 
-/// By mark, family, protocol, address and port. Services with an address have mark 0.
+/// Mark, family, protocol number, address and port. Services with an address have mark 0.
+fn service_parts(key: &ServiceKey) -> (u32, bool, u8, [u32; 4], u16) {
+    match *key {
+        ServiceKey::Address { protocol, address, port } => {
+            (0, address.is_ipv6(), protocol.number(), words(address), port)
+        }
+        ServiceKey::Mark { mark, family } => {
+            (mark, family == Family::Ipv6, Protocol::Tcp.number(), [0; 4], 0)
+        }
+    }
+}
+
+/// By each of the parts in turn.
 fn compare_services(a: &ServiceKey, b: &ServiceKey) -> i32 {
-    let parts = |key: &ServiceKey| match *key {
-        ServiceKey::Address { protocol, address, port } => (0, protocol, words(address), port),
-        ServiceKey::Mark { mark, .. } => (mark, Protocol::Tcp, [0; 4], 0),
-    };
-    let family = |key: &ServiceKey| match key.family() {
-        Family::Ipv4 => 0,
-        Family::Ipv6 => 1,
-    };
-    let ((mark_a, protocol_a, words_a, port_a), (mark_b, protocol_b, words_b, port_b)) = (parts(a), parts(b));
+    let (mark_a, v6_a, protocol_a, words_a, port_a) = service_parts(a);
+    let (mark_b, v6_b, protocol_b, words_b, port_b) = service_parts(b);
     let keys = [
         difference(mark_a, mark_b),
-        family(a) - family(b),
-        i32::from(protocol_a.number()) - i32::from(protocol_b.number()),
+        i32::from(v6_a) - i32::from(v6_b),
+        i32::from(protocol_a) - i32::from(protocol_b),
     ];
     let addresses = words_a.iter().zip(words_b).map(|(a, b)| difference(*a, b));
     let ports = i32::from(port_a) - i32::from(port_b);
@@ -95,6 +104,28 @@ mod tests {
         merge_sort(&mut keys, &compare_servers);
         let printed: Vec<_> = keys.iter().map(|k| k.address.to_string()).collect();
         assert_eq!(printed, ["200.1.0.11", "fec0::1", "::1", "::2", "10.1.0.1", "32.1.13.184"]);
+    }
+
+    #[test]
+    fn where_the_comparison_runs_in_a_circle_the_order_is_still_one() {
+        let server = |a: &str| ServerEntry {
+            config: crate::api::ServerConfig {
+                key: ServerKey { address: a.parse().expect("a test's address"), port: 80 },
+                forwarding: crate::api::Forwarding::Masq,
+                weight: 1,
+                upper_threshold: 0,
+                lower_threshold: 0,
+            },
+            active: 0,
+            inactive: 0,
+            persistent: 0,
+            stats: crate::api::Stats::default(),
+        };
+        let mut one = ["1.0.0.0", "100.0.0.0", "200.0.0.0"].map(server).to_vec();
+        let mut other = ["200.0.0.0", "1.0.0.0", "100.0.0.0"].map(server).to_vec();
+        servers(&mut one);
+        servers(&mut other);
+        assert_eq!(one, other);
     }
 
     #[test]

@@ -65,7 +65,9 @@ impl From<Refusal> for Response {
 /// A service's settings.
 pub(super) fn service(config: &ServiceConfig, can: &Capabilities) -> Result<(), Refusal> {
     if !can.schedulers.contains(&config.scheduler.as_str()) {
-        return Err(Refusal::new(ENOENT, format!("There is no scheduler {:?}", config.scheduler)));
+        let known = can.schedulers.join(", ");
+        let why = format!("There is no scheduler {:?} here (there are {known})", config.scheduler);
+        return Err(Refusal::new(ENOENT, why));
     }
     if let Some(engine) = &config.engine
         && !can.engines.contains(&engine.as_str())
