@@ -3,6 +3,10 @@
 //! One request, one or more responses, each a 4-byte big-endian length and that many bytes of JSON. The first
 //! request a client sends on a connection may be anything; a daemon that does not know it answers [`Response::Refused`].
 //! The words are those of IPVS: a *service* is a virtual service, a *server* a real server of one service.
+//!
+//! A list comes in as many [`Response::Services`] or [`Response::Connections`] as it needs, none longer than
+//! [`MAX_MESSAGE`], ended by [`Response::Done`]. A service with more servers than one message holds is continued: the
+//! next message begins with an entry of the same key that carries further servers. Every other answer is one message.
 
 use std::net::IpAddr;
 
@@ -52,6 +56,12 @@ pub enum Request {
     Timeouts,
     /// Set timeouts; a zero leaves that one as it is.
     SetTimeouts(Timeouts),
+    /// Start a synchronisation daemon. `EEXIST` when one runs in that role.
+    StartDaemon(SyncDaemon),
+    /// Stop the synchronisation daemon of a role. `ESRCH` when none runs.
+    StopDaemon(SyncRole),
+    /// The synchronisation daemons that run. Answered by [`Response::Daemons`].
+    Daemons,
     /// What the director is and how it runs. Answered by [`Response::Status`].
     Status,
 }
@@ -75,8 +85,17 @@ pub enum Response {
     Connections(Vec<ConnectionEntry>),
     /// The timeouts in force.
     Timeouts(Timeouts),
+    /// The synchronisation daemons that run, the master first.
+    Daemons(Vec<SyncDaemon>),
     /// What the director is and how it runs.
     Status(Status),
+}
+
+impl Response {
+    /// Whether the answer ends with this message.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Response::Services(_) | Response::Connections(_))
+    }
 }
 
 /// Transport protocols.
@@ -96,6 +115,36 @@ pub enum Protocol {
 pub enum Family {
     Ipv4,
     Ipv6,
+}
+
+impl Protocol {
+    /// The name that listings and `/etc/services` use, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+
+    /// The number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::Ipv4,
+            IpAddr::V6(_) => Family::Ipv6,
+        }
+    }
 }
 
 /// What identifies a service.
@@ -118,6 +167,16 @@ pub enum ServiceKey {
         /// The family of the packets it is for.
         family: Family,
     },
+}
+
+impl ServiceKey {
+    /// The family of the packets this service is for.
+    pub fn family(&self) -> Family {
+        match *self {
+            ServiceKey::Address { address, .. } => Family::of(address),
+            ServiceKey::Mark { family, .. } => family,
+        }
+    }
 }
 
 /// What identifies a server within its service.
@@ -287,6 +346,35 @@ pub struct Timeouts {
     pub tcp_fin: u32,
     /// UDP.
     pub udp: u32,
+}
+
+/// Which end of the synchronisation a daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncRole {
+    /// Sends connections.
+    Master,
+    /// Receives them.
+    Backup,
+}
+
+/// A synchronisation daemon, as asked for or as it runs. A zero, or no group, asks for the default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncDaemon {
+    /// Its role.
+    pub role: SyncRole,
+    /// The interface it sends or listens on.
+    pub interface: String,
+    /// The id both ends share; 0 on a backup accepts all.
+    pub syncid: u8,
+    /// The longest message, in bytes.
+    pub max_length: u16,
+    /// The multicast group.
+    pub group: Option<IpAddr>,
+    /// The UDP port.
+    pub port: u16,
+    /// The time to live of what it sends.
+    pub ttl: u8,
 }
 
 /// What the director is and how it runs.

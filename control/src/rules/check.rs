@@ -1,0 +1,167 @@
+//! What kernel IPVS refuses, in the order in which it looks, and what this director cannot do.
+//!
+//! The order matters where two things are wrong at once: scripts match on the message. It follows
+//! `ip_vs_genl_set_cmd`, `ip_vs_add_service`, `ip_vs_add_dest` and their helpers in Linux 6.1.
+
+use std::net::IpAddr;
+
+use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESRCH};
+
+use super::Capabilities;
+use crate::api::{
+    Family, Forwarding, Protocol, Response, ServerConfig, ServiceConfig, ServiceKey, Timeouts, Tunnel,
+};
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct Refusal {
+    /// The errno of kernel IPVS for this, or EOPNOTSUPP for what only shunt lacks.
+    pub errno: i32,
+    /// A sentence for people.
+    pub why: String,
+}
+
+/// Seconds that fit the kernel's signed count of ticks at 250 a second.
+const MAX_TIMEOUT: u32 = i32::MAX as u32 / 250;
+
+impl Refusal {
+    fn new(errno: i32, why: impl Into<String>) -> Refusal {
+        Refusal { errno, why: why.into() }
+    }
+
+    pub(super) fn service_exists() -> Refusal {
+        Refusal::new(EEXIST, "This service exists already")
+    }
+
+    pub(super) fn no_service() -> Refusal {
+        Refusal::new(ESRCH, "There is no such service")
+    }
+
+    pub(super) fn server_exists() -> Refusal {
+        Refusal::new(EEXIST, "This service has that server already")
+    }
+
+    pub(super) fn no_server() -> Refusal {
+        Refusal::new(ENOENT, "This service has no such server")
+    }
+
+    pub(super) fn no_daemon() -> Refusal {
+        Refusal::new(ESRCH, "No synchronisation daemon is running")
+    }
+
+    /// `what` with its verb, such as "IPv6 services are".
+    pub(super) fn not_supported(what: &str) -> Refusal {
+        Refusal::new(EOPNOTSUPP, format!("{what} not supported yet"))
+    }
+}
+
+impl From<Refusal> for Response {
+    fn from(refusal: Refusal) -> Response {
+        Response::Refused { errno: refusal.errno, why: refusal.why }
+    }
+}
+
+/// A service's settings.
+pub(super) fn service(config: &ServiceConfig, can: &Capabilities) -> Result<(), Refusal> {
+    if !can.schedulers.contains(&config.scheduler.as_str()) {
+        let known = can.schedulers.join(", ");
+        let why = format!("There is no scheduler {:?} here (there are {known})", config.scheduler);
+        return Err(Refusal::new(ENOENT, why));
+    }
+    if let Some(engine) = &config.engine
+        && !can.engines.contains(&engine.as_str())
+    {
+        return Err(Refusal::new(ENOENT, format!("There is no persistence engine {engine:?}")));
+    }
+    if let Some(persistent) = config.persistent {
+        if config.key.family() == Family::Ipv6 && !(1..=128).contains(&persistent.prefix) {
+            return Err(Refusal::new(EINVAL, "An IPv6 persistence prefix has 1 to 128 bits"));
+        }
+        if persistent.timeout == 0 {
+            return Err(Refusal::new(
+                EINVAL,
+                "A persistent service remembers its clients for a second at least",
+            ));
+        }
+    }
+    if let ServiceKey::Mark { mark: 0, .. } = config.key {
+        return Err(Refusal::new(EINVAL, "A firewall mark is not 0"));
+    }
+
+    let key = &config.key;
+    let lacks = [
+        (!can.marks && matches!(key, ServiceKey::Mark { .. }), "Firewall-mark services are"),
+        (!can.ipv6 && key.family() == Family::Ipv6, "IPv6 services are"),
+        (
+            !can.sctp && matches!(key, ServiceKey::Address { protocol: Protocol::Sctp, .. }),
+            "SCTP services are",
+        ),
+        (!can.persistence && config.persistent.is_some(), "Persistent services are"),
+        (!can.one_packet && config.one_packet, "One-packet scheduling is"),
+    ];
+    refuse_first(&lacks)
+}
+
+/// A server's settings, as far as they can be judged without the other servers.
+pub(super) fn server(
+    service: &ServiceConfig,
+    config: &ServerConfig,
+    can: &Capabilities,
+) -> Result<(), Refusal> {
+    let tunnel = matches!(config.forwarding, Forwarding::Tunnel(_));
+    let family = Family::of(config.key.address);
+    if family != service.key.family() && !tunnel {
+        return Err(Refusal::new(EINVAL, "A server of the other address family is reached by a tunnel only"));
+    }
+    if config.weight > i32::MAX as u32 {
+        return Err(Refusal::new(ERANGE, format!("A weight is at most {}", i32::MAX)));
+    }
+    if config.lower_threshold > config.upper_threshold {
+        return Err(Refusal::new(ERANGE, "The lower threshold is above the upper one"));
+    }
+    if matches!(config.forwarding, Forwarding::Tunnel(Tunnel::Gue { port: 0, .. })) {
+        return Err(Refusal::new(EINVAL, "A GUE tunnel needs a port"));
+    }
+    if config.forwarding == Forwarding::Local {
+        return Err(Refusal::new(EINVAL, "Local forwarding is listed, never asked for"));
+    }
+
+    let lacks = [
+        (!can.tunnel && tunnel, "Tunneling is"),
+        (!can.ipv6 && family == Family::Ipv6, "IPv6 servers are"),
+        (!can.thresholds && config.upper_threshold != 0, "Connection thresholds are"),
+    ];
+    refuse_first(&lacks)
+}
+
+/// A server's address must be one host's. Whether it is the broadcast address of a network this machine is on is the
+/// daemon's to know.
+pub(super) fn server_address(address: IpAddr) -> Result<(), Refusal> {
+    let unicast = match address {
+        IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.is_unspecified()),
+        IpAddr::V6(v6) => {
+            let mapped = v6.to_ipv4_mapped().is_some();
+            !(v6.is_multicast() || v6.is_unspecified() || v6.is_unicast_link_local() || mapped)
+        }
+    };
+    match unicast {
+        true => Ok(()),
+        false => Err(Refusal::new(EINVAL, format!("{address} is not a server's unicast address"))),
+    }
+}
+
+/// New timeouts.
+pub(super) fn timeouts(new: &Timeouts) -> Result<(), Refusal> {
+    if [new.tcp, new.tcp_fin, new.udp].iter().any(|seconds| *seconds > MAX_TIMEOUT) {
+        return Err(Refusal::new(EINVAL, format!("A timeout is at most {MAX_TIMEOUT} seconds")));
+    }
+    Ok(())
+}
+
+fn refuse_first(lacks: &[(bool, &str)]) -> Result<(), Refusal> {
+    match lacks.iter().find(|(missing, _)| *missing) {
+        Some((_, what)) => Err(Refusal::not_supported(what)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,260 @@
+//! The rules: which services there are, which servers each has, and the timeouts. The authority on all three.
+//!
+//! [`Rules`] is plain data. It does no I/O, reads no clock and can be cloned, so that a change can be tried on a copy,
+//! published, and only then kept. [`Rules::apply`] holds every change against what kernel IPVS would say, errno for
+//! errno, and answers with a [`Change`] from which a new snapshot for the data plane is made. Counters live with the
+//! workers and are joined in by whoever answers a listing.
+//!
+//! Order is part of the answer. Services stand in the order of the kernel's hash buckets, newest first in each, which
+//! is what `ipvsadm --nosort` shows; servers newest first, which is also where schedulers start.
+
+mod capabilities;
+mod check;
+mod restore;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub use capabilities::Capabilities;
+pub use check::Refusal;
+pub use restore::RestoreError;
+
+use crate::api::{
+    Request, ServerConfig, ServerEntry, ServerKey, ServiceConfig, ServiceEntry, ServiceKey, Stats, Timeouts,
+};
+
+/// The timeouts a fresh IPVS has, in seconds.
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
+
+/// All rules.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    capabilities: Capabilities,
+    services: BTreeMap<Bucket, Vec<Service>>,
+    timeouts: Timeouts,
+}
+
+/// A service with its servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its settings.
+    pub config: ServiceConfig,
+    /// Its servers, newest first.
+    pub servers: Vec<ServerConfig>,
+}
+
+/// What a request changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A service was removed, with these servers.
+    ServiceRemoved(Service),
+    /// A service was added, without servers.
+    ServiceAdded(ServiceKey),
+    /// A service has other settings; its servers are as before.
+    ServiceEdited(ServiceKey),
+    /// A server was added.
+    ServerAdded(ServiceKey, ServerKey),
+    /// A server has other settings.
+    ServerEdited(ServiceKey, ServerKey),
+    /// A server was removed.
+    ServerRemoved(ServiceKey, ServerConfig),
+    /// These services, all there were, were removed.
+    Flushed(Vec<Service>),
+    /// The timeouts are these now.
+    Timeouts(Timeouts),
+    /// The counters of one service, or of all, are to be set to zero. The rules are as before.
+    Zeroed(Option<ServiceKey>),
+    /// Nothing; the request only asks.
+    Nothing,
+}
+
+/// Where a service stands in the kernel's two tables: those with an address come first, then those with a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Bucket {
+    by_mark: bool,
+    hash: u8,
+}
+
+impl Rules {
+    /// No rules, for a director that can do this much.
+    pub fn new(capabilities: Capabilities) -> Rules {
+        Rules { capabilities, services: BTreeMap::new(), timeouts: DEFAULT_TIMEOUTS }
+    }
+
+    /// Reads rules in the format of `ipvsadm -S`; lines that begin with `#` are comments. All or nothing.
+    pub fn restore(capabilities: Capabilities, text: &str) -> Result<Rules, RestoreError> {
+        restore::restore(capabilities, text)
+    }
+
+    /// Carries out a request, or says why not; then nothing has changed.
+    pub fn apply(&mut self, request: &Request) -> Result<Change, Refusal> {
+        match request {
+            Request::AddService(config) => self.add_service(config),
+            Request::EditService(config) => self.edit_service(config),
+            Request::DeleteService(key) => self.delete_service(key),
+            Request::AddServer(key, server) => self.add_server(key, server),
+            Request::EditServer(key, server) => self.edit_server(key, server),
+            Request::DeleteServer(key, server) => self.delete_server(key, server),
+            Request::Flush => {
+                let services = std::mem::take(&mut self.services);
+                Ok(Change::Flushed(services.into_values().flatten().collect()))
+            }
+            Request::SetTimeouts(timeouts) => self.set_timeouts(timeouts),
+            Request::Zero(key) => {
+                key.as_ref().map(|key| self.find(key)).transpose()?;
+                Ok(Change::Zeroed(*key))
+            }
+            Request::Services(key) => {
+                key.as_ref().map(|key| self.find(key)).transpose()?;
+                Ok(Change::Nothing)
+            }
+            Request::StartDaemon(_) => Err(Refusal::not_supported("The synchronisation daemon is")),
+            Request::StopDaemon(_) => Err(Refusal::no_daemon()),
+            Request::Connections | Request::Timeouts | Request::Daemons | Request::Status => {
+                Ok(Change::Nothing)
+            }
+        }
+    }
+
+    fn add_service(&mut self, config: &ServiceConfig) -> Result<Change, Refusal> {
+        if self.service(&config.key).is_some() {
+            return Err(Refusal::service_exists());
+        }
+        check::service(config, &self.capabilities)?;
+        let service = Service { config: config.clone(), servers: Vec::new() };
+        self.services.entry(Bucket::of(&config.key)).or_default().insert(0, service);
+        Ok(Change::ServiceAdded(config.key))
+    }
+
+    fn edit_service(&mut self, config: &ServiceConfig) -> Result<Change, Refusal> {
+        self.find(&config.key)?;
+        check::service(config, &self.capabilities)?;
+        self.find_mut(&config.key)?.config = config.clone();
+        Ok(Change::ServiceEdited(config.key))
+    }
+
+    fn delete_service(&mut self, key: &ServiceKey) -> Result<Change, Refusal> {
+        let bucket = Bucket::of(key);
+        let services = self.services.get_mut(&bucket).ok_or_else(Refusal::no_service)?;
+        let place = services.iter().position(|s| s.config.key == *key).ok_or_else(Refusal::no_service)?;
+        let removed = services.remove(place);
+        if services.is_empty() {
+            self.services.remove(&bucket);
+        }
+        Ok(Change::ServiceRemoved(removed))
+    }
+
+    fn add_server(&mut self, key: &ServiceKey, server: &ServerConfig) -> Result<Change, Refusal> {
+        let service = self.find(key)?;
+        check::server(&service.config, server, &self.capabilities)?;
+        if service.servers.iter().any(|s| s.key == server.key) {
+            return Err(Refusal::server_exists());
+        }
+        check::server_address(server.key.address)?;
+        self.find_mut(key)?.servers.insert(0, *server);
+        Ok(Change::ServerAdded(*key, server.key))
+    }
+
+    fn edit_server(&mut self, key: &ServiceKey, server: &ServerConfig) -> Result<Change, Refusal> {
+        check::server(&self.find(key)?.config, server, &self.capabilities)?;
+        let mut servers = self.find_mut(key)?.servers.iter_mut();
+        *servers.find(|s| s.key == server.key).ok_or_else(Refusal::no_server)? = *server;
+        Ok(Change::ServerEdited(*key, server.key))
+    }
+
+    fn delete_server(&mut self, key: &ServiceKey, server: &ServerKey) -> Result<Change, Refusal> {
+        let servers = &mut self.find_mut(key)?.servers;
+        let place = servers.iter().position(|s| s.key == *server).ok_or_else(Refusal::no_server)?;
+        Ok(Change::ServerRemoved(*key, servers.remove(place)))
+    }
+
+    fn set_timeouts(&mut self, new: &Timeouts) -> Result<Change, Refusal> {
+        check::timeouts(new)?;
+        let keep = |new: u32, old: u32| if new == 0 { old } else { new };
+        self.timeouts = Timeouts {
+            tcp: keep(new.tcp, self.timeouts.tcp),
+            tcp_fin: keep(new.tcp_fin, self.timeouts.tcp_fin),
+            udp: keep(new.udp, self.timeouts.udp),
+        };
+        Ok(Change::Timeouts(self.timeouts))
+    }
+
+    fn find_mut(&mut self, key: &ServiceKey) -> Result<&mut Service, Refusal> {
+        let services = self.services.get_mut(&Bucket::of(key)).ok_or_else(Refusal::no_service)?;
+        services.iter_mut().find(|s| s.config.key == *key).ok_or_else(Refusal::no_service)
+    }
+
+    fn find(&self, key: &ServiceKey) -> Result<&Service, Refusal> {
+        self.service(key).ok_or_else(Refusal::no_service)
+    }
+
+    /// One service.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(&Bucket::of(key))?.iter().find(|s| s.config.key == *key)
+    }
+
+    /// All services, in the kernel's order.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().flatten()
+    }
+
+    /// The timeouts in force.
+    pub fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    /// What the director behind these rules can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// One service or all as they are listed, in the kernel's order, with all counters zero.
+    pub fn entries(&self, key: Option<&ServiceKey>) -> Result<Vec<ServiceEntry>, Refusal> {
+        Ok(match key {
+            Some(key) => vec![self.find(key)?.entry()],
+            None => self.services().map(Service::entry).collect(),
+        })
+    }
+}
+
+impl Service {
+    /// This service as it is listed, with all counters zero.
+    pub fn entry(&self) -> ServiceEntry {
+        let server = |config: &ServerConfig| ServerEntry {
+            config: *config,
+            active: 0,
+            inactive: 0,
+            persistent: 0,
+            stats: Stats::default(),
+        };
+        ServiceEntry {
+            config: self.config.clone(),
+            stats: Stats::default(),
+            servers: self.servers.iter().map(server).collect(),
+        }
+    }
+}
+
+impl Bucket {
+    /// The kernel's `ip_vs_svc_hashkey`, less the address of the network namespace, which it mixes in so that no two
+    /// machines have the same order.
+    fn of(key: &ServiceKey) -> Bucket {
+        match *key {
+            ServiceKey::Mark { mark, .. } => Bucket { by_mark: true, hash: mark as u8 },
+            ServiceKey::Address { protocol, address, port } => {
+                let folded = match address {
+                    IpAddr::V4(v4) => v4.to_bits(),
+                    IpAddr::V6(v6) => {
+                        let bits = v6.to_bits();
+                        (0..4).fold(0, |fold, word| fold ^ (bits >> (32 * word)) as u32)
+                    }
+                };
+                let hash = u32::from(protocol.number()) ^ folded ^ u32::from(port >> 8) ^ u32::from(port);
+                Bucket { by_mark: false, hash: hash as u8 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! The tool against a daemon's socket: the same answers as in memory, and clear words when there is no daemon.
+
+use std::{path::Path, sync::Mutex};
+
+use shunt::{
+    api::{Request, Response},
+    ipvsadm::{self, Backend},
+    rules::{Capabilities, Rules},
+    socket::{self, Handler, Reply},
+};
+
+/// A daemon that has rules and nothing else.
+struct Daemon(Mutex<Rules>);
+
+impl Handler for Daemon {
+    async fn handle(&self, request: Request, reply: Reply) {
+        for response in self.answer(&request) {
+            reply.send(response).await.expect("the client waits for its answer");
+        }
+    }
+}
+
+impl Daemon {
+    fn answer(&self, request: &Request) -> Vec<Response> {
+        let mut answer = Vec::new();
+        let mut rules = self.0.lock().expect("no test panics with the rules in hand");
+        let kept = rules.request(request, &mut |response| {
+            match response {
+                Response::Services(entries) => answer.extend(socket::services(entries)),
+                other => answer.push(other),
+            }
+            Ok(())
+        });
+        kept.expect("keeping cannot fail");
+        answer
+    }
+}
+
+fn tool(path: &Path, line: &str, stdin: &str) -> (String, String, i32) {
+    let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
+    let (program, args) = words.split_first().expect("a line has a program");
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let exit = ipvsadm::run(program, args, path, &mut stdin.as_bytes(), &mut stdout, &mut stderr);
+    let text = |bytes| String::from_utf8(bytes).expect("the tool prints text");
+    (text(stdout), text(stderr), exit)
+}
+
+fn with_a_daemon(capabilities: Capabilities, client: impl FnOnce(&Path) + Send + 'static) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("shunt.sock");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let listener = socket::bind(&path).expect("a fresh socket");
+        let daemon = Daemon(Mutex::new(Rules::new(capabilities)));
+        let client = tokio::task::spawn_blocking(move || client(&path));
+        tokio::select! {
+            served = socket::serve(listener, daemon) => served.expect("serving goes on"),
+            done = client => done.expect("the client's checks hold"),
+        }
+    });
+}
+
+fn well(stdout: &str) -> (String, String, i32) {
+    (stdout.to_string(), String::new(), 0)
+}
+
+fn badly(stderr: &str, exit: i32) -> (String, String, i32) {
+    (String::new(), stderr.to_string(), exit)
+}
+
+#[test]
+fn thousands_of_servers_are_restored_listed_and_saved_over_the_socket() {
+    with_a_daemon(Capabilities::everything(), |path| {
+        let mut rules = String::from("-A -t 10.9.0.1:80 -s rr\n");
+        for n in 0..2000 {
+            rules += &format!("-a -t 10.9.0.1:80 -r 10.1.{}.{}:80 -m -w 1\n", n / 250, n % 250);
+        }
+        for port in 81..400 {
+            rules += &format!("-A -t 10.9.0.1:{port} -s wlc\n-a -t 10.9.0.1:{port} -r 10.1.0.1:80 -m -w 1\n");
+        }
+        assert_eq!(tool(path, "ipvsadm-restore", &format!("# saved\n{rules}")), well(""));
+        assert_eq!(tool(path, "ipvsadm -Sn", ""), well(&rules));
+        assert_eq!(tool(path, "/sbin/ipvsadm-save -n", ""), well(&rules));
+        assert_eq!(tool(path, "ipvsadm -Ln", "").0.lines().count(), 3 + rules.lines().count());
+        assert_eq!(tool(path, "ipvsadm -D -t 10.9.0.9:80", ""), badly("No such service\n", 255));
+    });
+}
+
+#[test]
+fn what_the_director_lacks_is_said_in_a_second_line() {
+    let little =
+        Capabilities { schedulers: &["rr", "wrr"], ipv6: false, tunnel: false, ..Capabilities::everything() };
+    with_a_daemon(little, |path| {
+        assert_eq!(tool(path, "ipvsadm -A -t 10.9.0.1:80 -s rr", ""), well(""));
+        assert_eq!(
+            tool(path, "ipvsadm -A -t [2001:db8::1]:80 -s rr", ""),
+            badly("Operation not supported with IPv6\n(IPv6 services are not supported yet)\n", 255)
+        );
+        assert_eq!(
+            tool(path, "ipvsadm -a -t 10.9.0.1:80 -r 10.1.0.1 -i", ""),
+            badly("Operation not supported\n(Tunneling is not supported yet)\n", 255)
+        );
+        assert_eq!(
+            tool(path, "ipvsadm --start-daemon master", ""),
+            badly("Operation not supported\n(The synchronisation daemon is not supported yet)\n", 255)
+        );
+        assert_eq!(
+            tool(path, "ipvsadm -A -t 10.9.0.2:80", ""),
+            badly("Scheduler or persistence engine not found\n", 255)
+        );
+    });
+}
+
+#[test]
+fn without_a_daemon_the_tool_says_what_to_do() {
+    let path = Path::new("/nonexistent/shunt.sock");
+    assert_eq!(
+        tool(path, "ipvsadm -Ln", ""),
+        badly(
+            "Can't initialize ipvs: no shunt daemon answers at /nonexistent/shunt.sock: No such file or \
+             directory\nStart the director with `shunt run', or name its socket in SHUNT_SOCKET.\n",
+            2
+        )
+    );
+    let (help, _, exit) = tool(path, "ipvsadm --help", "");
+    assert!(help.starts_with("ipvsadm v1.31 "));
+    assert_eq!(exit, 0);
+}
+
+#[test]
+fn a_daemon_that_ends_under_the_tool_is_reported() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("shunt.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a fresh socket");
+    let daemon = std::thread::spawn(move || drop(listener.accept().expect("the tool connects")));
+    let (_, complaint, exit) = tool(&path, "ipvsadm -Ln", "");
+    daemon.join().expect("the daemon's one accept");
+    assert!(complaint.contains("is lost: it closed the connection"), "{complaint}");
+    assert_eq!(exit, 255);
+}
