@@ -2,7 +2,7 @@
 //!
 //! The lab needs nothing but its own binary: `shunt-lab director …` *is* `shunt …`. [`Launcher`] knows how to start it, or
 //! the binary that `SHUNT_BIN` names, from the lab or from a test. Either way the child first ties itself to
-//! its parent (a parent-death signal), so that no director outlives a lab that was killed.
+//! its namespace (a parent-death signal), so that no director outlives a lab that was killed.
 //!
 //! [`Director`] is a running one: it answers on its socket when [`Director::start`] returns, is sent SIGTERM when stopped, and
 //! killed if that does not help or if it is merely dropped. The socket lies on the namespace's private /run.
@@ -17,9 +17,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 
 use crate::interrupt;
 use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Topology};
@@ -69,13 +68,12 @@ impl Launcher {
         self
     }
 
-    /// `shunt` with its arguments still to come, tied to the calling process.
+    /// `shunt` with its arguments still to come, tied to the namespace it will be spawned in.
     pub fn shunt(&self) -> Command {
         let mut command = Command::new(&self.lab);
-        let parent = std::process::id().to_string();
         match &self.shunt {
-            Some(shunt) => command.args(["child", &parent]).arg(shunt),
-            None => command.args(["director", &parent]),
+            Some(shunt) => command.arg("child").arg(shunt),
+            None => command.arg("director"),
         };
         command.env("SHUNT_SOCKET", SOCKET);
         command
@@ -87,16 +85,6 @@ impl Launcher {
         command.arg("inside");
         command
     }
-}
-
-/// Makes the calling process die with the thread that started it, whose process was `parent`. For a child, first thing.
-pub fn tie_to(parent: i32) -> Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL).context("asking for a parent-death signal")?;
-    // If the parent died before that call, no signal will come; but then we have been adopted.
-    if getppid() != Pid::from_raw(parent) {
-        bail!("the process {parent} that started this one is gone");
-    }
-    Ok(())
 }
 
 /// A running director. It cannot outlive the topology it stands in.

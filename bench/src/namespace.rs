@@ -11,18 +11,26 @@
 //! file in it is gone with the mount.
 //!
 //! The trap the keeper is there for: a parent-death signal (`PR_SET_PDEATHSIG`) fires when the *thread* that forked ends,
-//! not when its process does. A child forked on a helper thread that returns at once would be killed at once.
+//! not when its process does. A child forked on a helper thread that returns at once would be killed at once. And one that asks too
+//! late gets none: so it looks for its keeper after it has asked, see [`tie_to_keeper`].
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::gettid;
+
+/// Tells a child which thread keeps it: a directory in /proc.
+const KEEPER: &str = "SHUNT_LAB_KEEPER";
 
 /// A network namespace with a mount namespace beside it. Dropping it ends the child processes started in it.
 pub struct Namespace {
@@ -102,6 +110,7 @@ impl Namespace {
         let (report, result) = mpsc::channel();
         let program = command.get_program().to_string_lossy().into_owned();
         let job: Job = Box::new(move || {
+            command.env(KEEPER, format!("/proc/{}/task/{}", std::process::id(), gettid()));
             let _ = report.send(command.spawn());
         });
         let gone = || anyhow!("the keeper of namespace {} died", self.name);
@@ -138,6 +147,16 @@ impl Drop for Namespace {
             let _ = thread.join();
         }
     }
+}
+
+/// Makes the calling process die with the namespace that [`Namespace::spawn`] started it in. For a child, first thing.
+pub fn tie_to_keeper() -> Result<()> {
+    let keeper = std::env::var_os(KEEPER)
+        .with_context(|| format!("{KEEPER} is not set: this is for processes that the lab starts"))?;
+    prctl::set_pdeathsig(Signal::SIGKILL).context("asking for a parent-death signal")?;
+    // For one that ended before we asked there is no signal.
+    ensure!(Path::new(&keeper).exists(), "whoever started this process is gone");
+    Ok(())
 }
 
 /// On the keeper: the calling thread gets its own network and mounts, and hands out descriptors of both.

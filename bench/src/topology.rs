@@ -133,6 +133,11 @@ impl Topology {
         topology.wire(options.queues)?;
         topology.number()?;
         topology.silence_offloads()?;
+        for namespace in topology.namespaces() {
+            namespace
+                .run_in(|| Netlink::open()?.wait_until_all_pass_packets())?
+                .with_context(|| format!("waiting for the interfaces of the {}", namespace.name()))?;
+        }
         Ok(topology)
     }
 
@@ -179,16 +184,21 @@ impl Topology {
         })?
     }
 
+    fn namespaces(&self) -> [&Namespace; 5] {
+        let [first, second] = &self.servers;
+        [&self.client, &self.director, first, second, &self.switch]
+    }
+
     /// Variables that new interfaces inherit, so before there are any.
     fn tune(&self) -> Result<()> {
-        let everyone = [&self.client, &self.director, &self.servers[0], &self.servers[1], &self.switch];
-        for namespace in everyone {
+        for namespace in self.namespaces() {
             // Replies may come in by another interface than requests leave by: that is what DR is.
             namespace
                 .set_variables(&[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")])?;
             if self.has_ipv6 {
                 // The addresses are ours alone; detecting duplicates would take a second per interface.
-                namespace.set_variables(&[("ipv6/conf/default/accept_dad", "0")])?;
+                let everywhere = [("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
+                namespace.set_variables(&everywhere)?;
             }
         }
         self.director.set_variables(&[("ipv4/ip_forward", "1")])?;
