@@ -9,7 +9,7 @@
 //! in `main`, and tests, whose harness has threads already, run again as a child of `shunt-lab inside`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -100,7 +100,9 @@ pub fn permit_test(name: &str) -> Result<bool> {
     match output.status.code() {
         Some(0) => Ok(false),
         Some(code) if code == i32::from(REFUSED) => {
-            println!("skip: {name}: neither root nor a user namespace: {}", said.trim());
+            // Past the harness, which shows what a passing test prints to nobody.
+            let line = format!("skip: {name}: neither root nor a user namespace: {}\n", said.trim());
+            io::stderr().write_all(line.as_bytes()).context("writing to standard error")?;
             Ok(false)
         }
         _ => bail!("{name} failed in a user namespace:\n{}\n{said}", String::from_utf8_lossy(&output.stdout)),
