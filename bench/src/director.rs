@@ -9,10 +9,10 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -115,17 +115,27 @@ impl<'t> Director<'t> {
         Ok(director)
     }
 
-    /// Runs `shunt ipvsadm ARGS` against this director and returns what it printed.
+    /// Runs `shunt ipvsadm ARGS` against this director and returns what it printed. That it refuses is an error.
     pub fn ipvsadm(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.launcher.shunt();
-        command.arg("ipvsadm").args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let line = || format!("ipvsadm {}", args.join(" "));
-        let output = self.topology.director().spawn(command)?.wait_with_output().with_context(line)?;
+        let output = self.shunt(&[&["ipvsadm"], args].concat(), "")?;
         if !output.status.success() {
-            bail!("{}: {}: {}", line(), output.status, String::from_utf8_lossy(&output.stderr).trim());
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("ipvsadm {}: {}: {}", args.join(" "), output.status, said.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs any `shunt` command beside this director, such as `ipvsadm -R`, with `input` as its standard input.
+    pub fn shunt(&self, words: &[&str], input: &str) -> Result<Output> {
+        let line = || format!("shunt {}", words.join(" "));
+        let mut command = self.launcher.shunt();
+        command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.topology.director().spawn(command)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A command that reads nothing may be gone by now, which its status tells better.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        child.wait_with_output().with_context(line)
     }
 
     /// Its process id.

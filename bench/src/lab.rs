@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::director::{Director, Launcher};
+use crate::director::Director;
 use crate::interrupt;
 use crate::machine;
 use crate::privilege::Privilege;
@@ -201,26 +201,26 @@ impl Case<'_> {
 
         let sources = Sources::new((0..topology::CLIENTS).map(|n| client(n).into()));
         let stage = Stage { topology: &topology, servers, sources };
-        self.put_loads_on(&stage, report, progress)?;
+        if let Err(error) = self.put_loads_on(&stage, report, progress) {
+            // The end of the director explains any other trouble.
+            interrupt::check()?;
+            director.as_mut().map_or(Ok(()), Director::check)?;
+            return Err(error);
+        }
         for server in stage.servers {
             server.stop().context("a server failed")?;
         }
-        if let Some(mut director) = director {
-            director.check()?;
+        if let Some(director) = director {
             director.stop()?;
         }
         Ok(())
     }
 
     fn start_director<'t>(&self, topology: &'t Topology, backend: Backend) -> Result<Director<'t>> {
-        let cores = machine::cores();
-        let first = cores.saturating_sub(self.plan.workers);
-        let list: Vec<_> = (first..cores).map(|core| core.to_string()).collect();
-        Director::start(
-            topology,
-            Launcher::find()?,
-            &["--backend", backend.name(), "--cores", &list.join(",")],
-        )
+        let cores = machine::cores()?;
+        let workers = cores.len().saturating_sub(self.plan.workers)..;
+        let list: Vec<_> = cores[workers].iter().map(usize::to_string).collect();
+        topology.start_director(&["--backend", backend.name(), "--cores", &list.join(",")])
     }
 
     /// As in any LVS tutorial.

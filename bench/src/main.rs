@@ -78,8 +78,9 @@ fn main() -> ExitCode {
 fn run_lab(options: &Options) -> Result<ExitCode> {
     let privilege = privilege::obtain()?;
     interrupt::listen()?;
-    if usize::from(options.workers) > cores() {
-        bail!("--workers {}: this machine has {} cores to use", options.workers, cores());
+    let cores = cores()?.len();
+    if usize::from(options.workers) > cores {
+        bail!("--workers {}: there are {cores} cores to use here", options.workers);
     }
 
     let mut progress = Display::new();

@@ -24,6 +24,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::director::{Director, Launcher};
 use crate::namespace::Namespace;
 use crate::netlink::{MAIN, Netlink};
 use crate::offload;
@@ -166,6 +167,11 @@ impl Topology {
                 .with_context(|| format!("starting server {n}"))
         };
         Ok([start(0)?, start(1)?])
+    }
+
+    /// Starts a director on both interfaces: `shunt run` with these further arguments. The rules are still to come.
+    pub fn start_director(&self, args: &[&str]) -> Result<Director<'_>> {
+        Director::start(self, Launcher::find()?, args)
     }
 
     /// Whether the kernel has IPv6, and with it the topology.
