@@ -1,11 +1,12 @@
 //! The real director, started in its namespace and driven as an operator drives it.
 //!
-//! The lab needs nothing but its own binary: `shunt-lab director …` *is* `shunt …`. [`Launcher`] knows how to start it, or
-//! the binary that `SHUNT_BIN` names, from the lab or from a test. Either way the child first ties itself to
-//! its namespace (a parent-death signal), so that no director outlives a lab that was killed.
+//! The lab needs nothing but its own binary: `shunt-lab director …` *is* `shunt …`. [`Launcher`] knows how to
+//! start it, or the binary that `SHUNT_BIN` names, from the lab or from a test. Either way the child first
+//! ties itself to its namespace (a parent-death signal), so that no director outlives a lab that was killed.
 //!
-//! [`Director`] is a running one: it answers on its socket when [`Director::start`] returns, is sent SIGTERM when stopped, and
-//! killed if that does not help or if it is merely dropped. The socket lies on the namespace's private /run.
+//! [`Director`] is a running one: it answers on its socket when [`Director::start`] returns, is sent SIGTERM
+//! when stopped, and killed if that does not help or if it is merely dropped. The socket lies on the
+//! namespace's private /run.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -26,7 +27,8 @@ use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Topology};
 /// Where the director's socket is, inside its namespace: shunt's own default.
 pub const SOCKET: &str = "/run/shunt.sock";
 
-/// A director that has not answered by then will not. Attaching XDP takes milliseconds on veth; the rest is a loaded machine.
+/// A director that has not answered by then will not. Attaching XDP takes milliseconds on veth; the rest is a
+/// loaded machine.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a director may take to detach after SIGTERM before it is killed.
@@ -43,7 +45,8 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Finds the lab: this very process, or, from a test, `SHUNT_LAB` or the `shunt-lab` that cargo built beside it.
+    /// Finds the lab: this very process, or, from a test, `SHUNT_LAB` or the `shunt-lab` that cargo built
+    /// beside it.
     pub fn find() -> Result<Self> {
         let this = std::env::current_exe().context("finding this program's own file")?;
         let lab = if let Some(lab) = std::env::var_os("SHUNT_LAB") {
@@ -57,7 +60,7 @@ impl Launcher {
                 .take(2)
                 .map(|directory| directory.join("shunt-lab"))
                 .find(|candidate| candidate.is_file())
-                .context("no shunt-lab beside this program. Build it (cargo build -p shunt-bench) or set SHUNT_LAB")?
+                .context("no shunt-lab beside this program: cargo build -p shunt-bench, or set SHUNT_LAB")?
         };
         Ok(Self { lab, shunt: std::env::var_os("SHUNT_BIN") })
     }
@@ -96,8 +99,8 @@ pub struct Director<'t> {
 }
 
 impl<'t> Director<'t> {
-    /// Runs `shunt run --interface c0 --interface s0 --socket … ARGS` and waits until it answers. The error says what it
-    /// said.
+    /// Runs `shunt run --interface c0 --interface s0 --socket … ARGS` and waits until it answers. The error
+    /// says what it said.
     pub fn start(topology: &'t Topology, launcher: Launcher, args: &[&str]) -> Result<Self> {
         let mut command = launcher.shunt();
         command
@@ -115,7 +118,8 @@ impl<'t> Director<'t> {
         Ok(director)
     }
 
-    /// Runs `shunt ipvsadm ARGS` against this director and returns what it printed. That it refuses is an error.
+    /// Runs `shunt ipvsadm ARGS` against this director and returns what it printed. That it refuses is an
+    /// error.
     pub fn ipvsadm(&self, args: &[&str]) -> Result<String> {
         let output = self.shunt(&[&["ipvsadm"], args].concat(), "")?;
         if !output.status.success() {
@@ -125,7 +129,8 @@ impl<'t> Director<'t> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs any `shunt` command beside this director, such as `ipvsadm -R`, with `input` as its standard input.
+    /// Runs any `shunt` command beside this director, such as `ipvsadm -R`, with `input` as its standard
+    /// input.
     pub fn shunt(&self, words: &[&str], input: &str) -> Result<Output> {
         let line = || format!("shunt {}", words.join(" "));
         let mut command = self.launcher.shunt();

@@ -8,10 +8,12 @@
 //! ```
 //!
 //! A case that gives a wrong answer, loses a server or crashes the director ends the run with an error: its
-//! speed is of no interest. A backend that cannot *start* on this machine is skipped, in the director's own words.
+//! speed is of no interest. A backend that cannot *start* on this machine is skipped, in the director's own
+//! words.
 //!
-//! Cores. Workers get the last cores; clients and servers are left to the scheduler, which on two cores does better than any
-//! fixed place: a veth carries a frame to the far end's socket on the sender's core, so half of "the server's work" is done by the worker.
+//! Cores. Workers get the last cores; clients and servers are left to the scheduler, which on two cores does
+//! better than any fixed place: a veth carries a frame to the far end's socket on the sender's core, so half
+//! of "the server's work" is done by the worker.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -136,7 +138,8 @@ impl Load {
 const MANY: usize = 64;
 /// One for each server, so that the latency is the path's and not a queue's.
 const FEW: usize = SERVERS;
-/// Datagrams under way at most. Half a ring of the usual 1024 descriptors, so that a ring that overflows is the director's doing.
+/// Datagrams under way at most. Half a ring of the usual 1024 descriptors, so that a ring that overflows is
+/// the director's doing.
 const WINDOW: u64 = 512;
 /// Flows of datagrams; both servers get half of them by any fair scheduler.
 const FLOWS: usize = 16;

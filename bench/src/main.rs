@@ -1,9 +1,9 @@
 //! `shunt-lab`: forwarding modes compared on this machine, with one command and nothing but this binary.
 //!
-//! The same binary plays several parts. Without a hidden first word it is the lab. `director ARGS…` is shunt itself, tied
-//! to the namespace it was started in; `child PROGRAM ARGS…` ties any program that way; `inside PROGRAM ARGS…` runs one with the right to make
-//! namespaces. The parts are told apart before anything else happens, as namespaces must be entered before the first
-//! thread.
+//! The same binary plays several parts. Without a hidden first word it is the lab. `director ARGS…` is shunt
+//! itself, tied to the namespace it was started in; `child PROGRAM ARGS…` ties any program that way; `inside
+//! PROGRAM ARGS…` runs one with the right to make namespaces. The parts are told apart before anything else
+//! happens, as namespaces must be entered before the first thread.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -20,9 +20,9 @@ use shunt_bench::privilege::{self, Privilege};
 use shunt_bench::report::Report;
 use shunt_bench::{interrupt, namespace::tie_to_keeper};
 
-/// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director in network
-/// namespaces. Takes under two minutes, leaves nothing behind. Without root it uses a user namespace and cannot measure
-/// AF_XDP.
+/// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director
+/// in network namespaces. Takes under two minutes, leaves nothing behind. Without root it uses a user
+/// namespace and cannot measure AF_XDP.
 #[derive(Parser)]
 #[command(name = "shunt-lab", version)]
 struct Options {
@@ -47,8 +47,8 @@ struct Options {
     workers: u16,
 }
 
-/// Rounds and window of the full comparison: 5 cases × 3 rounds × 4 loads × 1.15 s with warm-up are 69 s. One second is a
-/// thousand scheduler ticks or more, three are the fewest that have a median and a spread.
+/// Rounds and window of the full comparison: 5 cases × 3 rounds × 4 loads × 1.15 s with warm-up are 69 s. One
+/// second is a thousand scheduler ticks or more, three are the fewest that have a median and a spread.
 const ROUNDS: usize = 3;
 const WINDOW: Duration = Duration::from_millis(1000);
 

@@ -6,13 +6,14 @@
 //!     └─ keeper: a thread that was born the namespace, forks its child processes, and takes them along when it ends
 //! ```
 //!
-//! The namespace has no name in the file system. It exists while the descriptors, the keeper or a child do, and these go with
-//! the process, so even SIGKILL leaves nothing to clean up. The private /run is there for the same reason: a daemon's socket
-//! file in it is gone with the mount.
+//! The namespace has no name in the file system. It exists while the descriptors, the keeper or a child do,
+//! and these go with the process, so even SIGKILL leaves nothing to clean up. The private /run is there for
+//! the same reason: a daemon's socket file in it is gone with the mount.
 //!
-//! The trap the keeper is there for: a parent-death signal (`PR_SET_PDEATHSIG`) fires when the *thread* that forked ends,
-//! not when its process does. A child forked on a helper thread that returns at once would be killed at once. And one that asks too
-//! late gets none: so it looks for its keeper after it has asked, see [`tie_to_keeper`].
+//! The trap the keeper is there for: a parent-death signal (`PR_SET_PDEATHSIG`) fires when the *thread* that
+//! forked ends, not when its process does. A child forked on a helper thread that returns at once would be
+//! killed at once. And one that asks too late gets none: so it looks for its keeper after it has asked, see
+//! [`tie_to_keeper`].
 
 use std::fs::{self, File};
 use std::io;
@@ -149,7 +150,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Makes the calling process die with the namespace that [`Namespace::spawn`] started it in. For a child, first thing.
+/// Makes the calling process die with the namespace that [`Namespace::spawn`] started it in. For a child,
+/// first thing.
 pub fn tie_to_keeper() -> Result<()> {
     let keeper = std::env::var_os(KEEPER)
         .with_context(|| format!("{KEEPER} is not set: this is for processes that the lab starts"))?;
@@ -171,7 +173,8 @@ fn leave_for_a_new_namespace() -> Result<(File, File)> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), quiet, Some("mode=0755,size=16m"))
         .context("mounting a private /run")?;
-    // Some containers refuse this. Then /sys/class/net shows the wrong interfaces, which matters to few programs.
+    // Some containers refuse this. Then /sys/class/net shows the wrong interfaces, which matters to few
+    // programs.
     let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), quiet, none);
 
     let open = |kind| {

@@ -1,7 +1,8 @@
 //! Links, addresses, routes and rules of the namespace the calling thread is in.
 //!
-//! [`Netlink`] is rtnetlink with its asynchrony hidden: the lab sets up one thing after the other and wants each
-//! to be done or refused when the call returns. Interfaces go by name; every error says which one and what was tried.
+//! [`Netlink`] is rtnetlink with its asynchrony hidden: the lab sets up one thing after the other and wants
+//! each to be done or refused when the call returns. Interfaces go by name; every error says which one and
+//! what was tried.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -57,7 +58,8 @@ impl Netlink {
             .with_context(|| format!("making the veth pair {name}, {peer} with {queues} queues"))
     }
 
-    /// Makes a bridge, up. It neither speaks STP nor snoops multicast: neighbour discovery must not wait for either.
+    /// Makes a bridge, up. It neither speaks STP nor snoops multicast: neighbour discovery must not wait for
+    /// either.
     pub fn bridge(&self, name: &str) -> Result<()> {
         let bridge = LinkBridge::new(name).mcast_snooping(false).build();
         self.runtime
@@ -148,8 +150,9 @@ impl Netlink {
 
     /// Waits until every interface but `lo` passes packets.
     ///
-    /// A veth has a carrier when both ends are up, but the kernel notices in the background (linkwatch) and gives the
-    /// device its queue only then. A frame sent before is lost without a trace, and its TCP waits a second.
+    /// A veth has a carrier when both ends are up, but the kernel notices in the background (linkwatch) and
+    /// gives the device its queue only then. A frame sent before is lost without a trace, and its TCP waits a
+    /// second.
     pub fn wait_until_all_pass_packets(&self) -> Result<()> {
         let deadline = Instant::now() + CARRIER_LIMIT;
         loop {

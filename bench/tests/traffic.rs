@@ -1,4 +1,5 @@
-//! The traffic's own honesty: a server that answers wrongly, cuts off or says nothing is an error, never a slow result.
+//! The traffic's own honesty: a server that answers wrongly, cuts off or says nothing is an error, never a
+//! slow result.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
