@@ -138,8 +138,8 @@ impl Report {
 
         let Machine { kernel, cpu, cores, memory_mib, .. } = &self.machine;
         let mut text = format!("{table}\n");
-        text += "Medians, ± half the spread. direct: client to server without a director, which is as much as the\n";
-        text += "lab's clients and servers reach by themselves; a director's worker can be more than that, on a core of its own.\n";
+        text += "Medians, ± half the spread. \"direct\" is client to server with no director: what the lab's own\n";
+        text += "generators reach. A director can beat it: its worker brings a second core to the packet's way.\n";
         text += &format!(
             "Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}, family {FAMILY}.\n"
         );
