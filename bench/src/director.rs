@@ -1,25 +1,25 @@
 //! The real director, started in its namespace and driven as an operator drives it.
 //!
-//! The lab needs nothing but its own binary: `shunt-lab director …` *is* `shunt …`. [`Launcher`] knows how to start it, or
-//! the binary that `SHUNT_BIN` names, from the lab or from a test. Either way the child first ties itself to
-//! its parent (a parent-death signal), so that no director outlives a lab that was killed.
+//! The lab needs nothing but its own binary: `shunt-lab director …` *is* `shunt …`. [`Launcher`] knows how to
+//! start it, or the binary that `SHUNT_BIN` names, from the lab or from a test. Either way the child first
+//! ties itself to its namespace (a parent-death signal), so that no director outlives a lab that was killed.
 //!
-//! [`Director`] is a running one: it answers on its socket when [`Director::start`] returns, is sent SIGTERM when stopped, and
-//! killed if that does not help or if it is merely dropped. The socket lies on the namespace's private /run.
+//! [`Director`] is a running one: it answers on its socket when [`Director::start`] returns, is sent SIGTERM
+//! when stopped, and killed if that does not help or if it is merely dropped. The socket lies on the
+//! namespace's private /run.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 
 use crate::interrupt;
 use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Topology};
@@ -27,7 +27,8 @@ use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Topology};
 /// Where the director's socket is, inside its namespace: shunt's own default.
 pub const SOCKET: &str = "/run/shunt.sock";
 
-/// A director that has not answered by then will not. Attaching XDP takes milliseconds on veth; the rest is a loaded machine.
+/// A director that has not answered by then will not. Attaching XDP takes milliseconds on veth; the rest is a
+/// loaded machine.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a director may take to detach after SIGTERM before it is killed.
@@ -44,7 +45,8 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Finds the lab: this very process, or, from a test, `SHUNT_LAB` or the `shunt-lab` that cargo built beside it.
+    /// Finds the lab: this very process, or, from a test, `SHUNT_LAB` or the `shunt-lab` that cargo built
+    /// beside it.
     pub fn find() -> Result<Self> {
         let this = std::env::current_exe().context("finding this program's own file")?;
         let lab = if let Some(lab) = std::env::var_os("SHUNT_LAB") {
@@ -58,7 +60,7 @@ impl Launcher {
                 .take(2)
                 .map(|directory| directory.join("shunt-lab"))
                 .find(|candidate| candidate.is_file())
-                .context("no shunt-lab beside this program. Build it (cargo build -p shunt-bench) or set SHUNT_LAB")?
+                .context("no shunt-lab beside this program: cargo build -p shunt-bench, or set SHUNT_LAB")?
         };
         Ok(Self { lab, shunt: std::env::var_os("SHUNT_BIN") })
     }
@@ -69,13 +71,12 @@ impl Launcher {
         self
     }
 
-    /// `shunt` with its arguments still to come, tied to the calling process.
+    /// `shunt` with its arguments still to come, tied to the namespace it will be spawned in.
     pub fn shunt(&self) -> Command {
         let mut command = Command::new(&self.lab);
-        let parent = std::process::id().to_string();
         match &self.shunt {
-            Some(shunt) => command.args(["child", &parent]).arg(shunt),
-            None => command.args(["director", &parent]),
+            Some(shunt) => command.arg("child").arg(shunt),
+            None => command.arg("director"),
         };
         command.env("SHUNT_SOCKET", SOCKET);
         command
@@ -89,16 +90,6 @@ impl Launcher {
     }
 }
 
-/// Makes the calling process die with the thread that started it, whose process was `parent`. For a child, first thing.
-pub fn tie_to(parent: i32) -> Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL).context("asking for a parent-death signal")?;
-    // If the parent died before that call, no signal will come; but then we have been adopted.
-    if getppid() != Pid::from_raw(parent) {
-        bail!("the process {parent} that started this one is gone");
-    }
-    Ok(())
-}
-
 /// A running director. It cannot outlive the topology it stands in.
 pub struct Director<'t> {
     topology: &'t Topology,
@@ -108,8 +99,8 @@ pub struct Director<'t> {
 }
 
 impl<'t> Director<'t> {
-    /// Runs `shunt run --interface c0 --interface s0 --socket … ARGS` and waits until it answers. The error says what it
-    /// said.
+    /// Runs `shunt run --interface c0 --interface s0 --socket … ARGS` and waits until it answers. The error
+    /// says what it said.
     pub fn start(topology: &'t Topology, launcher: Launcher, args: &[&str]) -> Result<Self> {
         let mut command = launcher.shunt();
         command
@@ -127,17 +118,29 @@ impl<'t> Director<'t> {
         Ok(director)
     }
 
-    /// Runs `shunt ipvsadm ARGS` against this director and returns what it printed.
+    /// Runs `shunt ipvsadm ARGS` against this director and returns what it printed. That it refuses is an
+    /// error.
     pub fn ipvsadm(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.launcher.shunt();
-        command.arg("ipvsadm").args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let line = || format!("ipvsadm {}", args.join(" "));
-        let output = self.topology.director().spawn(command)?.wait_with_output().with_context(line)?;
+        let output = self.shunt(&[&["ipvsadm"], args].concat(), "")?;
         if !output.status.success() {
-            bail!("{}: {}: {}", line(), output.status, String::from_utf8_lossy(&output.stderr).trim());
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("ipvsadm {}: {}: {}", args.join(" "), output.status, said.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs any `shunt` command beside this director, such as `ipvsadm -R`, with `input` as its standard
+    /// input.
+    pub fn shunt(&self, words: &[&str], input: &str) -> Result<Output> {
+        let line = || format!("shunt {}", words.join(" "));
+        let mut command = self.launcher.shunt();
+        command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.topology.director().spawn(command)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A command that reads nothing may be gone by now, which its status tells better.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        child.wait_with_output().with_context(line)
     }
 
     /// Its process id.

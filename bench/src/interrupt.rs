@@ -1,8 +1,8 @@
 //! SIGINT and SIGTERM, seen from everywhere.
 //!
-//! Signals belong to the process, so the flag does too. Whoever loops asks [`requested`] at least every 100 ms and returns;
-//! guards on the way up then stop what was started, the same way as after success. A second signal does not wait: the
-//! process ends at once and the kernel does the same work.
+//! Signals belong to the process, so the flag does too. Whoever loops asks [`requested`] at least every 100
+//! ms and returns; guards on the way up then stop what was started, the same way as after success. A second
+//! signal does not wait: the process ends at once and the kernel does the same work.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -12,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The first signal that came, or 0.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// Starts listening, on a thread of its own. Handlers are used, not a blocked mask: children would inherit the mask.
+/// Starts listening, on a thread of its own. Handlers are used, not a blocked mask: children would inherit
+/// the mask.
 pub fn listen() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

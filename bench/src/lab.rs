@@ -8,17 +8,19 @@
 //! ```
 //!
 //! A case that gives a wrong answer, loses a server or crashes the director ends the run with an error: its
-//! speed is of no interest. A backend that cannot *start* on this machine is skipped, in the director's own words.
+//! speed is of no interest. A backend that cannot *start* on this machine is skipped, in the director's own
+//! words.
 //!
-//! Cores. Workers get the last cores; clients and servers are left to the scheduler, which on two cores does better than any
-//! fixed place: a veth carries a frame to the far end's socket on the sender's core, so half of "the server's work" is done by the worker.
+//! Cores. Workers get the last cores; clients and servers are left to the scheduler, which on two cores does
+//! better than any fixed place: a veth carries a frame to the far end's socket on the sender's core, so half
+//! of "the server's work" is done by the worker.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::director::{Director, Launcher};
+use crate::director::Director;
 use crate::interrupt;
 use crate::machine;
 use crate::privilege::Privilege;
@@ -136,7 +138,8 @@ impl Load {
 const MANY: usize = 64;
 /// One for each server, so that the latency is the path's and not a queue's.
 const FEW: usize = SERVERS;
-/// Datagrams under way at most. Half a ring of the usual 1024 descriptors, so that a ring that overflows is the director's doing.
+/// Datagrams under way at most. Half a ring of the usual 1024 descriptors, so that a ring that overflows is
+/// the director's doing.
 const WINDOW: u64 = 512;
 /// Flows of datagrams; both servers get half of them by any fair scheduler.
 const FLOWS: usize = 16;
@@ -201,26 +204,26 @@ impl Case<'_> {
 
         let sources = Sources::new((0..topology::CLIENTS).map(|n| client(n).into()));
         let stage = Stage { topology: &topology, servers, sources };
-        self.put_loads_on(&stage, report, progress)?;
+        if let Err(error) = self.put_loads_on(&stage, report, progress) {
+            // The end of the director explains any other trouble.
+            interrupt::check()?;
+            director.as_mut().map_or(Ok(()), Director::check)?;
+            return Err(error);
+        }
         for server in stage.servers {
             server.stop().context("a server failed")?;
         }
-        if let Some(mut director) = director {
-            director.check()?;
+        if let Some(director) = director {
             director.stop()?;
         }
         Ok(())
     }
 
     fn start_director<'t>(&self, topology: &'t Topology, backend: Backend) -> Result<Director<'t>> {
-        let cores = machine::cores();
-        let first = cores.saturating_sub(self.plan.workers);
-        let list: Vec<_> = (first..cores).map(|core| core.to_string()).collect();
-        Director::start(
-            topology,
-            Launcher::find()?,
-            &["--backend", backend.name(), "--cores", &list.join(",")],
-        )
+        let cores = machine::cores()?;
+        let workers = cores.len().saturating_sub(self.plan.workers)..;
+        let list: Vec<_> = cores[workers].iter().map(usize::to_string).collect();
+        topology.start_director(&["--backend", backend.name(), "--cores", &list.join(",")])
     }
 
     /// As in any LVS tutorial.

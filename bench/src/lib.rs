@@ -1,13 +1,15 @@
-//! The lab: network namespaces wired into a small data centre, real traffic, and the comparison of forwarding modes.
+//! The lab: network namespaces wired into a small data centre, real traffic, and the comparison of forwarding
+//! modes.
 //!
 //! ```text
 //!  privilege ─▶ namespace ─▶ topology (netlink, offload) ─▶ director ─▶ traffic ─▶ lab ─▶ report
 //! ```
 //!
-//! Everything below [`traffic`] is also what the end-to-end tests stand on: a [`topology::Topology`] gives them a
-//! client, a director and two real servers, each in its own namespace, and [`director::Director`] runs the real binary
-//! in the middle. Nothing here needs an external program, and nothing survives the process: namespaces are anonymous,
-//! children are tied to the thread that started them, sockets live on a tmpfs that only the namespace sees.
+//! Everything below [`traffic`] is also what the end-to-end tests stand on: a [`topology::Topology`] gives
+//! them a client, a director and two real servers, each in its own namespace, and [`director::Director`] runs
+//! the real binary in the middle. Nothing here needs an external program, and nothing survives the process:
+//! namespaces are anonymous, children are tied to the thread that started them, sockets live on a tmpfs that
+//! only the namespace sees.
 
 #![forbid(unsafe_code)]
 

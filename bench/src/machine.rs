@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 /// The machine a lab run was made on.
@@ -39,7 +42,7 @@ impl Machine {
         Self {
             kernel: if kernel.is_empty() { "unknown".to_owned() } else { kernel },
             cpu: cpu.to_owned(),
-            cores: cores(),
+            cores: cores().map_or(0, |cores| cores.len()),
             memory_mib: memory_kib / 1024,
             architecture: std::env::consts::ARCH,
             privilege,
@@ -47,9 +50,10 @@ impl Machine {
     }
 }
 
-/// Processors this process may use.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// The processors this process may use, by their numbers, which in a container rarely are 0 to n.
+pub fn cores() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking for the processors to use")?;
+    Ok((0..CpuSet::count()).filter(|&core| allowed.is_set(core) == Ok(true)).collect())
 }
 
 /// The value of the first line that reads `key : value`.

@@ -1,9 +1,9 @@
 //! `shunt-lab`: forwarding modes compared on this machine, with one command and nothing but this binary.
 //!
-//! The same binary plays several parts. Without a hidden first word it is the lab. `director PID ARGS…` is shunt itself, tied to
-//! its parent; `child PID PROGRAM ARGS…` ties any program that way; `inside PROGRAM ARGS…` runs one with the right to make
-//! namespaces. The parts are told apart before anything else happens, as namespaces must be entered before the first
-//! thread.
+//! The same binary plays several parts. Without a hidden first word it is the lab. `director ARGS…` is shunt
+//! itself, tied to the namespace it was started in; `child PROGRAM ARGS…` ties any program that way; `inside
+//! PROGRAM ARGS…` runs one with the right to make namespaces. The parts are told apart before anything else
+//! happens, as namespaces must be entered before the first thread.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -18,11 +18,11 @@ use shunt_bench::lab::{self, Backend, Mode, Plan, Progress};
 use shunt_bench::machine::{Machine, cores};
 use shunt_bench::privilege::{self, Privilege};
 use shunt_bench::report::Report;
-use shunt_bench::{director, interrupt};
+use shunt_bench::{interrupt, namespace::tie_to_keeper};
 
-/// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director in network
-/// namespaces. Takes under two minutes, leaves nothing behind. Without root it uses a user namespace and cannot measure
-/// AF_XDP.
+/// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director
+/// in network namespaces. Takes under two minutes, leaves nothing behind. Without root it uses a user
+/// namespace and cannot measure AF_XDP.
 #[derive(Parser)]
 #[command(name = "shunt-lab", version)]
 struct Options {
@@ -47,8 +47,8 @@ struct Options {
     workers: u16,
 }
 
-/// Rounds and window of the full comparison: 5 cases × 3 rounds × 4 loads × 1.15 s with warm-up are 69 s. One second is a
-/// thousand scheduler ticks or more, three are the fewest that have a median and a spread.
+/// Rounds and window of the full comparison: 5 cases × 3 rounds × 4 loads × 1.15 s with warm-up are 69 s. One
+/// second is a thousand scheduler ticks or more, three are the fewest that have a median and a spread.
 const ROUNDS: usize = 3;
 const WINDOW: Duration = Duration::from_millis(1000);
 
@@ -60,8 +60,8 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
     let part = words.next().unwrap_or_default();
     let outcome = match part.to_str() {
-        Some("director") => tied(words).map(run_director),
-        Some("child") => tied(words).and_then(run_program),
+        Some("director") => tie_to_keeper().map(|()| run_director(words.collect())),
+        Some("child") => tie_to_keeper().and_then(|()| run_program(words.collect())),
         Some("inside") => return inside(words.collect()),
         _ => run_lab(&Options::parse()),
     };
@@ -78,8 +78,9 @@ fn main() -> ExitCode {
 fn run_lab(options: &Options) -> Result<ExitCode> {
     let privilege = privilege::obtain()?;
     interrupt::listen()?;
-    if usize::from(options.workers) > cores() {
-        bail!("--workers {}: this machine has {} cores to use", options.workers, cores());
+    let cores = cores()?.len();
+    if usize::from(options.workers) > cores {
+        bail!("--workers {}: there are {cores} cores to use here", options.workers);
     }
 
     let mut progress = Display::new();
@@ -112,14 +113,6 @@ fn run_lab(options: &Options) -> Result<ExitCode> {
         bail!("nothing could be measured");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Takes the parent's id off the words and ties this process to it.
-fn tied(mut words: impl Iterator<Item = OsString>) -> Result<Vec<OsString>> {
-    let parent =
-        words.next().and_then(|word| word.to_str()?.parse().ok()).context("the parent's id is missing")?;
-    director::tie_to(parent)?;
-    Ok(words.collect())
 }
 
 /// Is shunt: the words are those of its command line, without the program's name.

@@ -6,23 +6,32 @@
 //!     └─ keeper: a thread that was born the namespace, forks its child processes, and takes them along when it ends
 //! ```
 //!
-//! The namespace has no name in the file system. It exists while the descriptors, the keeper or a child do, and these go with
-//! the process, so even SIGKILL leaves nothing to clean up. The private /run is there for the same reason: a daemon's socket
-//! file in it is gone with the mount.
+//! The namespace has no name in the file system. It exists while the descriptors, the keeper or a child do,
+//! and these go with the process, so even SIGKILL leaves nothing to clean up. The private /run is there for
+//! the same reason: a daemon's socket file in it is gone with the mount.
 //!
-//! The trap the keeper is there for: a parent-death signal (`PR_SET_PDEATHSIG`) fires when the *thread* that forked ends,
-//! not when its process does. A child forked on a helper thread that returns at once would be killed at once.
+//! The trap the keeper is there for: a parent-death signal (`PR_SET_PDEATHSIG`) fires when the *thread* that
+//! forked ends, not when its process does. A child forked on a helper thread that returns at once would be
+//! killed at once. And one that asks too late gets none: so it looks for its keeper after it has asked, see
+//! [`tie_to_keeper`].
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::gettid;
+
+/// Tells a child which thread keeps it: a directory in /proc.
+const KEEPER: &str = "SHUNT_LAB_KEEPER";
 
 /// A network namespace with a mount namespace beside it. Dropping it ends the child processes started in it.
 pub struct Namespace {
@@ -102,6 +111,7 @@ impl Namespace {
         let (report, result) = mpsc::channel();
         let program = command.get_program().to_string_lossy().into_owned();
         let job: Job = Box::new(move || {
+            command.env(KEEPER, format!("/proc/{}/task/{}", std::process::id(), gettid()));
             let _ = report.send(command.spawn());
         });
         let gone = || anyhow!("the keeper of namespace {} died", self.name);
@@ -140,6 +150,17 @@ impl Drop for Namespace {
     }
 }
 
+/// Makes the calling process die with the namespace that [`Namespace::spawn`] started it in. For a child,
+/// first thing.
+pub fn tie_to_keeper() -> Result<()> {
+    let keeper = std::env::var_os(KEEPER)
+        .with_context(|| format!("{KEEPER} is not set: this is for processes that the lab starts"))?;
+    prctl::set_pdeathsig(Signal::SIGKILL).context("asking for a parent-death signal")?;
+    // For one that ended before we asked there is no signal.
+    ensure!(Path::new(&keeper).exists(), "whoever started this process is gone");
+    Ok(())
+}
+
 /// On the keeper: the calling thread gets its own network and mounts, and hands out descriptors of both.
 fn leave_for_a_new_namespace() -> Result<(File, File)> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
@@ -152,7 +173,8 @@ fn leave_for_a_new_namespace() -> Result<(File, File)> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), quiet, Some("mode=0755,size=16m"))
         .context("mounting a private /run")?;
-    // Some containers refuse this. Then /sys/class/net shows the wrong interfaces, which matters to few programs.
+    // Some containers refuse this. Then /sys/class/net shows the wrong interfaces, which matters to few
+    // programs.
     let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), quiet, none);
 
     let open = |kind| {

@@ -1,20 +1,25 @@
 //! Links, addresses, routes and rules of the namespace the calling thread is in.
 //!
-//! [`Netlink`] is rtnetlink with its asynchrony hidden: the lab sets up one thing after the other and wants each
-//! to be done or refused when the call returns. Interfaces go by name; every error says which one and what was tried.
+//! [`Netlink`] is rtnetlink with its asynchrony hidden: the lab sets up one thing after the other and wants
+//! each to be done or refused when the call returns. Interfaces go by name; every error says which one and
+//! what was tried.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 /// The kernel's main routing table.
 pub const MAIN: u32 = 254;
+
+/// Carriers come up in milliseconds; linkwatch puts events that do not hurry off by a second at most.
+const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A connection to rtnetlink in one namespace.
 pub struct Netlink {
@@ -53,7 +58,8 @@ impl Netlink {
             .with_context(|| format!("making the veth pair {name}, {peer} with {queues} queues"))
     }
 
-    /// Makes a bridge, up. It neither speaks STP nor snoops multicast: neighbour discovery must not wait for either.
+    /// Makes a bridge, up. It neither speaks STP nor snoops multicast: neighbour discovery must not wait for
+    /// either.
     pub fn bridge(&self, name: &str) -> Result<()> {
         let bridge = LinkBridge::new(name).mcast_snooping(false).build();
         self.runtime
@@ -139,17 +145,45 @@ impl Netlink {
 
     /// The names of all interfaces here.
     pub fn interfaces(&self) -> Result<Vec<String>> {
+        Ok(self.links()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Waits until every interface but `lo` passes packets.
+    ///
+    /// A veth has a carrier when both ends are up, but the kernel notices in the background (linkwatch) and
+    /// gives the device its queue only then. A frame sent before is lost without a trace, and its TCP waits a
+    /// second.
+    pub fn wait_until_all_pass_packets(&self) -> Result<()> {
+        let deadline = Instant::now() + CARRIER_LIMIT;
+        loop {
+            let links = self.links()?;
+            match links.iter().find(|(name, state)| name != "lo" && *state != Some(State::Up)) {
+                None => return Ok(()),
+                Some((name, state)) if Instant::now() > deadline => {
+                    bail!("{name} is {state:?}, not up, after {CARRIER_LIMIT:?}")
+                }
+                Some(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    fn links(&self) -> Result<Vec<(String, Option<State>)>> {
         let links: Vec<_> = self
             .runtime
             .block_on(self.handle.link().get().execute().try_collect())
             .context("listing interfaces")?;
-        let names = links.into_iter().filter_map(|link| {
-            link.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            })
-        });
-        Ok(names.collect())
+        let describe = |link: LinkMessage| {
+            let (mut name, mut state) = (String::new(), None);
+            for attribute in link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(found) => name = found,
+                    LinkAttribute::OperState(found) => state = Some(found),
+                    _ => {}
+                }
+            }
+            (name, state)
+        };
+        Ok(links.into_iter().map(describe).collect())
     }
 
     fn index(&self, name: &str) -> Result<u32> {

@@ -1,11 +1,13 @@
 //! Segmentation and checksum offloads, switched off.
 //!
-//! A veth hands a frame over as its sender left it: with offloads on, that is a TCP segment of up to 64 KiB whose checksum
-//! covers only the pseudo header, to be finished by hardware that is not there. A director behind AF_XDP or AF_PACKET
-//! would see such frames as they are, so in the lab every *sending* end has its offloads off and only true frames travel.
+//! A veth hands a frame over as its sender left it: with offloads on, that is a TCP segment of up to 64 KiB
+//! whose checksum covers only the pseudo header, to be finished by hardware that is not there. A director
+//! behind AF_XDP or AF_PACKET would see such frames as they are, so in the lab every *sending* end has its
+//! offloads off and only true frames travel.
 //!
-//! The request is the netlink form of `ethtool -K` (Documentation/networking/ethtool-netlink.rst, kernel 5.7 and later),
-//! spoken over a plain socket: two requests, a few nested attributes, and no ioctl structure to get wrong.
+//! The request is the netlink form of `ethtool -K` (Documentation/networking/ethtool-netlink.rst, kernel 5.7
+//! and later), spoken over a plain socket: two requests, a few nested attributes, and no ioctl structure to
+//! get wrong.
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,8 +18,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendmsg, socket,
 };
 
-/// Kernel names of what is switched off. Checksums first: a device without them cannot segment, so the kernel switches the rest off
-/// by itself, but one request that says everything does not depend on that.
+/// Kernel names of what is switched off. Checksums first: a device without them cannot segment, so the kernel
+/// switches the rest off by itself, but one request that says everything does not depend on that.
 const OFFLOADS: [&str; 7] = [
     "tx-checksum-ip-generic",
     "tx-checksum-sctp",
@@ -51,8 +53,8 @@ const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 
-/// Switches all offloads of an interface in the calling thread's namespace off, as `ethtool -K IF tx off gso off tso off
-/// gro off` does.
+/// Switches all offloads of an interface in the calling thread's namespace off, as `ethtool -K IF tx off gso
+/// off tso off gro off` does.
 pub fn switch_off(interface: &str) -> Result<()> {
     let attempt = || -> Result<()> {
         let socket = socket(
@@ -69,7 +71,8 @@ pub fn switch_off(interface: &str) -> Result<()> {
     attempt().with_context(|| format!("switching the offloads of {interface} off"))
 }
 
-/// The attributes of the request: the device, and each feature named *without* the "on" flag. Features not named stay as they are.
+/// The attributes of the request: the device, and each feature named *without* the "on" flag. Features not
+/// named stay as they are.
 fn features_off(interface: &str) -> Vec<u8> {
     let device = [
         attribute(ETHTOOL_A_HEADER_DEV_NAME, &c_string(interface)),
@@ -157,7 +160,8 @@ fn nest(kind: u16, inner: &[u8]) -> Vec<u8> {
 
 /// An attribute: length without padding, kind, value, padding to four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    // Requests here are a few hundred bytes; only an absurd interface name could exceed 16 bits, and then the kernel refuses it.
+    // Requests here are a few hundred bytes; only an absurd interface name could exceed 16 bits, and then the
+    // kernel refuses it.
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);

@@ -1,15 +1,16 @@
 //! The right to make network namespaces: root's own, or that of a user namespace of our own.
 //!
-//! As root the process leaves its network and mount namespaces, so that whatever goes wrong later cannot reach the
-//! machine's interfaces or mounts. Without root it first enters a user namespace in which it is root over everything made
-//! there. veth pairs, bridges and AF_PACKET work in both; `bpf(2)` and with it AF_XDP steering works only in the first:
-//! the kernel asks for CAP_BPF in the initial user namespace.
+//! As root the process leaves its network and mount namespaces, so that whatever goes wrong later cannot
+//! reach the machine's interfaces or mounts. Without root it first enters a user namespace in which it is
+//! root over everything made there. veth pairs, bridges and AF_PACKET work in both; `bpf(2)` and with it
+//! AF_XDP steering works only in the first: the kernel asks for CAP_BPF in the initial user namespace.
 //!
-//! The trap: `unshare(CLONE_NEWUSER)` is refused to a process with more than one thread. So [`obtain`] runs first thing
-//! in `main`, and tests, whose harness has threads already, run again as a child of `shunt-lab inside`.
+//! The trap: `unshare(CLONE_NEWUSER)` is refused to a process with more than one thread. So [`obtain`] runs
+//! first thing in `main`, and tests, whose harness has threads already, run again as a child of `shunt-lab
+//! inside`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -20,10 +21,12 @@ use nix::unistd::{getgid, getuid};
 
 use crate::director::Launcher;
 
-/// The exit code of `shunt-lab inside` when the kernel grants no namespaces; the customary "skipped" of test harnesses.
+/// The exit code of `shunt-lab inside` when the kernel grants no namespaces; the customary "skipped" of test
+/// harnesses.
 pub const REFUSED: u8 = 77;
 
-/// Set in the environment of a test that was started again by [`permit_test`], so that it does not do so for ever.
+/// Set in the environment of a test that was started again by [`permit_test`], so that it does not do so for
+/// ever.
 const INSIDE: &str = "SHUNT_LAB_INSIDE";
 
 /// What the process was granted.
@@ -78,8 +81,9 @@ pub fn exec_inside(mut program: Command) -> Result<io::Error> {
     Ok(program.env(INSIDE, "1").exec())
 }
 
-/// Says whether the calling test may go on. If this process may not make namespaces, the test called `name` is run again in
-/// a user namespace, its failure is ours, and the answer is `false`; where that is refused too, it prints a `skip:` line.
+/// Says whether the calling test may go on. If this process may not make namespaces, the test called `name`
+/// is run again in a user namespace, its failure is ours, and the answer is `false`; where that is refused
+/// too, it prints a `skip:` line.
 pub fn permit_test(name: &str) -> Result<bool> {
     if namespaces_are_granted() {
         return Ok(true);
@@ -100,7 +104,9 @@ pub fn permit_test(name: &str) -> Result<bool> {
     match output.status.code() {
         Some(0) => Ok(false),
         Some(code) if code == i32::from(REFUSED) => {
-            println!("skip: {name}: neither root nor a user namespace: {}", said.trim());
+            // Past the harness, which shows what a passing test prints to nobody.
+            let line = format!("skip: {name}: neither root nor a user namespace: {}\n", said.trim());
+            io::stderr().write_all(line.as_bytes()).context("writing to standard error")?;
             Ok(false)
         }
         _ => bail!("{name} failed in a user namespace:\n{}\n{said}", String::from_utf8_lossy(&output.stdout)),

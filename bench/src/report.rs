@@ -1,7 +1,7 @@
 //! What a lab run found: the file for programs and the table for people.
 //!
-//! A measurement is the median of its repetitions; its spread is (largest − smallest) ÷ median. What was not measured is
-//! listed with the reason, never left out.
+//! A measurement is the median of its repetitions; its spread is (largest − smallest) ÷ median. What was not
+//! measured is listed with the reason, never left out.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -138,7 +138,8 @@ impl Report {
 
         let Machine { kernel, cpu, cores, memory_mib, .. } = &self.machine;
         let mut text = format!("{table}\n");
-        text += "Medians, ± half the spread. \"direct\" is client to server without a director: the generator's own ceiling.\n";
+        text += "Medians, ± half the spread. \"direct\" is client to server with no director: what the lab's own\n";
+        text += "generators reach. A director can beat it: its worker brings a second core to the packet's way.\n";
         text += &format!(
             "Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}, family {FAMILY}.\n"
         );
@@ -170,7 +171,8 @@ impl Report {
     }
 }
 
-/// Of at least one number. For an even count the lower of the two in the middle: a value that was really measured.
+/// Of at least one number. For an even count the lower of the two in the middle: a value that was really
+/// measured.
 fn median_and_spread(repetitions: &[f64]) -> (f64, f64) {
     let mut sorted = repetitions.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,29 +1,32 @@
 //! The data centre every lab run and every end-to-end test stands in.
 //!
 //! ```text
-//!            10.1.0.0/24                      10.2.0.0/24
-//!  client ───────────────── c0 director s0 ───── lan ─┬───────── front  server 0  .11
-//!  .2 … .17 front        .1    VIP on lo    .1  (bridge└───────── front  server 1  .12
-//!     │                                       in switch)            │        VIP on lo of both, silent
-//!     │ back .1                               10.3.0.0/24           │ back   .11, .12
-//!     └───────────────────────────────────── wan (bridge) ──────────┘
+//!           10.1.0.0/24                  10.2.0.0/24
+//!  client ─────────────── director ────────── lan ──┬────── server 0  .11
+//!    │  front          c0  VIP   s0       (a bridge) └────── server 1  .12
+//!    │  .2 to .17      .1  on lo .1                   front     │  VIP on lo of both, silent
+//!    │                                                          │
+//!    └──────────────────────── wan ─────────────────────────────┘
+//!     back            .1   (a bridge)   10.3.0.0/24      .11, .12  back
 //! ```
 //!
-//! Three ways back to the client share this one picture, told apart by the reply's source address, so NAT and DR services
-//! can run side by side. A real server's own address (NAT) goes by way of the director, the server's default gateway.
-//! The VIP (DR, and later tunnels) goes over the back network, past the director: a rule sends it to a table
-//! of its own. The back addresses are the *direct* path without any director, the ceiling a result is compared with.
+//! Three ways back to the client share this one picture, told apart by the reply's source address, so NAT and
+//! DR services can run side by side. A real server's own address (NAT) goes by way of the director, the
+//! server's default gateway. The VIP (DR, and later tunnels) goes over the back network, past the director: a
+//! rule sends it to a table of its own. The back addresses are the *direct* path without any director, which
+//! results are compared with.
 //!
 //! Every network has its IPv6 twin, `fd00:N::/64` for `10.N.0.0/24` with the same host numbers.
 //!
-//! Traps. A real server that holds the VIP must not answer ARP for it (`arp_ignore`, `arp_announce`; for IPv6 an address
-//! on `lo` is never answered for). Sending ends have their offloads off, see [`crate::offload`].
+//! Traps. A real server that holds the VIP must not answer ARP for it (`arp_ignore`, `arp_announce`; for IPv6
+//! an address on `lo` is never answered for). Sending ends have their offloads off, see [`crate::offload`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::director::{Director, Launcher};
 use crate::namespace::Namespace;
 use crate::netlink::{MAIN, Netlink};
 use crate::offload;
@@ -49,8 +52,8 @@ pub const BACK: &str = "back";
 /// How many real servers there are.
 pub const SERVERS: usize = 2;
 
-/// How many addresses the client has. One address yields some 55,000 connections before a port is used twice within TIME_WAIT;
-/// the lab makes a few hundred thousand.
+/// How many addresses the client has. One address yields some 55,000 connections before a port is used twice
+/// within TIME_WAIT; the lab makes a few hundred thousand.
 pub const CLIENTS: u8 = 16;
 
 /// The routing table of replies that leave with the VIP as their source.
@@ -133,6 +136,11 @@ impl Topology {
         topology.wire(options.queues)?;
         topology.number()?;
         topology.silence_offloads()?;
+        for namespace in topology.namespaces() {
+            namespace
+                .run_in(|| Netlink::open()?.wait_until_all_pass_packets())?
+                .with_context(|| format!("waiting for the interfaces of the {}", namespace.name()))?;
+        }
         Ok(topology)
     }
 
@@ -163,13 +171,20 @@ impl Topology {
         Ok([start(0)?, start(1)?])
     }
 
+    /// Starts a director on both interfaces: `shunt run` with these further arguments. The rules are still to
+    /// come.
+    pub fn start_director(&self, args: &[&str]) -> Result<Director<'_>> {
+        Director::start(self, Launcher::find()?, args)
+    }
+
     /// Whether the kernel has IPv6, and with it the topology.
     pub fn has_ipv6(&self) -> bool {
         self.has_ipv6
     }
 
-    /// Lets the director's *kernel* do what a DR director does, spreading flows over the servers by its routing table. For tests of the topology
-    /// itself, and as an example of the return path; no director may run at the same time.
+    /// Lets the director's *kernel* do what a DR director does, spreading flows over the servers by its
+    /// routing table. For tests of the topology itself, and as an example of the return path; no director may
+    /// run at the same time.
     pub fn forward_by_kernel_route(&self) -> Result<()> {
         self.director.set_variables(&[("ipv4/fib_multipath_hash_policy", "1")])?;
         self.director.run_in(|| {
@@ -179,16 +194,21 @@ impl Topology {
         })?
     }
 
+    fn namespaces(&self) -> [&Namespace; 5] {
+        let [first, second] = &self.servers;
+        [&self.client, &self.director, first, second, &self.switch]
+    }
+
     /// Variables that new interfaces inherit, so before there are any.
     fn tune(&self) -> Result<()> {
-        let everyone = [&self.client, &self.director, &self.servers[0], &self.servers[1], &self.switch];
-        for namespace in everyone {
+        for namespace in self.namespaces() {
             // Replies may come in by another interface than requests leave by: that is what DR is.
             namespace
                 .set_variables(&[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")])?;
             if self.has_ipv6 {
                 // The addresses are ours alone; detecting duplicates would take a second per interface.
-                namespace.set_variables(&[("ipv6/conf/default/accept_dad", "0")])?;
+                let everywhere = [("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
+                namespace.set_variables(&everywhere)?;
             }
         }
         self.director.set_variables(&[("ipv4/ip_forward", "1")])?;
@@ -266,7 +286,8 @@ impl Topology {
         for namespace in [&self.client, &self.servers[0], &self.servers[1]] {
             namespace.run_in(|| [FRONT, BACK].into_iter().try_for_each(offload::switch_off))??;
         }
-        // What the director's own kernel sends (answers to ping, passed packets) is nobody's measurement, but true frames as well.
+        // What the director's own kernel sends (answers to ping, passed packets) is nobody's measurement, but
+        // true frames as well.
         let own = [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE];
         self.director.run_in(|| own.into_iter().try_for_each(offload::switch_off))?
     }

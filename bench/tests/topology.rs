@@ -50,7 +50,8 @@ fn both_families_are_wired() -> Result<()> {
         let outcome = ask(&topology, targets.collect(), false, None)?;
         ensure!(outcome.answers.iter().all(|&n| n > 10), "{outcome:?}");
     }
-    // The VIP is the director's, whose kernel has no server on it; what matters is that it is reached and answers.
+    // The VIP is the director's, whose kernel has no server on it; what matters is that it is reached and
+    // answers.
     let refused = topology.client().run_in(|| std::net::TcpStream::connect((VIP6, HTTP_PORT)))?;
     ensure!(refused.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused));
     Ok(())
@@ -137,7 +138,8 @@ fn every_pace_of_datagrams_is_counted_at_the_servers() -> Result<()> {
     Ok(())
 }
 
-/// With offloads on, a datagram's checksum field holds the pseudo header's sum, and a long answer comes in frames of 64 KiB.
+/// With offloads on, a datagram's checksum field holds the pseudo header's sum, and a long answer comes in
+/// frames of 64 KiB.
 #[test]
 fn the_director_sees_true_frames() -> Result<()> {
     if !permit_test("the_director_sees_true_frames")? {

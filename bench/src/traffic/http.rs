@@ -1,11 +1,12 @@
 //! Closed-loop HTTP clients: a fixed number of connections, each with exactly one request on its way.
 //!
-//! In keep-alive mode a connection sends its next request when the answer is there; without, every request has a connection of
-//! its own, `Connection: close`, that is over when the server's FIN has come. Either way the number of requests
-//! under way stays the same, so the rate measured is concurrency ÷ latency and nothing is ever offered faster than it is taken.
+//! In keep-alive mode a connection sends its next request when the answer is there; without, every request
+//! has a connection of its own, `Connection: close`, that is over when the server's FIN has come. Either way
+//! the number of requests under way stays the same, so the rate measured is concurrency ÷ latency and nothing
+//! is ever offered faster than it is taken.
 //!
-//! One thread, one epoll, edge-triggered. Answers are compared byte for byte (see [`super`]); any reset, refusal or foreign
-//! byte ends the run with an error.
+//! One thread, one epoll, edge-triggered. Answers are compared byte for byte (see [`super`]); any reset,
+//! refusal or foreign byte ends the run with an error.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -144,7 +145,8 @@ impl<'l> Clients<'l> {
         Ok(clients)
     }
 
-    /// Handles events until the deadline. Unless `asking`, answered slots rest, and all resting is an end as well.
+    /// Handles events until the deadline. Unless `asking`, answered slots rest, and all resting is an end as
+    /// well.
     fn go_on_until(&mut self, deadline: Instant, asking: bool) -> Result<()> {
         let mut events = [EpollEvent::empty(); 64];
         loop {
@@ -265,7 +267,8 @@ impl<'l> Clients<'l> {
             let text = String::from_utf8_lossy(&slot.received);
             bail!("a wrong answer: {:?}", text.chars().take(200).collect::<String>());
         }
-        // A short read has emptied the socket, and later bytes raise a new event; but a FIN that came along does not show.
+        // A short read has emptied the socket, and later bytes raise a new event; but a FIN that came along
+        // does not show.
         Ok(n == buffer.len() || (!self.load.keep_alive && matches!(slot.phase, Phase::Closing(_))))
     }
 

@@ -5,8 +5,9 @@
 //!  udp::run  ──UDP──▶ (director) ──▶ server  counts in `Counters`, which the generator reads: that closes its loop
 //! ```
 //!
-//! A client knows the whole answer of each server beforehand and compares every byte. So a director that mixes up connections,
-//! breaks a checksum the kernel then drops, or cuts a segment is an error here, not a slow result.
+//! A client knows the whole answer of each server beforehand and compares every byte. So a director that
+//! mixes up connections, breaks a checksum the kernel then drops, or cuts a segment is an error here, not a
+//! slow result.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -28,8 +29,8 @@ pub fn answer(n: usize) -> Vec<u8> {
     with_headers(n, body.as_bytes())
 }
 
-/// What server `n` answers to `GET /bytes/length`: bytes that differ from their neighbours and between offsets, so that
-/// a segment that went astray shows.
+/// What server `n` answers to `GET /bytes/length`: bytes that differ from their neighbours and between
+/// offsets, so that a segment that went astray shows.
 pub fn long_answer(n: usize, length: usize) -> Vec<u8> {
     let body: Vec<u8> = (0..length).map(|i| (i ^ (i >> 8)) as u8).collect();
     with_headers(n, &body)
@@ -42,8 +43,8 @@ fn with_headers(n: usize, body: &[u8]) -> Vec<u8> {
 
 /// Source addresses and ports, each pair handed out once until all are used up.
 ///
-/// A pair used again within TIME_WAIT (60 s) would meet the remains of its first connection at the server, and in the
-/// director's table. Left to itself the kernel picks from 28,000 ports of one address.
+/// A pair used again within TIME_WAIT (60 s) would meet the remains of its first connection at the server,
+/// and in the director's table. Left to itself the kernel picks from 28,000 ports of one address.
 pub struct Sources {
     addresses: Vec<IpAddr>,
     next: AtomicU32,

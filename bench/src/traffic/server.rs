@@ -1,10 +1,12 @@
 //! A real server: HTTP, UDP discard and UDP echo on one thread and one epoll.
 //!
-//! HTTP is just enough of RFC 9112 for the lab's clients and for curl: GET of `/` and of `/bytes/N`, keep-alive unless
-//! the client says `Connection: close`, then the server closes first, with a FIN, after its last byte.
+//! HTTP is just enough of RFC 9112 for the lab's clients and for curl: GET of `/` and of `/bytes/N`,
+//! keep-alive unless the client says `Connection: close`, then the server closes first, with a FIN, after its
+//! last byte.
 //!
-//! Everything is non-blocking and edge-triggered: one `epoll_ctl` in a connection's life. The price is the rule that an event must be
-//! followed until the kernel says "would block"; [`Connection::drive`] is that loop.
+//! Everything is non-blocking and edge-triggered: one `epoll_ctl` in a connection's life. The price is the
+//! rule that an event must be followed until the kernel says "would block"; [`Connection::drive`] is that
+//! loop.
 
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -27,7 +29,8 @@ const ATTENTION: u16 = 50;
 /// Datagrams taken with one system call. As many as the generator sends with one.
 const DATAGRAMS: usize = 32;
 
-/// System calls spent on one datagram socket before the others get their turn. Level-triggered, so nothing is forgotten.
+/// System calls spent on one datagram socket before the others get their turn. Level-triggered, so nothing is
+/// forgotten.
 const DATAGRAM_TURNS: usize = 8;
 
 /// A request that has no end after this many bytes is none of ours; the connection is closed.
@@ -36,7 +39,8 @@ const LONGEST_REQUEST: usize = 4096;
 /// The longest answer to `/bytes/N`.
 const LONGEST_BODY: usize = 64 << 20;
 
-/// Epoll data: the listener, the discard socket, then echo sockets, then connections with their generation above bit 32.
+/// Epoll data: the listener, the discard socket, then echo sockets, then connections with their generation
+/// above bit 32.
 const LISTENER: u64 = 0;
 const DISCARD: u64 = 1;
 const FIRST_ECHO: u64 = 2;
@@ -50,8 +54,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts server number `n` and returns once it listens. Echo answers come from the address they were sent to, so
-    /// each of `echo_addresses` gets a socket; everything else listens on all addresses.
+    /// Starts server number `n` and returns once it listens. Echo answers come from the address they were
+    /// sent to, so each of `echo_addresses` gets a socket; everything else listens on all addresses.
     pub fn start(namespace: &Namespace, n: usize, echo_addresses: &[IpAddr]) -> Result<Self> {
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -105,12 +109,14 @@ impl Sockets {
             |port| [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()];
         let listener = TcpListener::bind(&any(HTTP_PORT)[..]).context("listening for HTTP")?;
         listener.set_nonblocking(true)?;
-        // Accepted sockets inherit it: the last segment of a long answer must not wait for an acknowledgement.
+        // Accepted sockets inherit it: the last segment of a long answer must not wait for an
+        // acknowledgement.
         setsockopt(&listener, sockopt::TcpNoDelay, &true).context("TCP_NODELAY")?;
 
         let discard = UdpSocket::bind(&any(DISCARD_PORT)[..]).context("listening for UDP to discard")?;
         discard.set_nonblocking(true)?;
-        // Room for a burst that arrives while the thread is off the core. Beyond net.core.rmem_max it takes a privilege.
+        // Room for a burst that arrives while the thread is off the core. Beyond net.core.rmem_max it takes a
+        // privilege.
         let room = 4 << 20;
         if setsockopt(&discard, sockopt::RcvBufForce, &room).is_err() {
             setsockopt(&discard, sockopt::RcvBuf, &room).context("SO_RCVBUF")?;
@@ -330,7 +336,8 @@ impl Connection {
         Ok(true)
     }
 
-    /// Reads once; `false` if there is nothing. The end of the stream is an error like any other: it ends the connection.
+    /// Reads once; `false` if there is nothing. The end of the stream is an error like any other: it ends the
+    /// connection.
     fn read(&mut self) -> std::io::Result<bool> {
         let mut buffer = [0; 1024];
         match self.stream.read(&mut buffer) {

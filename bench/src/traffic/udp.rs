@@ -1,10 +1,10 @@
 //! A generator of small datagrams, numbered, from several flows.
 //!
-//! What a director *forwards* is counted at the servers. How much it is *offered* decides what that number means, hence
-//! [`Pace`]. A flood measures who wins the cores when the generator itself takes one; on a small machine the generator wins and
-//! the director starves. So the comparison uses a window: no more than so many datagrams are under way, which the generator
-//! knows by reading the servers' counters, in memory, without a packet going back. That is the highest rate without much loss, and
-//! it is steady.
+//! What a director *forwards* is counted at the servers. How much it is *offered* decides what that number
+//! means, hence [`Pace`]. A flood measures who wins the cores when the generator itself takes one; on a small
+//! machine the generator wins and the director starves. So the comparison uses a window: no more than so many
+//! datagrams are under way, which the generator knows by reading the servers' counters, in memory, without a
+//! packet going back. That is the highest rate without much loss, and it is steady.
 
 use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
@@ -30,7 +30,8 @@ const MAGIC: [u8; 4] = *b"shnt";
 /// Datagrams sent with one system call.
 const BURST: usize = 32;
 
-/// How long the window stays shut before what is under way counts as lost. Ten times what a full window takes on a slow machine.
+/// How long the window stays shut before what is under way counts as lost. Ten times what a full window takes
+/// on a slow machine.
 const LOST_AFTER: Duration = Duration::from_millis(20);
 
 /// How long after the last datagram the servers' counters are final.
@@ -116,7 +117,8 @@ fn total(by_server: [u64; SERVERS]) -> u64 {
     by_server.iter().sum()
 }
 
-/// Whether a datagram is one of ours, unharmed as far as can be told without its checksum, which the kernel has verified.
+/// Whether a datagram is one of ours, unharmed as far as can be told without its checksum, which the kernel
+/// has verified.
 pub fn is_whole(datagram: &[u8]) -> bool {
     datagram.len() == PAYLOAD && datagram.starts_with(&MAGIC)
 }
