@@ -1,7 +1,7 @@
 //! A network of two interfaces for tests of the kernel's ports.
 //!
-//! Each test moves its own thread into a new network namespace and lays a veth pair in it; both vanish with the thread.
-//! Nothing outside is touched. Without the permission to do so a test says "skip" and passes.
+//! Each test moves its own thread into a new network namespace and lays a veth pair in it; both vanish with the
+//! thread. Nothing outside is touched. Without the permission to do so a test says "skip" and passes.
 
 #![allow(unsafe_code)]
 
@@ -45,6 +45,8 @@ impl Net {
         let net = Self { a: end("veth-a", mac_a), b: end("veth-b", mac_b) };
         set_up(net.a.name, true);
         set_up(net.b.name, true);
+        wait_for_carrier(net.a.name);
+        wait_for_carrier(net.b.name);
         Some(net)
     }
 
@@ -183,17 +185,34 @@ fn index(name: &str) -> u32 {
 
 /// Sets an interface up or down.
 pub(super) fn set_up(name: &str, up: bool) {
+    flags(name, libc::SIOCSIFFLAGS, if up { libc::IFF_UP } else { 0 });
+}
+
+/// Waits until an interface that is up can send. The kernel notices the carrier in the background, and drops what is
+/// sent the normal way until then.
+fn wait_for_carrier(name: &str) {
+    let running = || (flags(name, libc::SIOCGIFFLAGS, 0) & libc::IFF_RUNNING != 0).then_some(());
+    within_a_second(running).expect("both ends are up, so there is a carrier");
+    // The flag shows before the queues are active, but not before the lock is taken under which both happens: this
+    // takes it, too.
+    set_up(name, true);
+}
+
+/// Sets or reads an interface's flags.
+fn flags(name: &str, command: libc::Ioctl, flags: i32) -> i32 {
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: if up { libc::IFF_UP as i16 } else { 0 } },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as i16 },
     };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     let fd = new_socket(libc::AF_INET, libc::SOCK_DGRAM);
-    // SAFETY: SIOCSIFFLAGS reads an ifreq.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    // SAFETY: SIOCSIFFLAGS and SIOCGIFFLAGS take an ifreq, which they read or write the flags of.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), command, &raw mut request) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    // SAFETY: the flags are integers, and were set above.
+    unsafe { request.ifr_ifru.ifru_flags as i32 }
 }
 
 fn new_socket(family: i32, kind: i32) -> OwnedFd {
@@ -252,8 +271,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An XDP program that sends every frame of an interface to the socket of its queue, attached as long as the value lives.
-/// Only for tests of the sockets: the product's program is in `steer`.
+/// An XDP program that sends every frame of an interface to the socket of its queue, attached as long as the value
+/// lives. Only for tests of the sockets: the product's program is in `steer`.
 pub(super) struct Redirect {
     map: OwnedFd,
     /// The attachment lasts as long as this descriptor.
