@@ -386,7 +386,7 @@ mod tests {
         let (_, mut pool) = testnet::pool(512);
         let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
         let (partial, whole) = Net::partial_datagram(net.a, net.b, b"an odd number of bytes!");
-        testnet::send_partial(net.a, &partial, 34, 6);
+        testnet::send_partial(net.a, &partial, 34, 6, false);
         assert_eq!(testnet::receive(&mut b, &mut pool, 1), [whole]);
     }
 
@@ -463,7 +463,11 @@ mod tests {
             })
         };
         assert_eq!(reached().iter().sum::<u32>(), 100);
-        testnet::send_partial(net.b, &Net::partial_datagram(net.b, net.a, b"out").0, 34, 6);
+        testnet::within_a_second(|| {
+            testnet::send_partial(net.b, &Net::partial_datagram(net.b, net.a, b"out").0, 34, 6, true);
+            testnet::receive(&mut a, &mut pool, 0).pop()
+        })
+        .expect("it is sent");
         assert_eq!(reached(), [0, 0]);
     }
 

@@ -432,7 +432,7 @@ mod tests {
         let Some(mut b) = one(&mut pool, queue(net.b, 0, 0), &options) else { return };
         program.insert(0, b.as_fd());
         let (partial, whole) = Net::partial_datagram(net.a, net.b, b"an odd number of bytes!");
-        testnet::send_partial(net.a, &partial, 34, 6);
+        testnet::send_partial(net.a, &partial, 34, 6, false);
         assert_eq!(testnet::receive(&mut b, &mut pool, 1), [whole]);
     }
 

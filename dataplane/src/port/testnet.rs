@@ -45,8 +45,6 @@ impl Net {
         let net = Self { a: end("veth-a", mac_a), b: end("veth-b", mac_b) };
         set_up(net.a.name, true);
         set_up(net.b.name, true);
-        wait_for_carrier(net.a.name);
-        wait_for_carrier(net.b.name);
         Some(net)
     }
 
@@ -132,12 +130,16 @@ pub(super) fn within_a_second<R>(mut step: impl FnMut() -> Option<R>) -> Option<
 
 /// Sends a frame as a local program with checksum offload does: the kernel is told that the sum from `start` on is
 /// missing, to be put at `start + offset`.
-pub(super) fn send_partial(from: End, frame: &[u8], start: u16, offset: u16) {
+///
+/// With `queued` it goes the way of the machine's own frames, through the queueing discipline. That drops frames
+/// for some milliseconds after a link came up, until the kernel has noticed the carrier in the background.
+pub(super) fn send_partial(from: End, frame: &[u8], start: u16, offset: u16, queued: bool) {
     /// `struct virtio_net_hdr`.
     const HEADER: usize = 10;
     const NEEDS_CSUM: u8 = 1;
     let fd = new_socket(libc::AF_PACKET, libc::SOCK_RAW);
     super::sockopt::set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32).unwrap();
+    super::sockopt::set_option(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &(!queued as i32)).unwrap();
     let mut message = vec![0; HEADER];
     message[0] = NEEDS_CSUM;
     message[6..8].copy_from_slice(&start.to_ne_bytes());
@@ -185,34 +187,17 @@ fn index(name: &str) -> u32 {
 
 /// Sets an interface up or down.
 pub(super) fn set_up(name: &str, up: bool) {
-    flags(name, libc::SIOCSIFFLAGS, if up { libc::IFF_UP } else { 0 });
-}
-
-/// Waits until an interface that is up can send. The kernel notices the carrier in the background, and drops what is
-/// sent the normal way until then.
-fn wait_for_carrier(name: &str) {
-    let running = || (flags(name, libc::SIOCGIFFLAGS, 0) & libc::IFF_RUNNING != 0).then_some(());
-    within_a_second(running).expect("both ends are up, so there is a carrier");
-    // The flag shows before the queues are active, but not before the lock is taken under which both happens: this
-    // takes it, too.
-    set_up(name, true);
-}
-
-/// Sets or reads an interface's flags.
-fn flags(name: &str, command: libc::Ioctl, flags: i32) -> i32 {
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as i16 },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: if up { libc::IFF_UP as i16 } else { 0 } },
     };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     let fd = new_socket(libc::AF_INET, libc::SOCK_DGRAM);
-    // SAFETY: SIOCSIFFLAGS and SIOCGIFFLAGS take an ifreq, which they read or write the flags of.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), command, &raw mut request) };
+    // SAFETY: SIOCSIFFLAGS reads an ifreq.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    // SAFETY: the flags are integers, and were set above.
-    unsafe { request.ifr_ifru.ifru_flags as i32 }
 }
 
 fn new_socket(family: i32, kind: i32) -> OwnedFd {
