@@ -1,19 +1,20 @@
 //! AF_XDP ports: frames straight from and to the NIC's queues.
 //!
-//! An XDP program redirects frames to a socket, one per interface and queue, whose rings ([`ring`](super::ring)) are shared with
-//! the kernel. All sockets share one UMEM, the frame memory: a frame received on one leaves on any other by its
-//! descriptor, uncopied. Each (interface, queue) has a fill and a completion ring of its own.
+//! An XDP program redirects frames to a socket, one per interface and queue, whose rings ([`ring`](super::ring))
+//! are shared with the kernel. All sockets share one UMEM, the frame memory: a frame received on one leaves on any
+//! other by its descriptor, uncopied. Each (interface, queue) has a fill and a completion ring of its own.
 //!
 //! ```text
-//!   Pool ─ lend ─▶ Fill ─▶ kernel ─▶ Rx ─ reclaim ─▶ Burst          frames in the kernel: `lent` ≤ fill ring
+//!   Pool ─ lend ─▶ Fill ─▶ kernel ─▶ Rx ─ reclaim ─▶ Burst          `lent` ≤ the fill ring's slots
 //!   Burst ─ lend ─▶ Tx ─▶ kernel ─▶ Completion ─ reclaim ─▶ Pool    `in_flight`
 //! ```
 //!
 //! A frame's token exists exactly while the kernel does not have the frame. Those in the kernel when a port
 //! is dropped are not used again; ports live as long as the process.
 //!
-//! In zero-copy mode the NIC writes to and reads from the frames itself, and its driver is woken when it has asked for that
-//! (`need_wakeup`). In copy mode the kernel copies, and nobody sends but [`Port::flush`]: no system call, no packet.
+//! In zero-copy mode the NIC writes to and reads from the frames itself, and its driver is woken when it has asked
+//! for that (`need_wakeup`). In copy mode the kernel copies, and nobody sends but [`Port::flush`]: no system call,
+//! no packet.
 
 #![allow(unsafe_code)]
 
@@ -35,8 +36,8 @@ pub use open::{Attach, Error, Options, Queue};
 /// Descriptors the kernel sends per call in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
 const KERNEL_BATCH: u32 = 32;
 
-/// Send calls per flush in copy mode. Eight send four bursts; if more than that is queued the device is the brake, and
-/// the rest may wait for the next turn.
+/// Send calls per flush in copy mode. Eight send four bursts; if more than that is queued the device is the brake,
+/// and the rest may wait for the next turn.
 const MAX_KICKS: u32 = 8;
 
 /// How frames get from the NIC into the frame memory, fastest first.
@@ -83,6 +84,12 @@ impl AfXdp {
         self.mode == Mode::ZeroCopy
     }
 
+    /// Offsets are all that the kernel knows of a frame, so a frame of another memory must never get here: it would
+    /// come back as the token of a frame that somebody has already. One comparison per burst.
+    fn check(&self, pool: &Pool) {
+        assert!(Arc::ptr_eq(&self.memory, pool.memory()), "a pool of another memory than the socket's");
+    }
+
     /// Gives the kernel as many empty frames as it has returned to us full.
     fn refill(&mut self, pool: &mut Pool) {
         let missing = self.fill.size() - self.lent;
@@ -109,8 +116,8 @@ impl AfXdp {
         self.in_flight = self.in_flight.saturating_sub(done);
     }
 
-    /// Tells the kernel to send. Bounded by construction: each call in copy mode must have made progress to be followed by
-    /// another.
+    /// Tells the kernel to send. Bounded by construction: each call in copy mode must have made progress to be
+    /// followed by another.
     fn kick(&mut self) {
         if self.in_flight == 0 {
             return;
@@ -133,8 +140,8 @@ impl AfXdp {
         }
     }
 
-    /// Errors need no answer here: EAGAIN, EBUSY and ENOBUFS mean "later", and there is a next flush; while the link is down
-    /// (ENETDOWN) the ring fills, and [`Port::transmit`] refuses.
+    /// Errors need no answer here: EAGAIN, EBUSY and ENOBUFS mean "later", and there is a next flush; while the
+    /// link is down (ENETDOWN) the ring fills, and [`Port::transmit`] refuses.
     fn wake_tx(&self) {
         // SAFETY: no buffer, no address; the descriptor is open as long as `self`.
         unsafe {
@@ -143,7 +150,8 @@ impl AfXdp {
     }
 
     fn wake_rx(&self) {
-        // SAFETY: a buffer of length 0 is not written to, no address is asked for; the descriptor is open as long as `self`.
+        // SAFETY: a buffer of length 0 is not written to, no address is asked for; the descriptor is open as long
+        // as `self`.
         unsafe {
             libc::recvfrom(
                 self.fd.as_raw_fd(),
@@ -159,6 +167,7 @@ impl AfXdp {
 
 impl Port for AfXdp {
     fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
+        self.check(pool);
         let (memory, invalid) = (&self.memory, &mut self.invalid);
         let partial_checksums = self.partial_checksums;
         let taken = self.rx.consume(burst.remaining_capacity() as u32, |descriptor| {
@@ -176,10 +185,12 @@ impl Port for AfXdp {
     }
 
     fn transmit(&mut self, pool: &mut Pool, burst: &mut Burst) {
+        self.check(pool);
         let want = burst.len() as u32;
         let mut room = self.tx.room(want);
         if room < want {
-            // The ring is full because the kernel has not been told or has not got round to it; telling it is all we can do.
+            // The ring is full because the kernel has not been told or has not got round to it; telling it is all
+            // we can do.
             self.kick();
             self.reap(pool);
             room = self.tx.room(want);
@@ -199,6 +210,7 @@ impl Port for AfXdp {
     }
 
     fn flush(&mut self, pool: &mut Pool) {
+        self.check(pool);
         self.kick();
         self.reap(pool);
     }
@@ -209,8 +221,9 @@ impl Port for AfXdp {
 
     /// A system call per call: for the reader of statistics, not for the packet path.
     ///
-    /// The kernel's `rx_dropped` counts frames it had no empty buffer for, which `rx_fill_ring_empty_descs` counts as well, and frames longer
-    /// than a chunk. With zero-copy the latter is an upper bound: a driver that finds the ring empty asks again.
+    /// The kernel's `rx_dropped` counts frames it had no empty buffer for, which `rx_fill_ring_empty_descs` counts
+    /// as well, and frames longer than a chunk. With zero-copy the latter is an upper bound: a driver that finds
+    /// the ring empty asks again.
     fn losses(&self) -> Losses {
         if let Ok(statistics) = option::<libc::xdp_statistics>(&self.fd, libc::SOL_XDP, libc::XDP_STATISTICS)
         {
@@ -419,7 +432,7 @@ mod tests {
         let Some(mut b) = one(&mut pool, queue(net.b, 0, 0), &options) else { return };
         program.insert(0, b.as_fd());
         let (partial, whole) = Net::partial_datagram(net.a, net.b, b"an odd number of bytes!");
-        testnet::send_partial(net.a, &partial, 34, 6);
+        testnet::send_partial(net.a, &partial, 34, 6, false);
         assert_eq!(testnet::receive(&mut b, &mut pool, 1), [whole]);
     }
 
@@ -498,6 +511,34 @@ mod tests {
     }
 
     #[test]
+    fn a_full_ring_is_sent_without_waiting_for_the_flush() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(1024);
+        let Some(mut a) = one(&mut pool, queue(net.a, 0, 0), &small(Attach::Native)) else { return };
+        let bytes = Net::frame(net.a, net.b, &[0; 60]);
+        let mut burst = Burst::new();
+        for _ in 0..5 {
+            while let Some(mut frame) = (!burst.is_full()).then(|| pool.take()).flatten() {
+                frame.set_data(256, bytes.len());
+                pool.memory().data(&mut frame).copy_from_slice(&bytes);
+                burst.push(frame);
+            }
+            a.transmit(&mut pool, &mut burst);
+            assert!(burst.is_empty(), "each burst is as long as the ring");
+        }
+    }
+
+    #[test]
+    fn a_pool_of_another_memory_is_refused() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(1024);
+        let Some(mut a) = one(&mut pool, queue(net.a, 0, 0), &small(Attach::Native)) else { return };
+        let (_, mut another) = testnet::pool(1);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| a.flush(&mut another)));
+        assert!(result.is_err());
+    }
+
+    #[test]
     fn a_short_frame_is_refused_and_not_leaked() {
         let Some(net) = Net::with_veth(1) else { return };
         let (_, mut pool) = testnet::pool(1024);
@@ -521,10 +562,10 @@ mod tests {
         assert_eq!(pool.available(), 1024);
 
         let error = open(&mut pool, &[queue(net.a, 0, 1)], &options).err().unwrap();
-        assert!(matches!(error, Error::Frames { worker: 1, needed: 256, .. }), "{error}");
+        assert!(matches!(error, Error::Frames { worker: 1, needed: 192, .. }), "{error}");
         let (_, mut few) = testnet::pool(100);
         let error = open(&mut few, &[queue(net.a, 0, 0)], &options).err().unwrap();
-        assert!(error.to_string().contains("at least 256"), "{error}");
+        assert!(error.to_string().contains("at least 192"), "{error}");
         assert_eq!(few.available(), 100);
 
         let error = open(&mut pool, &[queue(net.a, 0, 0)], &Options { rx_slots: 100, ..options });

@@ -1,8 +1,8 @@
 //! What the kernel knows of a NIC: its driver, its offloads, its channels.
 //!
-//! The old ioctl interface (SIOCETHTOOL) rather than ethtool netlink: it has been in every kernel for twenty years and needs no
-//! message building. The daemon warns about offloads that hand over frames larger than a chunk (GRO, LRO); the lab
-//! switches off what makes local senders leave work undone (transmit checksums, TSO, GSO).
+//! The old ioctl interface (SIOCETHTOOL) rather than ethtool netlink: it has been in every kernel for twenty years
+//! and needs no message building. The daemon warns about offloads that hand over frames larger than a chunk (GRO,
+//! LRO); the lab switches off what makes local senders leave work undone (transmit checksums, TSO, GSO).
 
 #![allow(unsafe_code)]
 
@@ -182,8 +182,8 @@ impl Ethtool {
             ifr_name: self.name,
             ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(question).cast() },
         };
-        // SAFETY: SIOCETHTOOL takes an ifreq whose data points to a struct that begins with its command. The kernel writes as
-        // much as belongs to that command, and a `Question` is that struct, whole and writable.
+        // SAFETY: SIOCETHTOOL takes an ifreq whose data points to a struct that begins with its command. The kernel
+        // writes as much as belongs to that command, and a `Question` is that struct, whole and writable.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

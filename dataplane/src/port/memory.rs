@@ -1,8 +1,8 @@
 //! A port without a NIC, for tests and benches.
 //!
-//! Two rings of frames join a [`MemoryPort`], which a worker drives like any other port, to a [`Wire`], on which the test
-//! puts frames and finds those that were sent. Both ends may be on one thread or on two. Nothing is allocated per
-//! frame, so an allocation counted in a bench is the director's.
+//! Two rings of frames join a [`MemoryPort`], which a worker drives like any other port, to a [`Wire`], on which
+//! the test puts frames and finds those that were sent. Both ends may be on one thread or on two. Nothing is
+//! allocated per frame, so an allocation counted in a bench is the director's.
 //!
 //! ```text
 //!   Wire::inject ─▶ ring ─▶ MemoryPort::receive     Wire::take ◀─ ring ◀─ MemoryPort::transmit

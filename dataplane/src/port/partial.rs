@@ -1,10 +1,10 @@
 //! Checksums that a sender on this machine left for hardware to finish.
 //!
-//! A local sender whose device offers checksum offload (veth, virtio_net) puts only the pseudo header's sum into the TCP
-//! or UDP checksum field and marks the packet; the device would add the rest. On veth there is no hardware: the mark
-//! travels with the packet and the kernel never looks at the field. A port that takes the packet from the kernel loses the mark
-//! and keeps the half sum. The director adjusts checksums by difference (RFC 1624), so a half sum would leave as garbage:
-//! ports finish it before they deliver the frame.
+//! A local sender whose device offers checksum offload (veth, virtio_net) puts only the pseudo header's sum into
+//! the TCP or UDP checksum field and marks the packet; the device would add the rest. On veth there is no hardware:
+//! the mark travels with the packet and the kernel never looks at the field. A port that takes the packet from the
+//! kernel loses the mark and keeps the half sum. The director adjusts checksums by difference (RFC 1624), so a half
+//! sum would leave as garbage: ports finish it before they deliver the frame.
 //!
 //! Fragments are never partial: the kernel finishes a sum before it fragments (`ip_do_fragment`). SCTP's CRC is
 //! left undone by the same senders, with zero in the field; it is finished too, where the kernel says so.
@@ -24,16 +24,16 @@ const SCTP: u8 = 132;
 /// IPv6 extension headers looked past. A packet with more is not from a sane sender; its checksum is left alone.
 const EXTENSIONS: usize = 8;
 
-/// Finishes the checksum of a frame that the kernel says is partial. Frames without a transport header that is known here
-/// stay as they are.
+/// Finishes the checksum of a frame that the kernel says is partial. Frames without a transport header that is
+/// known here stay as they are.
 pub(super) fn finish(frame: &mut [u8]) {
     if let Some(segment) = Segment::find(frame) {
         segment.write_checksum(frame);
     }
 }
 
-/// Finishes the checksum of a frame if it looks partial: the field holds exactly the pseudo header's sum. For ports on
-/// devices that leave partial sums and cannot say on which packets (AF_XDP on veth and virtio_net).
+/// Finishes the checksum of a frame if it looks partial: the field holds exactly the pseudo header's sum. For ports
+/// on devices that leave partial sums and cannot say on which packets (AF_XDP on veth and virtio_net).
 ///
 /// One whole packet in 65 536 looks partial by chance. Computing its sum anew gives the value it already had, so
 /// nothing is lost but the time; only a packet damaged on the way, one in 65 536 of those, would pass as sound.

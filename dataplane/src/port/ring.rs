@@ -12,9 +12,9 @@
 //!                └consumer   └producer
 //! ```
 //!
-//! All arithmetic is in [`Ring`]; the four types around it only leave out what their role does not do. A burst costs one
-//! acquire load of the other side's counter, and not even that while the private copy of it suffices, and one
-//! release store of ours.
+//! All arithmetic is in [`Ring`]; the four types around it only leave out what their role does not do. A burst
+//! costs one acquire load of the other side's counter, and not even that while the private copy of it suffices, and
+//! one release store of ours.
 
 #![allow(unsafe_code)]
 
@@ -106,8 +106,8 @@ impl Tx {
     }
 }
 
-/// A ring, seen from the side that we are on. `room` and `produce` are for the rings we produce into, `consume` for the
-/// others; the types above see to it that no ring is used both ways.
+/// A ring, seen from the side that we are on. `room` and `produce` are for the rings we produce into, `consume` for
+/// the others; the types above see to it that no ring is used both ways.
 struct Ring<T> {
     map: MmapRaw,
     /// Byte offsets of the counters, the flags and the slots in `map`. Offsets rather than pointers: the ring stays
@@ -128,7 +128,8 @@ impl<T: Copy> Ring<T> {
     /// A view of the ring in `map`, whose parts the kernel says are at `offsets`.
     ///
     /// # Panics
-    /// When the parts do not lie inside the mapping, or `size` is not a power of two: then the caller mapped something else.
+    /// When the parts do not lie inside the mapping, or `size` is not a power of two: then the caller mapped
+    /// something else.
     fn new(map: MmapRaw, offsets: &xdp_ring_offset, size: u32) -> Self {
         assert!(size.is_power_of_two(), "a ring of {size} slots");
         let part = |offset: u64, bytes: usize, align: usize| {
@@ -200,8 +201,8 @@ impl<T: Copy> Ring<T> {
         let taken = ready.min(most);
         for n in 0..taken {
             let slot = self.slot(self.consumer.wrapping_add(n));
-            // SAFETY: `slot` is inside the mapping and aligned for T, which is plain integers. It lies in the filled part
-            // of the ring, which the kernel does not write to before the store below.
+            // SAFETY: `slot` is inside the mapping and aligned for T, which is plain integers. It lies in the
+            // filled part of the ring, which the kernel does not write to before the store below.
             each(unsafe { slot.read() });
         }
         if taken != 0 {
@@ -243,8 +244,8 @@ impl<T: Copy> Ring<T> {
 
     /// One of the counters or the flags.
     fn word(&self, at: usize) -> &AtomicU32 {
-        // SAFETY: `at` is one of the three offsets that `new` checked to be aligned and inside the mapping, which lives as
-        // long as `self`. Both sides access these words atomically only.
+        // SAFETY: `at` is one of the three offsets that `new` checked to be aligned and inside the mapping, which
+        // lives as long as `self`. Both sides access these words atomically only.
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 }

@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// What may be read from or written to a socket option as bytes.
 ///
 /// # Safety
-/// All bit patterns, zeros among them, are values, and there is no padding whose bytes would go to the kernel uninitialized.
+/// All bit patterns, zeros among them, are values, and there is no padding whose bytes would go to the kernel
+/// uninitialized.
 pub(super) unsafe trait Plain: Copy {}
 
 // SAFETY: an integer.

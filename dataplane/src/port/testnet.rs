@@ -1,7 +1,7 @@
 //! A network of two interfaces for tests of the kernel's ports.
 //!
-//! Each test moves its own thread into a new network namespace and lays a veth pair in it; both vanish with the thread.
-//! Nothing outside is touched. Without the permission to do so a test says "skip" and passes.
+//! Each test moves its own thread into a new network namespace and lays a veth pair in it; both vanish with the
+//! thread. Nothing outside is touched. Without the permission to do so a test says "skip" and passes.
 
 #![allow(unsafe_code)]
 
@@ -130,12 +130,16 @@ pub(super) fn within_a_second<R>(mut step: impl FnMut() -> Option<R>) -> Option<
 
 /// Sends a frame as a local program with checksum offload does: the kernel is told that the sum from `start` on is
 /// missing, to be put at `start + offset`.
-pub(super) fn send_partial(from: End, frame: &[u8], start: u16, offset: u16) {
+///
+/// With `queued` it goes the way of the machine's own frames, through the queueing discipline. That drops frames
+/// for some milliseconds after a link came up, until the kernel has noticed the carrier in the background.
+pub(super) fn send_partial(from: End, frame: &[u8], start: u16, offset: u16, queued: bool) {
     /// `struct virtio_net_hdr`.
     const HEADER: usize = 10;
     const NEEDS_CSUM: u8 = 1;
     let fd = new_socket(libc::AF_PACKET, libc::SOCK_RAW);
     super::sockopt::set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32).unwrap();
+    super::sockopt::set_option(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &(!queued as i32)).unwrap();
     let mut message = vec![0; HEADER];
     message[0] = NEEDS_CSUM;
     message[6..8].copy_from_slice(&start.to_ne_bytes());
@@ -252,8 +256,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An XDP program that sends every frame of an interface to the socket of its queue, attached as long as the value lives.
-/// Only for tests of the sockets: the product's program is in `steer`.
+/// An XDP program that sends every frame of an interface to the socket of its queue, attached as long as the value
+/// lives. Only for tests of the sockets: the product's program is in `steer`.
 pub(super) struct Redirect {
     map: OwnedFd,
     /// The attachment lasts as long as this descriptor.

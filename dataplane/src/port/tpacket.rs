@@ -1,8 +1,8 @@
 //! The slots of AF_PACKET's memory-mapped rings, TPACKET_V2.
 //!
-//! Two rings lie in one mapping, receive first. A ring is an array of slots of [`SLOT`] bytes; there are no shared counters:
-//! each slot has a status word that says whose it is. Version 2 and not 3, because version 3 hands over blocks
-//! of frames when a block is full or timed out: milliseconds of delay at low rates.
+//! Two rings lie in one mapping, receive first. A ring is an array of slots of [`SLOT`] bytes; there are no shared
+//! counters: each slot has a status word that says whose it is. Version 2 and not 3, because version 3 hands over
+//! blocks of frames when a block is full or timed out: milliseconds of delay at low rates.
 //!
 //! ```text
 //!   receive:  KERNEL ─ frame arrives ─▶ USER ─ copied out ─▶ KERNEL
@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libc::tpacket2_hdr;
 use memmap2::MmapRaw;
 
-/// Bytes in a slot. A power of two, so that slots fill blocks without a gap; 2048 holds the longest frame that a chunk of
-/// frame memory does, behind its headers.
+/// Bytes in a slot. A power of two, so that slots fill blocks without a gap; 2048 holds the longest frame that a
+/// chunk of frame memory does, behind its headers.
 pub(super) const SLOT: usize = 2048;
 
-/// Bytes in a block, which the kernel allocates in one piece: 32 slots. Larger blocks are harder to find in fragmented
-/// memory and gain nothing, as the mapping joins them without a gap.
+/// Bytes in a block, which the kernel allocates in one piece: 32 slots. Larger blocks are harder to find in
+/// fragmented memory and gain nothing, as the mapping joins them without a gap.
 pub(super) const BLOCK: usize = 64 << 10;
 
 /// Where a received frame's `sockaddr_ll` lies in its slot, and where a frame to be sent begins.
@@ -146,8 +146,8 @@ impl Slots {
 impl Slot<'_> {
     /// The slot's header. Of a received frame: length, place, VLAN tag.
     pub fn header(&self) -> tpacket2_hdr {
-        // SAFETY: slots lie inside the mapping (`Rings::new`, `Rings::slot`) and are aligned to 2048; the header is plain
-        // integers. The slot is ours, so the kernel does not write to it meanwhile.
+        // SAFETY: slots lie inside the mapping (`Rings::new`, `Rings::slot`) and are aligned to 2048; the header is
+        // plain integers. The slot is ours, so the kernel does not write to it meanwhile.
         unsafe { self.ptr().cast::<tpacket2_hdr>().read() }
     }
 
@@ -162,16 +162,16 @@ impl Slot<'_> {
         if offset.checked_add(into.len()).is_none_or(|end| end > SLOT) {
             return false;
         }
-        // SAFETY: the range lies inside the slot (just checked), which lies inside the mapping; `into` is memory of another
-        // mapping, so they do not overlap. The slot is ours, so the kernel does not write to it meanwhile.
+        // SAFETY: the range lies inside the slot (just checked), which lies inside the mapping; `into` is memory of
+        // another mapping, so they do not overlap. The slot is ours, so the kernel does not write to it meanwhile.
         unsafe { self.ptr().add(offset).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
         true
     }
 
     fn write(&self, frame: &[u8]) {
         assert!(frame.len() <= MAX_SEND, "{} bytes do not fit a slot", frame.len());
-        // SAFETY: header and frame fit the slot (just checked), which lies inside the mapping and is ours: nobody else reads or
-        // writes it until its status changes. The header's length field is aligned.
+        // SAFETY: header and frame fit the slot (just checked), which lies inside the mapping and is ours: nobody
+        // else reads or writes it until its status changes. The header's length field is aligned.
         unsafe {
             let header = self.ptr().cast::<tpacket2_hdr>();
             (&raw mut (*header).tp_len).write(frame.len() as u32);
@@ -182,8 +182,8 @@ impl Slot<'_> {
     /// Copies a frame to be sent from another slot.
     fn copy_from(&self, other: &Self) {
         let len = (other.header().tp_len as usize).min(MAX_SEND);
-        // SAFETY: both slots lie inside the mapping and do not overlap, or are the same (`copy` allows both); the length is
-        // bounded. Both are ours: the kernel looks at transmit slots during send only.
+        // SAFETY: both slots lie inside the mapping and do not overlap, or are the same (`copy` allows both); the
+        // length is bounded. Both are ours: the kernel looks at transmit slots during send only.
         unsafe {
             let header = self.ptr().cast::<tpacket2_hdr>();
             (&raw mut (*header).tp_len).write(len as u32);
@@ -209,8 +209,8 @@ impl Slot<'_> {
 
     fn status_word(&self) -> &AtomicU32 {
         const { assert!(std::mem::offset_of!(tpacket2_hdr, tp_status) == 0) };
-        // SAFETY: the word is the first of the slot, inside the mapping and aligned. Both sides access it atomically while
-        // the slot's owner may change.
+        // SAFETY: the word is the first of the slot, inside the mapping and aligned. Both sides access it
+        // atomically while the slot's owner may change.
         unsafe { AtomicU32::from_ptr(self.ptr().cast()) }
     }
 

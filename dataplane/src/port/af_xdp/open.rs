@@ -1,8 +1,8 @@
 //! Opening AF_XDP sockets: the UMEM, the rings, the bind, and what to tell when one of them fails.
 //!
-//! All sockets are opened in one call, before the workers start, because they depend on each other: the first registers the
-//! frame memory, every other one is bound as sharing it, and the kernel then gives it the mode of the first. So one
-//! interface without zero-copy means copy mode for all, and the call starts again from the beginning.
+//! All sockets are opened in one call, before the workers start, because they depend on each other: the first
+//! registers the frame memory, every other one is bound as sharing it, and the kernel then gives it the mode of the
+//! first. So one interface without zero-copy means copy mode for all, and the call starts again from the beginning.
 //!
 //! A call that fails leaves nothing behind: its sockets are closed and their frames are in their pools.
 
@@ -23,13 +23,13 @@ use crate::port::ring::{Completion, Fill, Rx, Tx};
 use crate::port::sockopt::{option, set_option};
 use crate::port::{FrameMemory, Pool};
 
-/// How long a bind insists when its queue is busy: 2 s in all. A queue whose socket was closed, by us or by the process we
-/// replace, is released in the background, after its driver has restarted it.
+/// How long a bind insists when its queue is busy: 2 s in all. A queue whose socket was closed, by us or by the
+/// process we replace, is released in the background, after its driver has restarted it.
 const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a NIC gets to let go of the frames of closed zero-copy sockets, which the kernel does not report. Drivers restart a queue within
-/// tens of milliseconds.
+/// How long a NIC gets to let go of the frames of closed zero-copy sockets, which the kernel does not report.
+/// Drivers restart a queue within tens of milliseconds.
 const RELEASE_WAIT: Duration = Duration::from_millis(500);
 
 /// A socket to be opened: one queue of one interface, for one worker.
@@ -131,14 +131,14 @@ pub enum Error {
 }
 
 impl Options {
-    /// Frames that one queue may have in its rings at once. A worker's pool needs that many for each of its queues, and
-    /// some bursts on top.
+    /// Frames that the kernel may have of one queue at once: lent for receiving, received frames included, and being
+    /// sent. A worker's pool needs that many for each of its queues, and some bursts on top.
     pub fn frames_per_queue(&self) -> u32 {
-        self.fill_slots() + self.rx_slots + self.tx_slots
+        self.fill_slots() + self.tx_slots
     }
 
-    /// A zero-copy driver moves a NIC ring's worth of frames out of the fill ring at once; twice the receive ring leaves
-    /// as many waiting.
+    /// A zero-copy driver moves a NIC ring's worth of frames out of the fill ring at once; twice the receive ring
+    /// leaves as many waiting.
     fn fill_slots(&self) -> u32 {
         self.rx_slots * 2
     }
@@ -156,12 +156,18 @@ impl AfXdp {
     /// Opens a socket for each of `queues`, in that order, and fills their fill rings from the workers' pools.
     ///
     /// Zero-copy is tried first where the program runs natively. The kernel grants one mode per UMEM, so one
-    /// interface that cannot do it means copy mode for all. The pools must share one memory.
+    /// interface that cannot do it means copy mode for all.
     ///
     /// # Errors
     /// [`Error`] names the queue and the likely cure. All sockets opened by the call are closed again, their
     /// frames back in their pools.
+    ///
+    /// # Panics
+    /// When the pools are not all of one memory.
     pub fn open(pools: &mut [Pool], queues: &[Queue], options: &Options) -> Result<Vec<Self>, Error> {
+        // The kernel knows frames by their offsets only: one of another memory would be one of ours to it.
+        let one = pools.windows(2).all(|pair| Arc::ptr_eq(pair[0].memory(), pair[1].memory()));
+        assert!(one, "pools of different memories");
         for slots in [options.rx_slots, options.tx_slots] {
             if !slots.is_power_of_two() || !(64..=32_768).contains(&slots) {
                 return Err(Error::RingSize { slots });
@@ -175,7 +181,8 @@ impl AfXdp {
         for mode in modes {
             result = open_all(pools, queues, options, *mode);
             match &result {
-                // Drivers that cannot say so variously: EOPNOTSUPP, EINVAL, ENOTSUPP. A busy queue is busy in any mode.
+                // Drivers that cannot say so variously: EOPNOTSUPP, EINVAL, ENOTSUPP. A busy queue is busy in any
+                // mode.
                 Err(Error::Bind { source, .. }) if source.raw_os_error() != Some(libc::EBUSY) => {}
                 _ => break,
             }
@@ -213,8 +220,9 @@ fn open_all(
     Ok(opened.into_iter().map(|(port, _)| port).collect())
 }
 
-/// Opens one socket: UMEM, rings, a full fill ring, and only then the bind, because some drivers (ice, i40e) take their first frames
-/// while they are bound and leak what they do not find. Also returns the offsets of the frames it lent.
+/// Opens one socket: UMEM, rings, a full fill ring, and only then the bind, because some drivers (ice, i40e) take
+/// their first frames while they are bound and leak what they do not find. Also returns the offsets of the frames
+/// it lent.
 fn open_one(
     pools: &mut [Pool],
     queue: &Queue,
@@ -272,8 +280,8 @@ fn open_one(
 
 /// Makes tokens again of frames that were lent to a socket that is closed now.
 ///
-/// No frame is being received into them: the program does not know the sockets of a call to `open` that fails, and the
-/// NIC of a zero-copy socket was given [`RELEASE_WAIT`] to let go.
+/// No frame is being received into them: the program does not know the sockets of a call to `open` that fails, and
+/// the NIC of a zero-copy socket was given [`RELEASE_WAIT`] to let go.
 fn take_back(pool: &mut Pool, offsets: Vec<u64>) {
     for offset in offsets {
         if let Some(frame) = pool.memory().reclaim(offset, 0) {
