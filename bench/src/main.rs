@@ -116,9 +116,8 @@ fn run_lab(options: &Options) -> Result<ExitCode> {
 }
 
 /// Is shunt: the words are those of its command line, without the program's name.
-fn run_director(_words: Vec<OsString>) -> ExitCode {
-    eprintln!("shunt-lab: built without a director; SHUNT_BIN names one");
-    ExitCode::FAILURE
+fn run_director(words: Vec<OsString>) -> ExitCode {
+    shunt::cli::main_with(std::iter::once("shunt".into()).chain(words).collect())
 }
 
 fn run_program(words: Vec<OsString>) -> Result<ExitCode> {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::conn::memory::Mapped;
+use crate::port::Losses;
 use crate::service::{DestId, WorkerId};
 
 /// Real servers, live or waiting for their last connections, that counters are kept for. 131,072 are a thousand services of a hundred
@@ -145,7 +146,12 @@ pub struct WorkerCounters {
     dests: Mapped<DestCounters>,
     drops: [AtomicU64; Reason::ALL.len()],
     events: [AtomicU64; Event::ALL.len()],
+    /// What the worker's ports have lost, as they last said.
+    losses: [AtomicU64; LOSSES.len()],
 }
+
+/// The names of [`Losses`]' counters, in order.
+const LOSSES: [&str; 3] = ["port.rx_overrun", "port.rx_oversized", "port.tx_refused"];
 
 /// The counters of all workers.
 pub struct Counters {
@@ -188,6 +194,7 @@ impl Counters {
                         dests: Mapped::zeroed(MAX_DESTS)?,
                         drops: std::array::from_fn(|_| AtomicU64::new(0)),
                         events: std::array::from_fn(|_| AtomicU64::new(0)),
+                        losses: std::array::from_fn(|_| AtomicU64::new(0)),
                     }))
                 })
                 .collect::<std::io::Result<_>>()?,
@@ -231,7 +238,9 @@ impl Counters {
         let sum = |f: &dyn Fn(&WorkerCounters) -> u64| self.workers.iter().map(|w| f(w)).sum::<u64>();
         let events: Vec<_> = Event::ALL.iter().map(|e| (e.name(), sum(&|w| w.event(*e)))).collect();
         let drops: Vec<_> = Reason::ALL.iter().map(|r| (r.name(), sum(&|w| w.dropped(*r)))).collect();
-        events.into_iter().chain(drops)
+        let lost = (0..LOSSES.len()).map(|n| (LOSSES[n], sum(&|w| w.losses[n].load(Ordering::Relaxed))));
+        let lost: Vec<_> = lost.collect();
+        events.into_iter().chain(drops).chain(lost)
     }
 }
 
@@ -252,6 +261,14 @@ impl WorkerCounters {
     #[inline]
     pub fn count(&self, event: Event, n: u64) {
         add(&self.events[event as usize], n);
+    }
+
+    /// Notes what the worker's ports have lost so far.
+    pub fn note(&self, losses: Losses) {
+        let Losses { rx_overrun, rx_oversized, tx_refused } = losses;
+        for (counter, total) in self.losses.iter().zip([rx_overrun, rx_oversized, tx_refused]) {
+            counter.store(total, Ordering::Relaxed);
+        }
     }
 
     /// Drops for a reason so far.

@@ -227,10 +227,7 @@ fn network(mtu: [u16; 2]) -> Network {
     let servers = servers.map(|a| ((SERVERS, V4::from(a)), Neighbour::Reachable(server_mac(a))));
     let local = [VIP, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 1, 0, 1)];
     Network::new(
-        vec![
-            interface("c0", 2, C0, [10, 0, 0, 1], mtu[0]),
-            interface("s0", 3, S0, [10, 1, 0, 1], mtu[1]),
-        ],
+        vec![interface("c0", 2, C0, [10, 0, 0, 1], mtu[0]), interface("s0", 3, S0, [10, 1, 0, 1], mtu[1])],
         [route([10, 0, 0, 0], 16, CLIENTS), route([10, 1, 0, 0], 24, SERVERS)],
         clients.chain(servers),
     )

@@ -48,10 +48,16 @@ fn every_packet_goes_where_ipvs_sent_it() {
                 break;
             }
         }
-        let loads: BTreeMap<String, (u32, u32, u32)> =
-            bench.loads().into_iter().map(|(server, w, a, i)| (name(server.octets()[3]), (w, a, i))).collect();
+        let loads: BTreeMap<String, (u32, u32, u32)> = bench
+            .loads()
+            .into_iter()
+            .map(|(server, w, a, i)| (name(server.octets()[3]), (w, a, i)))
+            .collect();
         if loads != case.end {
-            wrong.push(format!("{} {}: at the end {loads:?}, not {:?}", case.scheduler, case.scenario, case.end));
+            wrong.push(format!(
+                "{} {}: at the end {loads:?}, not {:?}",
+                case.scheduler, case.scenario, case.end
+            ));
         }
     }
     println!("{played} cases played; for later: {later:?}");

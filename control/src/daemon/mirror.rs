@@ -192,7 +192,6 @@ impl Mirror {
         Some((metric, Route { prefix: prefix.into(), length, gateway: gateway.map(V4::from), port }))
     }
 
-    #[expect(clippy::type_complexity, reason = "two lists of one reading")]
     async fn neighbours(&self) -> anyhow::Result<(Vec<((PortId, V4), Neighbour)>, Vec<(u32, Ipv4Addr)>)> {
         let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
         let mut messages = request.execute();

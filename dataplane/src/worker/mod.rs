@@ -21,7 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::director::{Director, Verdict};
 use crate::packet::Packet;
-use crate::port::{BURST, Burst, Frame, Pool, Port};
+use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
 use crate::service::{Epoch, PortId, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason};
 use link::{Answer, Command, Link};
@@ -38,6 +38,9 @@ const NAP: u8 = 200;
 /// Expiring connections visited in one turn. A visit costs about 100 ns, so a turn is held up by at most some 10 µs; what is left is
 /// visited in the next turn.
 const EXPIRY_BUDGET: usize = 128;
+
+/// Milliseconds between two looks at what the ports have lost: a system call a port.
+const LOSSES_EVERY: u32 = 1000;
 
 /// Connections copied for a listing in one turn: 64 KiB, some 10 µs.
 const LISTING_STEP: usize = 1024;
@@ -110,6 +113,8 @@ pub struct Worker {
     /// Frames on their way out, by port.
     out: Vec<Burst>,
     reached: Epoch,
+    /// When the ports were last asked what they have lost.
+    asked: Tick,
 }
 
 /// What a worker is made of.
@@ -156,6 +161,7 @@ impl Worker {
             waiting: Waiting::default(),
             out,
             reached,
+            asked: clock.now(),
         }
     }
 
@@ -211,6 +217,10 @@ impl Worker {
             self.lose(frame, Reason::NeighbourTimeout);
         }
         self.director.expire(now, EXPIRY_BUDGET);
+        if now.since(self.asked) >= LOSSES_EVERY {
+            self.asked = now;
+            self.note_losses();
+        }
         for port in 0..self.ports.len() {
             self.transmit(port);
             self.ports[port].1.flush(&mut self.pool);
@@ -306,6 +316,16 @@ impl Worker {
     fn lose(&mut self, frame: Frame, reason: Reason) {
         self.counters.worker(self.id).drop(reason);
         self.pool.give(frame);
+    }
+
+    fn note_losses(&self) {
+        let all = self.ports.iter().map(|(_, port)| port.losses());
+        let sum = all.fold(Losses::default(), |sum, losses| Losses {
+            rx_overrun: sum.rx_overrun + losses.rx_overrun,
+            rx_oversized: sum.rx_oversized + losses.rx_oversized,
+            tx_refused: sum.tx_refused + losses.tx_refused,
+        });
+        self.counters.worker(self.id).note(sum);
     }
 
     /// Does what control asks for. `None` to stop.
