@@ -267,9 +267,10 @@ impl<'l> Clients<'l> {
             let text = String::from_utf8_lossy(&slot.received);
             bail!("a wrong answer: {:?}", text.chars().take(200).collect::<String>());
         }
-        // A short read has emptied the socket, and later bytes raise a new event; but a FIN that came along
-        // does not show.
-        Ok(n == buffer.len() || (!self.load.keep_alive && matches!(slot.phase, Phase::Closing(_))))
+        // A short read has emptied the socket and later bytes raise a new event, but a FIN that came along does not
+        // show. Only where the answer is whole and the connection goes on is there nothing to wait for.
+        let whole = self.load.keep_alive && matches!(slot.phase, Phase::Closing(_));
+        Ok(n == buffer.len() || !whole)
     }
 
     /// Whose answer is complete, and without keep-alive the connection over.
