@@ -124,18 +124,18 @@ impl Bench {
     /// The connections: protocol, seconds left, state, client, virtual address, real server.
     pub fn connections(&self) -> Vec<(String, u32, String, String, String, String)> {
         let show = |address: V4, port: u16| format!("{}:{port}", Ipv4Addr::from_bits(address.0));
-        (self.director.connections(0))
-            .map(|(_, c)| {
-                (
-                    if c.protocol == 6 { "TCP" } else { "UDP" }.to_owned(),
-                    c.remaining(self.now) / 1000,
-                    c.state.name().to_owned(),
-                    show(c.client, c.client_port),
-                    show(c.virtual_address, c.virtual_port),
-                    show(c.server, c.server_port),
-                )
-            })
-            .collect()
+        let mut list = Vec::new();
+        self.director.connections(0, usize::MAX, self.now, |c| {
+            list.push((
+                if c.protocol == 6 { "TCP" } else { "UDP" }.to_owned(),
+                c.remaining(self.now) / 1000,
+                c.state.name().to_owned(),
+                show(c.client, c.client_port),
+                show(c.virtual_address, c.virtual_port),
+                show(c.server, c.server_port),
+            ));
+        });
+        list
     }
 
     /// Active and inactive connections of every server of every service, as listed.

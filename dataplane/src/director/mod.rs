@@ -28,7 +28,7 @@ use crate::forward::icmp::{Message, Problem};
 use crate::forward::limit::Limiter;
 use crate::forward::{self, dr, icmp, nat, reset};
 use crate::packet::parse::{ETHERNET, NotOurs, tcp_flags};
-use crate::packet::{Meta, Packet, V4, parse};
+use crate::packet::{Meta, Packet, Tuple, V4, parse};
 use crate::port::BURST;
 use crate::service::{
     Dest, DestId, Forwarding, Hop, PortId, Protocol, Snapshot, Tick, Unreachable, WorkerId,
@@ -146,9 +146,9 @@ impl Director {
             return Verdict::Pass;
         }
         if meta.tuple.protocol == ICMP {
-            return self.icmp(packet, meta, handed);
+            return self.icmp(packet, meta, handed, now);
         }
-        match self.conns.find(&meta.tuple, hash) {
+        match self.find(&meta.tuple, hash, now) {
             Some((id, Direction::Request)) => self.request(packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(packet, meta, id, now),
             None => match self.owner_elsewhere(hash, handed) {
@@ -156,6 +156,19 @@ impl Director {
                 None => self.admit(packet, meta, hash, now),
             },
         }
+    }
+
+    /// The connection of a tuple. One whose time is over, and which the wheel has not come to yet, ends here.
+    #[inline]
+    fn find(&mut self, tuple: &Tuple<V4>, hash: u64, now: Tick) -> Option<(ConnId, Direction)> {
+        let found = self.conns.find(tuple, hash)?;
+        if self.conns.conn(found.0).remaining(now) > 0 {
+            return Some(found);
+        }
+        let old = self.conns.remove(found.0);
+        self.end(&old);
+        self.mine().count(Event::Expired, 1);
+        None
     }
 
     /// A packet from the client of a known connection.
@@ -198,6 +211,8 @@ impl Director {
         }
         match forward::exceeds(packet, meta, hop.mtu) {
             Some(true) => {
+                // IPVS has aged the packet by now, and quotes it so.
+                forward::age_packet(packet, meta);
                 let problem = Problem::FragmentationNeeded(hop.mtu);
                 return self.refuse(packet, meta, problem, Some(id), now);
             }
@@ -247,7 +262,7 @@ impl Director {
         let services = Arc::clone(&self.snapshot);
         let Some(service) = services.services.find(tuple.destination, tuple.destination_port, tuple.protocol)
         else {
-            return self.stray(packet, meta, now);
+            return self.stray(packet, meta, tuple, now);
         };
         if tuple.protocol == TCP && (meta.flags & (tcp_flags::SYN | tcp_flags::RST)) != tcp_flags::SYN {
             return self.reset(packet, meta);
@@ -365,16 +380,14 @@ impl Director {
     }
 
     /// An ICMP packet: perhaps an error about a connection.
-    fn icmp(&mut self, packet: &mut Packet, meta: &Meta, handed: bool) -> Verdict {
-        let services = &self.snapshot.services;
+    fn icmp(&mut self, packet: &mut Packet, meta: &Meta, handed: bool, now: Tick) -> Verdict {
         let quote = match icmp::read(packet, meta) {
-            Message::Other => return Verdict::Pass,
-            Message::Unusable => return Verdict::Pass,
+            Message::Other | Message::Unusable => return Verdict::Pass,
             Message::Error(quote) => quote,
         };
         // The quoted packet went the other way: turned round it is one of its receiver's own.
         let tuple = quote.tuple;
-        let turned = crate::packet::Tuple {
+        let turned = Tuple {
             source: tuple.destination,
             destination: tuple.source,
             source_port: tuple.destination_port,
@@ -382,20 +395,22 @@ impl Director {
             protocol: tuple.protocol,
         };
         let hash = self.conns.hash(&turned);
-        let Some((id, direction)) = self.conns.find(&turned, hash) else {
+        let Some((id, direction)) = self.find(&turned, hash, now) else {
             if let Some(owner) = self.owner_elsewhere(hash, handed) {
                 return Verdict::HandOff(owner);
             }
-            let ours = services.find(tuple.source, tuple.source_port, tuple.protocol).is_some()
-                || services.is_masqueraded(tuple.destination, tuple.destination_port, tuple.protocol);
-            return if ours { Verdict::Drop(Reason::StrayIcmp) } else { Verdict::Pass };
+            let services = &self.snapshot.services;
+            if services.find(tuple.source, tuple.source_port, tuple.protocol).is_some() {
+                return Verdict::Drop(Reason::StrayIcmp);
+            }
+            return self.stray(packet, meta, &turned, now);
         };
         let conn = *self.conns.conn(id);
         let toward = match direction {
             Direction::Request => Toward::Server,
             Direction::Reply => Toward::Client,
         };
-        if direction == Direction::Request && !services.has_dest(conn.dest) {
+        if direction == Direction::Request && !self.snapshot.services.has_dest(conn.dest) {
             return Verdict::Drop(Reason::NoDest);
         }
         if conn.forwarding == Forwarding::Masq && !icmp::is_sound(packet, meta) {
@@ -435,20 +450,20 @@ impl Director {
         Verdict::Forward(hop.port)
     }
 
-    /// A packet that is neither a connection's nor a service's. What a NAT real server sends was kept from the kernel in case it was
-    /// a reply, so the director does the kernel's work and routes it.
-    fn stray(&mut self, packet: &mut Packet, meta: &Meta, now: Tick) -> Verdict {
-        let tuple = &meta.tuple;
+    /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
+    /// the kernel in case it was about a connection, so the director does the kernel's work and routes it. `tuple` tells the real server: the
+    /// packet's own, or for an error that of the packet it quotes, turned round.
+    fn stray(&mut self, packet: &mut Packet, meta: &Meta, tuple: &Tuple<V4>, now: Tick) -> Verdict {
         let Snapshot { services, network, .. } = &*self.snapshot;
         if !services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
-            || network.is_local(tuple.destination)
+            || network.is_local(meta.tuple.destination)
         {
             return Verdict::Pass;
         }
         if !network.forwards() {
             return Verdict::Drop(Reason::NotWanted);
         }
-        let hop = match network.hop(tuple.destination) {
+        let hop = match network.hop(meta.tuple.destination) {
             Ok(hop) => hop,
             Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
             Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
@@ -582,9 +597,19 @@ impl Director {
         }
     }
 
-    /// The connections, for a listing in steps; see [`Table::from`].
-    pub fn connections(&self, from: u32) -> impl Iterator<Item = (u32, &Conn<V4>)> {
-        self.conns.from(from)
+    /// Gives the connections that live at `now` to `each`, a listing in steps; see [`Table::walk`].
+    pub fn connections(
+        &self,
+        from: u32,
+        places: usize,
+        now: Tick,
+        mut each: impl FnMut(&Conn<V4>),
+    ) -> Option<u32> {
+        self.conns.walk(from, places, |conn| {
+            if conn.remaining(now) > 0 {
+                each(conn);
+            }
+        })
     }
 
     /// The snapshot it works by.

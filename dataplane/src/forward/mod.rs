@@ -40,6 +40,11 @@ fn age(ip: &mut [u8]) {
     put16(ip, HEADER_CHECKSUM, checksum);
 }
 
+/// Takes one from the packet's time to live.
+pub fn age_packet(packet: &mut Packet, meta: &Meta) {
+    age(&mut packet.data()[usize::from(meta.network)..]);
+}
+
 /// Puts the frame's addresses on, drops VLAN tags and Ethernet padding: the hop's interface is untagged.
 #[inline]
 fn frame(packet: &mut Packet, meta: &Meta, hop: &Hop) {
@@ -54,6 +59,6 @@ fn frame(packet: &mut Packet, meta: &Meta, hop: &Hop) {
 /// Sends the packet on as a router does: nothing changes but the time to live.
 #[inline]
 pub fn route(packet: &mut Packet, meta: &Meta, hop: &Hop) {
-    age(&mut packet.data()[usize::from(meta.network)..]);
+    age_packet(packet, meta);
     frame(packet, meta, hop);
 }

@@ -4,7 +4,11 @@
 //! IPVS would choose after the same history of choices and edits. Each worker has its own copy of each service's
 //! scheduler; a copy learns of an edit by [`Scheduler::edited`], one edit at a time.
 
+mod lc;
+mod nq;
 mod rr;
+mod sed;
+mod wlc;
 mod wrr;
 
 use std::sync::Arc;
@@ -30,6 +34,10 @@ type Make = fn() -> Box<dyn Scheduler>;
 const SCHEDULERS: &[(&str, Make)] = &[
     ("rr", || Box::new(rr::RoundRobin::default())),
     ("wrr", || Box::new(wrr::WeightedRoundRobin::default())),
+    ("lc", || Box::new(lc::LeastConnection)),
+    ("wlc", || Box::new(wlc::WeightedLeastConnection)),
+    ("sed", || Box::new(sed::ShortestExpectedDelay)),
+    ("nq", || Box::new(nq::NeverQueue)),
 ];
 
 /// The names of all schedulers.
@@ -56,13 +64,35 @@ fn is_eligible(dest: &Dest, counters: &Counters) -> bool {
     dest.weight > 0 && !counters.is_overloaded(dest.id)
 }
 
+/// What a real server's connections weigh to `lc` and `wlc`: an active one as much as 256 others (`ip_vs_dest_conn_overhead`).
+fn overhead(dest: &Dest, counters: &Counters) -> u64 {
+    let load = counters.load(dest.id);
+    (load.active << 8) + load.inactive
+}
+
+/// The eligible real server with the least `load` for its weight; of equals, the first.
+///
+/// Loads are compared without division, by multiplying crosswise, as the kernel does.
+fn least<'a>(
+    service: &'a Service,
+    counters: &Counters,
+    load: impl Fn(&Dest) -> u64,
+    weigh: impl Fn(&Dest) -> u64,
+) -> Option<&'a Arc<Dest>> {
+    let eligible = service.dests.iter().filter(|dest| is_eligible(dest, counters));
+    let weighed = eligible.map(|dest| (dest, u128::from(load(dest)), u128::from(weigh(dest))));
+    let least = weighed.reduce(|best, next| if best.1 * next.2 > next.1 * best.2 { next } else { best });
+    least.map(|(dest, ..)| dest)
+}
+
 /// Plays a service's history through a scheduler, for tests.
 #[cfg(test)]
 mod bench {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::service::{DestId, Forwarding, Protocol, ServiceId};
+    use crate::service::{DestId, Forwarding, Protocol, ServiceId, WorkerId};
+    use crate::stats::add;
 
     pub struct Bench {
         service: Service,
@@ -113,6 +143,18 @@ mod bench {
 
         pub fn remove(&mut self, name: char) {
             self.edit(|dests| dests.retain(|d| d.id.0 != name as u32));
+        }
+
+        /// The next `n` choices, each of which opens a connection that stays active.
+        pub fn connections(&mut self, n: usize) -> String {
+            (0..n)
+                .map(|_| {
+                    let chosen = self.choices(1);
+                    let id = DestId(chosen.chars().next().map_or(0, u32::from));
+                    add(&self.counters.worker(WorkerId(0)).dest(id).active, 1);
+                    chosen
+                })
+                .collect()
         }
 
         /// The next `n` choices; `-` is nobody.

@@ -42,7 +42,7 @@ const EXPIRY_BUDGET: usize = 128;
 /// Milliseconds between two looks at what the ports have lost: a system call a port.
 const LOSSES_EVERY: u32 = 1000;
 
-/// Connections copied for a listing in one turn: 64 KiB, some 10 µs.
+/// Places of the table looked at for a listing in one turn: 64 KiB, some 10 µs.
 const LISTING_STEP: usize = 1024;
 
 /// Frames that can be under way from one worker to another. A ring that is full loses frames under a counter, which happens when the
@@ -342,13 +342,8 @@ impl Worker {
                     self.retry(now);
                 }
                 Command::List { from, mut connections } => {
-                    let mut next = None;
-                    for (place, conn) in
-                        self.director.connections(from).take(LISTING_STEP.min(connections.capacity()))
-                    {
-                        connections.push(*conn);
-                        next = Some(place);
-                    }
+                    let places = LISTING_STEP.min(connections.capacity());
+                    let next = self.director.connections(from, places, now, |conn| connections.push(*conn));
                     self.link.answer(Answer::Listed { next, connections, now });
                 }
                 Command::Stop => return None,

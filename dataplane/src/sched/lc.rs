@@ -1,0 +1,38 @@
+//! Least connection: the real server with the fewest connections, an active one counting as 256 others. Weights do not matter,
+//! except 0 (`ip_vs_lc_schedule`).
+
+use std::sync::Arc;
+
+use super::{Scheduler, least, overhead};
+use crate::service::{Dest, Service};
+use crate::stats::Counters;
+
+/// The scheduler `lc`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LeastConnection;
+
+impl Scheduler for LeastConnection {
+    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
+        least(service, counters, |dest| overhead(dest, counters), |_| 1).cloned()
+    }
+
+    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
+
+    fn boxed(&self) -> Box<dyn Scheduler> {
+        Box::new(*self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::sched::bench::Bench;
+
+    #[test]
+    fn the_kernels_sequence() {
+        let mut bench = Bench::new("lc");
+        bench.weight('C', 1);
+        bench.weight('B', 1);
+        bench.weight('A', 1);
+        assert_eq!(bench.connections(6), "ABCABC");
+    }
+}

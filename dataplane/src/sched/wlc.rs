@@ -1,0 +1,38 @@
+//! Weighted least connection, ipvsadm's default: the real server with the fewest connections for its weight
+//! (`ip_vs_wlc_schedule`).
+
+use std::sync::Arc;
+
+use super::{Scheduler, least, overhead};
+use crate::service::{Dest, Service};
+use crate::stats::Counters;
+
+/// The scheduler `wlc`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WeightedLeastConnection;
+
+impl Scheduler for WeightedLeastConnection {
+    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
+        least(service, counters, |dest| overhead(dest, counters), |dest| dest.weight.into()).cloned()
+    }
+
+    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
+
+    fn boxed(&self) -> Box<dyn Scheduler> {
+        Box::new(*self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::sched::bench::Bench;
+
+    #[test]
+    fn the_kernels_sequence() {
+        let mut bench = Bench::new("wlc");
+        bench.weight('C', 3);
+        bench.weight('B', 2);
+        bench.weight('A', 1);
+        assert_eq!(bench.connections(12), "ABCCBCABCCBC");
+    }
+}

@@ -1,0 +1,224 @@
+//! What comes out for each frame, byte for byte, against what a real kernel IPVS sent (`golden/packets.json`).
+//!
+//! The bench plays the kernel's part only by rule: where the director passes a frame, the recorded outcome must be one that the kernel's own
+//! stack makes (an answer on the same side, nothing, or plain routing).
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use shunt_dataplane::director::Verdict;
+use shunt_dataplane::service::PortId;
+use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
+use shunt_tests::frames::{checksum, from_hex, to_hex};
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    setup: Vec<String>,
+    sysctl: Vec<(String, u32)>,
+    pre: Vec<String>,
+    steps: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    note: String,
+    side: String,
+    #[serde(rename = "in")]
+    input: String,
+    out: Vec<(String, String)>,
+}
+
+/// Steps where shunt differs, and why.
+const DIFFERENCES: &[(&str, &str, &str)] = &[(
+    "mtu-1400-on-server-link",
+    "1500-byte udp, DF clear",
+    "cutting packets up comes later; until then drop.too_big counts them",
+)];
+
+/// Whole cases that are for later, and why.
+const LATER: &[(&str, &str)] = &[
+    ("fragments", "fragments are not followed yet; drop.fragment counts them"),
+    ("server is the director itself", "a real server on the director needs a way back into the kernel"),
+    ("nat_icmp_send", "the sysctl comes later"),
+];
+
+#[test]
+fn every_frame_leaves_as_ipvs_sent_it() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/packets.json")).expect("golden file");
+    let (mut steps, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let mut bench = Bench::default();
+        let reason = LATER.iter().find(|(name, _)| case.name.contains(name)).map(|(_, why)| *why);
+        if let Some(reason) = reason.or_else(|| set_up(&mut bench, case)) {
+            later.entry(reason).or_default().push(&case.name);
+            continue;
+        }
+        for step in &case.steps {
+            if let Err(answer) = play(&mut bench, &case.name, step) {
+                wrong.push(format!("{}: {answer}", case.name));
+            }
+            steps += 1;
+        }
+    }
+    for (why, names) in &later {
+        println!("for later, {why}: {names:?}");
+    }
+    println!("{steps} steps played");
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(steps > 200, "only {steps} steps were played");
+}
+
+/// Sets a case up, or says why it is for later.
+fn set_up(bench: &mut Bench, case: &Case) -> Option<&'static str> {
+    // Conntrack is netfilter's; the director never uses it, so the setting makes no difference.
+    if case.sysctl.iter().any(|(name, _)| !name.ends_with(".conntrack")) {
+        return Some("the sysctl comes later");
+    }
+    for line in &case.pre {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.iter().position(|word| *word == "mtu") {
+            Some(at) => {
+                let port = if words.contains(&"s0") { SERVERS } else { CLIENTS };
+                bench.set_mtu(port, words[at + 1].parse().expect("an MTU"));
+            }
+            None => return Some("its preparation is not understood"),
+        }
+    }
+    let refused = case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
+    refused.then_some("its setup is refused: IPv6, tunnels, SCTP, other schedulers")
+}
+
+fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
+    if let Some(lines) = step.get("conns") {
+        return connections(bench, lines);
+    }
+    if let Some(lines) = step.get("stats") {
+        return statistics(bench, lines);
+    }
+    if let Some(line) = step.get("cmd") {
+        let (code, _, error) = bench.ipvsadm(line.as_str().expect("a line"));
+        return if code == 0 { Ok(()) } else { Err(format!("{line}: {error}")) };
+    }
+    let step: Step = serde_json::from_value(step.clone()).expect("a step");
+    if DIFFERENCES.iter().any(|(c, note, _)| case.contains(c) && step.note == *note) {
+        return Ok(());
+    }
+    let side = side(&step.side);
+    let input = from_hex(&step.input);
+    let expected: Vec<(PortId, Vec<u8>)> =
+        step.out.iter().map(|(s, f)| (self::side(s), from_hex(f))).collect();
+    let outcome = bench.frame(side, &input);
+    let explain = |what: &str| {
+        let show = |(port, frame): &(PortId, Vec<u8>)| format!("    by {port:?}: {}", to_hex(frame));
+        let expected: Vec<String> = expected.iter().map(show).collect();
+        let sent: Vec<String> = outcome.sent.iter().map(show).collect();
+        format!(
+            "{}: {what} ({:?})\n  expected\n{}\n  sent\n{}",
+            step.note,
+            outcome.verdict,
+            expected.join("\n"),
+            sent.join("\n")
+        )
+    };
+    match outcome.verdict {
+        Verdict::Pass if is_the_kernels(side, &input, &expected) => Ok(()),
+        Verdict::Pass => Err(explain("passed, but it was the director's")),
+        Verdict::Drop(_) if expected.is_empty() => Ok(()),
+        // IPVS lets the kernel ask for the neighbour; the frame is gone either way while nobody answers.
+        Verdict::Wait(..) if expected.is_empty() => Ok(()),
+        Verdict::Forward(_) | Verdict::Reply(_) => match (&outcome.sent, &expected[..]) {
+            (Some((port, sent)), [(to, frame)]) if port == to => {
+                let own = matches!(outcome.verdict, Verdict::Reply(_));
+                let sound = |frame: &[u8]| !is_icmp(frame) || checksum(&frame[34..]) == 0;
+                if sound(&input) && !sound(sent) {
+                    return Err(explain("the ICMP checksum is wrong"));
+                }
+                if canonical(sent, own) == canonical(frame, own) {
+                    Ok(())
+                } else {
+                    Err(explain("another frame"))
+                }
+            }
+            _ => Err(explain("another way")),
+        },
+        _ => Err(explain("not sent")),
+    }
+}
+
+/// Whether the kernel alone explains an outcome: an answer to the sender, silence, or routing.
+fn is_the_kernels(side: PortId, input: &[u8], expected: &[(PortId, Vec<u8>)]) -> bool {
+    expected.iter().all(|(port, frame)| {
+        let routed = frame.len() <= input.len() && frame[26..34] == input[26..34];
+        *port == side || routed
+    })
+}
+
+/// A frame without what may differ: the id of packets the director makes itself, and, in a translated ICMP error, the quoted transport
+/// checksum that the kernel leaves stale.
+fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if own {
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    } else if is_icmp(&frame) && frame.len() >= 34 + 8 + 20 + 8 {
+        frame[36..38].fill(0);
+        let quoted = 34 + 8 + 20;
+        let at = quoted + if frame[34 + 8 + 9] == 6 { 16 } else { 6 };
+        if frame.len() >= at + 2 {
+            frame[at..at + 2].fill(0);
+        }
+    }
+    frame
+}
+
+fn is_icmp(frame: &[u8]) -> bool {
+    frame[23] == 1
+}
+
+fn side(name: &str) -> PortId {
+    if name == "cl" { CLIENTS } else { SERVERS }
+}
+
+fn connections(bench: &Bench, expected: &Value) -> Result<(), String> {
+    let mut expected: Vec<(String, u32)> = strings(expected)
+        .iter()
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (minutes, seconds) = words[1].split_once(':').expect("mm:ss");
+            let left =
+                minutes.parse::<u32>().expect("minutes") * 60 + seconds.parse::<u32>().expect("seconds");
+            let rest = [&words[..1], &words[2..]].concat().join(" ");
+            (rest, left)
+        })
+        .collect();
+    let mut listed: Vec<(String, u32)> = bench
+        .connections()
+        .into_iter()
+        .map(|(protocol, left, state, client, service, server)| {
+            (format!("{protocol} {state} {client} {service} {server}"), left)
+        })
+        .collect();
+    expected.sort();
+    listed.sort();
+    let alike = expected.len() == listed.len()
+        && expected.iter().zip(&listed).all(|(e, l)| e.0 == l.0 && e.1.abs_diff(l.1) <= 1);
+    if alike { Ok(()) } else { Err(format!("connections {listed:?}, not {expected:?}")) }
+}
+
+fn statistics(bench: &mut Bench, expected: &Value) -> Result<(), String> {
+    let expected = strings(expected);
+    let (_, listing, _) = bench.ipvsadm("-Ln --stats");
+    let listed: Vec<&str> = listing.lines().skip(3).collect();
+    if listed == expected {
+        Ok(())
+    } else {
+        Err(format!("statistics\n{listing}\nnot\n{}", expected.join("\n")))
+    }
+}
+
+fn strings(list: &Value) -> Vec<&str> {
+    list.as_array().expect("a list").iter().map(|line| line.as_str().expect("a line")).collect()
+}

@@ -1,0 +1,163 @@
+//! State and expiry of each connection after each packet, and the server's counts, against what a real kernel IPVS listed
+//! (`golden/states.json`).
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use shunt_dataplane::director::Verdict;
+use shunt_tests::bench::{Bench, CLIENTS, Outcome, SERVERS, VIP};
+use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp, udp};
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 11);
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    setup: Vec<String>,
+    set: Option<Value>,
+    sysctl: Vec<(String, u32)>,
+    steps: Vec<Step>,
+}
+
+/// What happens, the connections listed afterwards, the servers' active and inactive counts.
+type Step = (String, Vec<[String; 5]>, Vec<[u32; 2]>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Text(String),
+    List(Vec<u32>),
+}
+
+/// Cases for later, and why.
+const LATER: &[(&str, &str)] =
+    &[("secure_tcp", "sysctls"), ("sloppy", "sysctls"), ("expire_nodest_conn=1", "sysctls")];
+
+#[test]
+fn every_connection_lives_and_ends_as_under_ipvs() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/states.json")).expect("golden file");
+    let (mut played, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let mut bench = Bench::default();
+        let needs_knob = case.sysctl.iter().any(|(_, value)| *value != 0);
+        let reason =
+            LATER.iter().find(|(name, _)| needs_knob && case.name.contains(name)).map(|(_, why)| *why);
+        let refused = reason.is_none() && case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
+        if let Some(reason) =
+            reason.or(refused.then_some("its setup is refused: tunnels, SCTP, persistence, one-packet"))
+        {
+            later.entry(reason).or_default().push(&case.name);
+            continue;
+        }
+        if let Some(set) = &case.set {
+            let line = match set {
+                Value::Text(words) => words.clone(),
+                Value::List(seconds) => seconds.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
+            };
+            let line = if line.contains("--set") { line } else { format!("--set {line}") };
+            assert_eq!(bench.ipvsadm(&line).0, 0, "{line}");
+        }
+        played += 1;
+        let udp = case.setup[0].contains("-u ");
+        for (n, (what, conns, counts)) in case.steps.iter().enumerate() {
+            if let Err(answer) = step(&mut bench, udp, what, conns, counts) {
+                wrong.push(format!("{} ({}): step {n}: {what}: {answer}", case.name, case.setup[1]));
+                break;
+            }
+        }
+    }
+    println!("{played} cases played; for later: {later:?}");
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(played >= 30, "only {played} cases were played");
+}
+
+fn step(
+    bench: &mut Bench,
+    is_udp: bool,
+    what: &str,
+    conns: &[[String; 5]],
+    counts: &[[u32; 2]],
+) -> Result<(), String> {
+    if let Some(seconds) = what.strip_prefix("wait ") {
+        bench.wait(Duration::from_secs_f64(seconds.parse().expect("seconds")));
+    } else if what.starts_with('-') {
+        let (code, _, error) = bench.ipvsadm(what);
+        if code != 0 {
+            return Err(error);
+        }
+    } else {
+        let (packet, to) = what.split_once(" -> ").expect("a packet and where it goes");
+        let went = send(bench, is_udp, packet);
+        // With no service left the kernel does what it does for any segment: its stack resets the client's, it routes the server's.
+        let kernels =
+            went == "the kernel" && matches!(to, "client from 10.9.0.1 RST" | "client from 10.1.0.11");
+        if went != to && !kernels {
+            return Err(format!("went to {went}"));
+        }
+    }
+
+    let mut listed: Vec<[String; 5]> = Vec::new();
+    for (protocol, left, state, client, _, server) in bench.connections() {
+        listed.push([protocol, left.to_string(), state, client, server]);
+    }
+    // The kernel may keep an entry whose time is over for a moment; shunt need not.
+    let over = |c: &&[String; 5]| c[1] == "00:00" && !listed.iter().any(|l| l[2..] == c[2..]);
+    let lingering = conns.iter().filter(over).count();
+    let mut expected: Vec<&[String; 5]> = conns.iter().filter(|c| !over(c)).collect();
+    expected.sort();
+    listed.sort();
+    let alike = expected.len() == listed.len()
+        && expected.iter().zip(&listed).all(|(e, l)| {
+            let (minutes, seconds) = e[1].split_once(':').expect("mm:ss");
+            let left =
+                minutes.parse::<u32>().expect("minutes") * 60 + seconds.parse::<u32>().expect("seconds");
+            e[0] == l[0] && e[2..] == l[2..] && left.abs_diff(l[1].parse().expect("seconds")) <= 1
+        });
+    if !alike {
+        return Err(format!("connections {listed:?}, not {conns:?}"));
+    }
+    let loads: Vec<[u32; 2]> =
+        bench.loads().into_iter().map(|(_, _, active, inactive)| [active, inactive]).collect();
+    if lingering == 0 && loads != counts {
+        return Err(format!("counts {loads:?}, not {counts:?}"));
+    }
+    Ok(())
+}
+
+/// Sends `c:FLAGS` or `s:FLAGS`; says where it went in the words of the file.
+fn send(bench: &mut Bench, is_udp: bool, packet: &str) -> String {
+    let (who, letters) = packet.split_once(':').expect("who:what");
+    let port = if is_udp { 53 } else { 80 };
+    let (client, vip, server) = ((CLIENT, 1000), (VIP, port), (SERVER, port));
+    let (from, macs, ends) = match who {
+        "c" => (CLIENTS, (client_mac(CLIENT), C0), (client, vip)),
+        _ => (SERVERS, (server_mac(SERVER), S0), (server, client)),
+    };
+    let frame = match is_udp {
+        true => udp(macs, ends.0, ends.1),
+        false => tcp(macs, ends.0, ends.1, flags(letters)),
+    };
+    describe(&bench.frame(from, &frame))
+}
+
+fn describe(outcome: &Outcome) -> String {
+    let Some((port, frame)) = &outcome.sent else {
+        return match outcome.verdict {
+            Verdict::Pass => "the kernel".to_owned(),
+            _ => "nothing".to_owned(),
+        };
+    };
+    let address = |at: usize| Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
+    let (source, destination) = (address(26), address(30));
+    match (*port, frame[23]) {
+        (SERVERS, _) if destination == VIP => format!("rs {:02x}", frame[5]),
+        (SERVERS, _) => destination.to_string(),
+        (_, 1) => format!("client from {source} icmp {}/{}", frame[34], frame[35]),
+        (_, 6) if frame[47] & 0x04 != 0 => format!("client from {source} RST"),
+        _ => format!("client from {source}"),
+    }
+}
