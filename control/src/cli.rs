@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::daemon;
-use crate::ipvsadm;
+use crate::api::{Request, Response};
+use crate::socket::{self, Client};
+use crate::{daemon, ipvsadm};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
@@ -25,6 +27,8 @@ SHUNT_SOCKET names the director's socket, /run/shunt.sock by default.";
 enum Command {
     /// Run the director, in the foreground, until SIGTERM.
     Run(daemon::Options),
+    /// Show how a running director is doing: interfaces, workers, every counter that is not zero.
+    Status,
     /// Administer a running director, in the words of ipvsadm.
     #[command(disable_help_flag = true, trailing_var_arg = true)]
     Ipvsadm {
@@ -49,6 +53,13 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Ok(Arguments { command: Command::Status }) => match status() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("shunt: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
         Err(error) => {
             // Help and version go to standard output and are no failure.
@@ -58,6 +69,32 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Prints what the director says of itself.
+fn status() -> anyhow::Result<()> {
+    let path = socket::path();
+    let asked = Client::connect(&path).and_then(|mut client| client.call(&Request::Status));
+    let answer =
+        asked.with_context(|| format!("no director answers on {} (shunt run starts one)", path.display()))?;
+    let Some(Response::Status(status)) = answer.into_iter().next() else {
+        anyhow::bail!("the director on {} does not say how it is doing", path.display());
+    };
+    println!("shunt {}, snapshot {} in force", status.version, status.epoch);
+    for (interface, way) in &status.interfaces {
+        println!("{interface}: {way}");
+    }
+    let cores: Vec<String> = status.cores.iter().map(usize::to_string).collect();
+    println!(
+        "{} worker(s), on core(s) {}; tables for {} connections",
+        cores.len(),
+        cores.join(","),
+        status.table_size
+    );
+    for (counter, value) in &status.counters {
+        println!("{counter:<28} {value:>14}");
+    }
+    Ok(())
+}
+
 fn administer(program: &str, arguments: Vec<OsString>) -> ExitCode {
     let arguments: Vec<String> =
         arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -65,7 +102,7 @@ fn administer(program: &str, arguments: Vec<OsString>) -> ExitCode {
     let code = ipvsadm::run(
         program,
         &arguments,
-        &crate::socket::path(),
+        &socket::path(),
         &mut stdin.lock(),
         &mut std::io::BufWriter::new(stdout.lock()),
         &mut stderr.lock(),

@@ -99,6 +99,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_whole_checksum_is_what_pnet_computes(
+            segment in prop::collection::vec(any::<u8>(), 20..200), source: [u8; 4], destination: [u8; 4],
+        ) {
+            use pnet::packet::tcp::{TcpPacket, ipv4_checksum};
+            let theirs = ipv4_checksum(&TcpPacket::new(&segment).unwrap(), &source.into(), &destination.into());
+            let mut ours = segment.clone();
+            ours[16..18].fill(0);
+            let address = u32::from_be_bytes;
+            let sum = pseudo_header(address(source), address(destination), 6, ours.len() as u16);
+            prop_assert_eq!(sum.bytes(&ours).field(), theirs);
+        }
+
+        #[test]
         fn adjusting_is_recomputing(
             mut bytes in prop::collection::vec(any::<u8>(), 20..200),
             at in 0usize..4, new in any::<u32>(),

@@ -176,6 +176,27 @@ mod tests {
         assert_eq!(parse(&SYN[..40]), Err(NotOurs::Drop(Reason::BadIpHeader)));
     }
 
+    /// Another parser's view of the same frame.
+    #[test]
+    fn a_syn_is_to_pnet_what_it_is_to_us() {
+        use pnet::packet::Packet as _;
+        use pnet::packet::ethernet::EthernetPacket;
+        use pnet::packet::ipv4::{Ipv4Packet, checksum};
+        use pnet::packet::tcp::TcpPacket;
+
+        let ethernet = EthernetPacket::new(SYN).unwrap();
+        let ip = Ipv4Packet::new(ethernet.payload()).unwrap();
+        let tcp = TcpPacket::new(ip.payload()).unwrap();
+        let meta = parse(SYN).unwrap();
+        assert_eq!(meta.tuple.source, V4::from(ip.get_source()));
+        assert_eq!(meta.tuple.destination, V4::from(ip.get_destination()));
+        assert_eq!(meta.tuple.protocol, ip.get_next_level_protocol().0);
+        assert_eq!(meta.tuple.source_port, tcp.get_source());
+        assert_eq!(meta.tuple.destination_port, tcp.get_destination());
+        assert_eq!(meta.flags, tcp.get_flags());
+        assert_eq!(checksum(&ip), ip.get_checksum());
+    }
+
     proptest! {
         #[test]
         fn any_bytes_parse_or_are_refused_and_offsets_lie_inside(
