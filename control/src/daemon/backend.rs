@@ -62,7 +62,12 @@ pub fn open(choice: Choice, interfaces: &[Interface], workers: usize) -> anyhow:
         Choice::AfXdp => open_xdp(interfaces, workers)?,
         Choice::AfPacket => open_packet(interfaces, workers)?,
         Choice::Auto => match open_xdp(interfaces, workers) {
-            Ok(backend) => backend,
+            Ok(backend) => {
+                tracing::info!("AF_XDP works on every interface and is the fastest way: it is used");
+                backend
+            }
+            // Somebody else's program gets the frames first, whichever way we take: that is for the operator to settle.
+            Err(why) if why.chain().any(is_occupied) => return Err(why),
             Err(why) => {
                 tracing::warn!("AF_XDP does not work here, AF_PACKET is used: {why:#}");
                 open_packet(interfaces, workers).context("AF_PACKET does not work either")?
@@ -71,6 +76,10 @@ pub fn open(choice: Choice, interfaces: &[Interface], workers: usize) -> anyhow:
     };
     warn(interfaces);
     Ok(backend)
+}
+
+fn is_occupied(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(steer::Error::Occupied { .. }))
 }
 
 fn open_xdp(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {

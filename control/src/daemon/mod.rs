@@ -113,6 +113,10 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 async fn serve(options: Options) -> anyhow::Result<()> {
     // Everything that can be wrong with what was typed comes first, before anything is touched.
     let rules = read_rules(&options)?;
+    let names = &options.interfaces;
+    if let Some((_, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        bail!("interface {name} is named twice; one that carries both sides is named once");
+    }
     let (mirror, mut events) = Mirror::open(&options.interfaces).await?;
     let view = mirror.read().await?;
     let cores = choose_cores(&options)?;
