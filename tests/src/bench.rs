@@ -4,7 +4,7 @@
 //! played by the test.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use shunt::publisher::Publisher;
 use shunt::rules::{Change, Rules};
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::table::Secret;
-use shunt_dataplane::director::{Director, Parts, Verdict};
-use shunt_dataplane::packet::{Packet, V4};
+use shunt_dataplane::director::{Director, Parts, Place, Verdict};
+use shunt_dataplane::packet::Packet;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{
     Epoch, Interface, Neighbour, Network, PortId, Route, Snapshot, Tick, Timeouts, WorkerId,
@@ -123,18 +123,20 @@ impl Bench {
 
     /// The connections: protocol, seconds left, state, client, virtual address, real server.
     pub fn connections(&self) -> Vec<(String, u32, String, String, String, String)> {
-        let show = |address: V4, port: u16| format!("{}:{port}", Ipv4Addr::from_bits(address.0));
-        let mut list = Vec::new();
-        self.director.connections(0, usize::MAX, self.now, |c| {
-            list.push((
-                if c.protocol == 6 { "TCP" } else { "UDP" }.to_owned(),
-                c.remaining(self.now) / 1000,
-                c.state.name().to_owned(),
-                show(c.client, c.client_port),
-                show(c.virtual_address, c.virtual_port),
-                show(c.server, c.server_port),
-            ));
-        });
+        let show = |(address, port): (IpAddr, u16)| SocketAddr::new(address, port).to_string();
+        let (mut list, mut from) = (Vec::new(), Some(Place::default()));
+        while let Some(place) = from {
+            from = self.director.connections(place, usize::MAX, self.now, |listed| {
+                list.push((
+                    if listed.protocol == 6 { "TCP" } else { "UDP" }.to_owned(),
+                    listed.left / 1000,
+                    listed.state.name().to_owned(),
+                    show(listed.client),
+                    show(listed.service),
+                    show(listed.server),
+                ));
+            });
+        }
         list
     }
 
@@ -145,10 +147,8 @@ impl Bench {
         let servers = entries.iter().flat_map(|entry| &entry.servers);
         servers
             .filter_map(|server| match server.config.key.address {
-                std::net::IpAddr::V4(address) => {
-                    Some((address, server.config.weight, server.active, server.inactive))
-                }
-                std::net::IpAddr::V6(_) => None,
+                IpAddr::V4(address) => Some((address, server.config.weight, server.active, server.inactive)),
+                IpAddr::V6(_) => None,
             })
             .collect()
     }
@@ -208,28 +208,36 @@ impl Backend for Bench {
 
 /// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP.
 fn network(mtu: [u16; 2]) -> Network {
-    let interface = |name: &str, index, mac, address: [u8; 4], mtu| Interface {
+    let v6 = |net: u16, host: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host));
+    let interface = |name: &str, index, mac, v4: [u8; 4], v6, mtu| Interface {
         name: name.to_owned(),
         index,
         mac,
         mtu,
-        address: Some(Ipv4Addr::from(address).into()),
+        addresses: [Some(v4.into()), Some(v6)],
     };
-    let route = |prefix: [u8; 4], length, port| Route {
-        prefix: Ipv4Addr::from(prefix).into(),
-        length,
-        gateway: None,
-        port: Some(port),
-    };
+    let route = |prefix, length, port| Route { prefix, length, gateway: None, port: Some(port) };
     let clients = (0..=20u8).flat_map(|h| (0..=255u8).map(move |l| Ipv4Addr::new(10, 0, h, l)));
     let servers = (2..=255u8).filter(|n| *n != 99).map(|n| Ipv4Addr::new(10, 1, 0, n));
-    let clients = clients.map(|a| ((CLIENTS, V4::from(a)), Neighbour::Reachable(client_mac(a))));
-    let servers = servers.map(|a| ((SERVERS, V4::from(a)), Neighbour::Reachable(server_mac(a))));
-    let local = [VIP, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 1, 0, 1)];
+    let clients = clients.map(|a| ((CLIENTS, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
+    let servers = servers.map(|a| ((SERVERS, IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
+    let hosts = 2..=255u16;
+    let clients6 =
+        hosts.clone().map(|n| ((CLIENTS, v6(0xa, n)), Neighbour::Reachable([2, 0xc6, 0, 0, 0, n as u8])));
+    let servers6 = hosts.map(|n| ((SERVERS, v6(0xb, n)), Neighbour::Reachable([2, 0x56, 0, 0, 0, n as u8])));
+    let local = [VIP.into(), [10, 0, 0, 1].into(), [10, 1, 0, 1].into(), v6(0xf, 1), v6(0xa, 1), v6(0xb, 1)];
     Network::new(
-        vec![interface("c0", 2, C0, [10, 0, 0, 1], mtu[0]), interface("s0", 3, S0, [10, 1, 0, 1], mtu[1])],
-        [route([10, 0, 0, 0], 16, CLIENTS), route([10, 1, 0, 0], 24, SERVERS)],
-        clients.chain(servers),
+        vec![
+            interface("c0", 2, C0, [10, 0, 0, 1], v6(0xa, 1), mtu[0]),
+            interface("s0", 3, S0, [10, 1, 0, 1], v6(0xb, 1), mtu[1]),
+        ],
+        [
+            route([10, 0, 0, 0].into(), 16, CLIENTS),
+            route([10, 1, 0, 0].into(), 24, SERVERS),
+            route(v6(0xa, 0), 64, CLIENTS),
+            route(v6(0xb, 0), 64, SERVERS),
+        ],
+        clients.chain(servers).chain(clients6).chain(servers6),
     )
-    .on_machine(local.map(V4::from), true)
+    .on_machine(local, [true; 2])
 }

@@ -88,7 +88,7 @@ fn set_up(bench: &mut Bench, case: &Case) -> Option<&'static str> {
         }
     }
     let refused = case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
-    refused.then_some("its setup is refused: IPv6, tunnels, SCTP, other schedulers")
+    refused.then_some("its setup is refused: tunnels, SCTP, other schedulers")
 }
 
 fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
@@ -132,8 +132,7 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
         Verdict::Forward(_) | Verdict::Reply(_) => match (&outcome.sent, &expected[..]) {
             (Some((port, sent)), [(to, frame)]) if port == to => {
                 let own = matches!(outcome.verdict, Verdict::Reply(_));
-                let sound = |frame: &[u8]| !is_icmp(frame) || checksum(&frame[34..]) == 0;
-                if sound(&input) && !sound(sent) {
+                if has_sound_icmp(&input) && !has_sound_icmp(sent) {
                     return Err(explain("the ICMP checksum is wrong"));
                 }
                 if canonical(sent, own) == canonical(frame, own) {
@@ -150,23 +149,30 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
 
 /// Whether the kernel alone explains an outcome: an answer to the sender, silence, or routing.
 fn is_the_kernels(side: PortId, input: &[u8], expected: &[(PortId, Vec<u8>)]) -> bool {
+    let addresses = if is_v6(input) { 22..54 } else { 26..34 };
     expected.iter().all(|(port, frame)| {
-        let routed = frame.len() <= input.len() && frame[26..34] == input[26..34];
+        let routed = frame.len() <= input.len() && frame[addresses.clone()] == input[addresses.clone()];
         *port == side || routed
     })
 }
 
-/// A frame without what may differ: the id of packets the director makes itself, and, in a translated ICMP error, the quoted transport
-/// checksum that the kernel leaves stale.
+/// A frame without what may differ: the id or flow label of packets the director makes itself, and, in a translated ICMP error, the
+/// quoted transport checksum that the kernel leaves stale.
 fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
     let mut frame = frame.to_vec();
-    if own {
+    let header = if is_v6(&frame) { 40 } else { 20 };
+    let message = 14 + header;
+    if own && is_v6(&frame) {
+        frame[15] &= 0xf0;
+        frame[16..18].fill(0);
+    } else if own {
         frame[18..20].fill(0);
         frame[24..26].fill(0);
-    } else if is_icmp(&frame) && frame.len() >= 34 + 8 + 20 + 8 {
-        frame[36..38].fill(0);
-        let quoted = 34 + 8 + 20;
-        let at = quoted + if frame[34 + 8 + 9] == 6 { 16 } else { 6 };
+    } else if is_icmp(&frame) && frame.len() >= message + 8 + header + 8 {
+        frame[message + 2..message + 4].fill(0);
+        let quoted = message + 8 + header;
+        let protocol = frame[message + 8 + if is_v6(&frame) { 6 } else { 9 }];
+        let at = quoted + if protocol == 6 { 16 } else { 6 };
         if frame.len() >= at + 2 {
             frame[at..at + 2].fill(0);
         }
@@ -174,8 +180,24 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
     frame
 }
 
+fn is_v6(frame: &[u8]) -> bool {
+    frame[12] == 0x86
+}
+
 fn is_icmp(frame: &[u8]) -> bool {
-    frame[23] == 1
+    if is_v6(frame) { frame[20] == 58 } else { frame[23] == 1 }
+}
+
+fn has_sound_icmp(frame: &[u8]) -> bool {
+    if !is_icmp(frame) {
+        return true;
+    }
+    if !is_v6(frame) {
+        return checksum(&frame[34..]) == 0;
+    }
+    let message = &frame[54..];
+    let pseudo = [&frame[22..54], &(message.len() as u32).to_be_bytes(), &[0, 0, 0, 58], message].concat();
+    checksum(&pseudo) == 0
 }
 
 fn side(name: &str) -> PortId {

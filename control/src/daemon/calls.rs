@@ -3,8 +3,7 @@
 //! Control answers one request at a time and must never wait for a client. So an answer comes to the client's own task as a whole, in the
 //! workers' compact form, and is cut into messages there, at the client's pace.
 
-use shunt_dataplane::conn::Conn;
-use shunt_dataplane::packet::V4;
+use shunt_dataplane::director::Listed;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{ConnectionEntry, Request, Response, ServiceEntry};
@@ -27,8 +26,8 @@ pub enum Answer {
     Message(Response),
     /// A listing of services.
     Services(Vec<ServiceEntry>),
-    /// A listing of connections, each with the milliseconds it has left.
-    Connections(Vec<(Conn<V4>, u32)>),
+    /// A listing of connections.
+    Connections(Vec<Listed>),
 }
 
 /// The clients' end.
@@ -59,19 +58,19 @@ impl Handler for Calls {
     }
 }
 
-fn connection((conn, left): &(Conn<V4>, u32)) -> ConnectionEntry {
-    let protocol = match conn.protocol {
+fn connection(listed: &Listed) -> ConnectionEntry {
+    let protocol = match listed.protocol {
         6 => "TCP",
         17 => "UDP",
         _ => "SCTP",
     };
     ConnectionEntry {
         protocol: protocol.to_owned(),
-        expires: left / 1000,
-        state: conn.state.name().to_owned(),
-        client: (conn.client.into(), conn.client_port),
-        service: (conn.virtual_address.into(), conn.virtual_port),
-        server: (conn.server.into(), conn.server_port),
+        expires: listed.left / 1000,
+        state: listed.state.name().to_owned(),
+        client: listed.client,
+        service: listed.service,
+        server: listed.server,
         engine: None,
     }
 }

@@ -1,14 +1,14 @@
 //! Control's view of the workers: what it sends them, and what they answer.
 
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use shunt_dataplane::conn::Conn;
-use shunt_dataplane::packet::V4;
-use shunt_dataplane::service::{Epoch, Network, PortId, Services, Snapshot, Tick, Timeouts};
+use shunt_dataplane::director::{Listed, Place};
+use shunt_dataplane::service::{Epoch, Network, PortId, Services, Snapshot, Timeouts};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::worker::link::{Answer, Command, Handle};
 
@@ -27,9 +27,9 @@ pub struct Engine {
     snapshot: Snapshot,
     counters: Arc<Counters>,
     /// Neighbours that packets wait for.
-    wanted: Vec<(PortId, V4)>,
+    wanted: Vec<(PortId, IpAddr)>,
     /// Parts of listings that have come in.
-    listed: Vec<(Option<u32>, Vec<Conn<V4>>, Tick)>,
+    listed: Vec<(Option<Place>, Vec<Listed>)>,
 }
 
 impl Engine {
@@ -77,24 +77,24 @@ impl Engine {
         self.publish().await
     }
 
-    /// All connections of all workers, each with the milliseconds it has left.
+    /// All connections of all workers.
     ///
     /// # Errors
     /// When a worker does not answer.
-    pub async fn connections(&mut self) -> anyhow::Result<Vec<(Conn<V4>, u32)>> {
+    pub async fn connections(&mut self) -> anyhow::Result<Vec<Listed>> {
         let mut all = Vec::new();
         for worker in 0..self.workers.len() {
-            let mut from = Some(0);
+            let mut from = Some(Place::default());
             while let Some(place) = from {
                 let connections = Vec::with_capacity(PAGE);
                 self.send(worker, Command::List { from: place, connections })?;
-                let (next, connections, now) = loop {
+                let (next, connections) = loop {
                     self.listen().await?;
                     if let Some(part) = self.listed.pop() {
                         break part;
                     }
                 };
-                all.extend(connections.iter().map(|conn| (*conn, conn.remaining(now))));
+                all.extend(connections);
                 from = next;
             }
         }
@@ -112,7 +112,7 @@ impl Engine {
     }
 
     /// The neighbours that packets have begun to wait for since the last call.
-    pub fn wanted(&mut self) -> Vec<(PortId, V4)> {
+    pub fn wanted(&mut self) -> Vec<(PortId, IpAddr)> {
         std::mem::take(&mut self.wanted)
     }
 
@@ -167,7 +167,7 @@ impl Engine {
                 match answer {
                     Answer::Retired(snapshot) => drop(snapshot),
                     Answer::Resolve(port, neighbour) => self.wanted.push((port, neighbour)),
-                    Answer::Listed { next, connections, now } => self.listed.push((next, connections, now)),
+                    Answer::Listed { next, connections } => self.listed.push((next, connections)),
                 }
             }
         }

@@ -5,7 +5,7 @@
 //! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
 //! send itself.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,12 +18,14 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use shunt_dataplane::packet::V4;
 use shunt_dataplane::service::{Interface, Neighbour, Network, PortId, Route};
 
 /// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
 /// takes about 1 ms to read.
 const GATHER: Duration = Duration::from_millis(1);
+
+/// Neighbours by interface and address.
+type Neighbours = Vec<((PortId, IpAddr), Neighbour)>;
 
 /// The mirror.
 pub struct Mirror {
@@ -40,7 +42,7 @@ pub struct View {
     /// The machine's own addresses.
     pub local: Vec<IpAddr>,
     /// Neighbours that do not answer, by interface index.
-    pub failed: Vec<(u32, Ipv4Addr)>,
+    pub failed: Vec<(u32, IpAddr)>,
 }
 
 impl Mirror {
@@ -54,6 +56,8 @@ impl Mirror {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ])
         .context("cannot open a netlink socket to follow addresses, routes and neighbours")?;
         tokio::spawn(connection);
@@ -89,23 +93,19 @@ impl Mirror {
             .map(|index| {
                 let link = links.iter().find(|link| link.header.index == *index);
                 let link = link.with_context(|| format!("interface {index} is gone"))?;
-                Ok(interface(link, first.iter().find(|(i, _)| i == index).map(|(_, address)| *address)))
+                let addresses = first.iter().find(|(i, _)| i == index).map_or([None; 2], |(_, both)| *both);
+                Ok(interface(link, addresses))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let (neighbours, failed) = self.neighbours().await?;
-        let network = Network::new(interfaces, self.routes().await?, neighbours).on_machine(
-            local.iter().filter_map(|address| match address {
-                IpAddr::V4(address) => Some(V4::from(*address)),
-                IpAddr::V6(_) => None,
-            }),
-            is_router(),
-        );
+        let network = Network::new(interfaces, self.routes().await?, neighbours)
+            .on_machine(local.iter().copied(), is_router());
         Ok(View { network, local, failed })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
-    pub async fn resolve(&self, interface: u32, neighbour: Ipv4Addr) {
-        let request = self.handle.neighbours().add(interface, neighbour.into());
+    pub async fn resolve(&self, interface: u32, neighbour: IpAddr) {
+        let request = self.handle.neighbours().add(interface, neighbour);
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         if let Err(error) = request.execute().await {
             tracing::debug!(%neighbour, %error, "the kernel did not ask for a neighbour");
@@ -121,10 +121,10 @@ impl Mirror {
         self.interfaces.iter().position(|i| *i == index).map(|at| PortId(at as u8))
     }
 
-    /// All addresses of the machine, and the first IPv4 address of each interface.
-    async fn addresses(&self) -> anyhow::Result<(Vec<IpAddr>, Vec<(u32, V4)>)> {
+    /// All addresses of the machine, and the first of each family of each interface.
+    async fn addresses(&self) -> anyhow::Result<(Vec<IpAddr>, Vec<(u32, [Option<IpAddr>; 2])>)> {
         let mut messages = self.handle.address().get().execute();
-        let (mut local, mut first) = (Vec::new(), Vec::new());
+        let (mut local, mut first) = (Vec::new(), Vec::<(u32, [Option<IpAddr>; 2])>::new());
         while let Some(message) = messages.try_next().await? {
             let index = message.header.index;
             // On a point-to-point link `Address` is the other end; `Local` is always ours where it is given.
@@ -138,18 +138,25 @@ impl Mirror {
             }
             let Some(address) = address else { continue };
             local.push(address);
-            if let IpAddr::V4(v4) = address
-                && !first.iter().any(|(i, _)| *i == index)
-            {
-                first.push((index, v4.into()));
+            let at = first.iter().position(|(i, _)| *i == index).unwrap_or_else(|| {
+                first.push((index, [None; 2]));
+                first.len() - 1
+            });
+            let place = &mut first[at].1[usize::from(address.is_ipv6())];
+            // A link-local address only serves where there is no other.
+            if place.is_none_or(is_link_local) {
+                *place = Some(address);
             }
         }
         Ok((local, first))
     }
 
     async fn routes(&self) -> anyhow::Result<Vec<Route>> {
-        let request = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
-        let messages: Vec<RouteMessage> = request.execute().try_collect().await?;
+        let v4 = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
+        let v6 = self.handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build());
+        let mut messages: Vec<RouteMessage> = v4.execute().try_collect().await?;
+        let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
+        messages.extend(v6);
         let mut routes: Vec<(u32, Route)> =
             messages.iter().filter_map(|message| self.route(message)).collect();
         // Of several routes to one prefix the kernel takes the one with the least metric.
@@ -159,12 +166,17 @@ impl Mirror {
 
     fn route(&self, message: &RouteMessage) -> Option<(u32, Route)> {
         let mut table = u32::from(message.header.table);
-        let (mut prefix, mut gateway, mut interface, mut metric) = (Ipv4Addr::UNSPECIFIED, None, None, 0);
+        let any = match message.header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let (mut prefix, mut gateway, mut interface, mut metric) = (any, None, None, 0);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Table(long) => table = *long,
-                RouteAttribute::Destination(RouteAddress::Inet(to)) => prefix = *to,
-                RouteAttribute::Gateway(RouteAddress::Inet(via)) => gateway = Some(*via),
+                RouteAttribute::Destination(to) => prefix = ip(to)?,
+                RouteAttribute::Gateway(via) => gateway = ip(via),
                 RouteAttribute::Oif(index) => interface = Some(*index),
                 RouteAttribute::Priority(priority) => metric = *priority,
                 // Of several ways the first through one of our interfaces serves.
@@ -173,7 +185,7 @@ impl Mirror {
                     interface = ours.map(|way| way.interface_index);
                     gateway = ours.and_then(|way| {
                         way.attributes.iter().find_map(|attribute| match attribute {
-                            RouteAttribute::Gateway(RouteAddress::Inet(via)) => Some(*via),
+                            RouteAttribute::Gateway(via) => ip(via),
                             _ => None,
                         })
                     });
@@ -189,24 +201,23 @@ impl Mirror {
             _ => None,
         };
         let length = message.header.destination_prefix_length;
-        Some((metric, Route { prefix: prefix.into(), length, gateway: gateway.map(V4::from), port }))
+        Some((metric, Route { prefix, length, gateway, port }))
     }
 
-    async fn neighbours(&self) -> anyhow::Result<(Vec<((PortId, V4), Neighbour)>, Vec<(u32, Ipv4Addr)>)> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
-        let mut messages = request.execute();
+    async fn neighbours(&self) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>)> {
+        let mut messages = self.handle.neighbours().get().execute();
         let (mut known, mut failed) = (Vec::new(), Vec::new());
         while let Some(message) = messages.try_next().await? {
             let Some(port) = self.port(message.header.ifindex) else { continue };
             let Some((address, mac)) = neighbour(&message) else { continue };
             match message.header.state {
                 NeighbourState::Failed => {
-                    known.push(((port, address.into()), Neighbour::Failed));
+                    known.push(((port, address), Neighbour::Failed));
                     failed.push((message.header.ifindex, address));
                 }
                 NeighbourState::Incomplete | NeighbourState::None => {}
                 // A stale address is still the best there is; the kernel checks it when it is used.
-                _ => known.extend(mac.map(|mac| ((port, address.into()), Neighbour::Reachable(mac)))),
+                _ => known.extend(mac.map(|mac| ((port, address), Neighbour::Reachable(mac)))),
             }
         }
         Ok((known, failed))
@@ -221,9 +232,9 @@ async fn index_of(handle: &Handle, name: &str) -> anyhow::Result<u32> {
     }
 }
 
-fn interface(link: &LinkMessage, address: Option<V4>) -> Interface {
+fn interface(link: &LinkMessage, addresses: [Option<IpAddr>; 2]) -> Interface {
     let mut interface =
-        Interface { name: String::new(), index: link.header.index, mac: [0; 6], mtu: 1500, address };
+        Interface { name: String::new(), index: link.header.index, mac: [0; 6], mtu: 1500, addresses };
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
@@ -239,11 +250,12 @@ fn interface(link: &LinkMessage, address: Option<V4>) -> Interface {
     interface
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<(Ipv4Addr, Option<[u8; 6]>)> {
+fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<[u8; 6]>)> {
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(*v4),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             _ => {}
         }
@@ -251,6 +263,23 @@ fn neighbour(message: &NeighbourMessage) -> Option<(Ipv4Addr, Option<[u8; 6]>)> 
     address.map(|address| (address, mac))
 }
 
-fn is_router() -> bool {
-    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1")
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// Whether the machine forwards IPv4, and IPv6.
+fn is_router() -> [bool; 2] {
+    ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
+        .map(|setting| std::fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0"))
 }

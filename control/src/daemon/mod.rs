@@ -30,9 +30,8 @@ use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director};
-use shunt_dataplane::packet::V4;
 use shunt_dataplane::sched;
-use shunt_dataplane::service::{Epoch, Snapshot, Timeouts, WorkerId};
+use shunt_dataplane::service::{Epoch, PortId, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::{Steering, Target};
 use shunt_dataplane::worker::{self, Clock, Worker, link};
@@ -83,7 +82,7 @@ pub fn capabilities() -> Capabilities {
     Capabilities {
         schedulers: sched::NAMES,
         engines: &[],
-        ipv6: false,
+        ipv6: true,
         tunnel: false,
         persistence: false,
         one_packet: false,
@@ -350,7 +349,7 @@ impl Control {
     async fn resolve_wanted(&mut self) {
         for (port, neighbour) in self.engine.wanted() {
             if let Some(index) = self.mirror.index(port) {
-                self.mirror.resolve(index, neighbour.0.into()).await;
+                self.mirror.resolve(index, neighbour).await;
             }
         }
     }
@@ -366,7 +365,7 @@ impl Control {
         if self.ticks.is_multiple_of(REMIND) {
             for (port, neighbour) in self.next_hops() {
                 if let Some(index) = self.mirror.index(port) {
-                    self.mirror.resolve(index, neighbour.0.into()).await;
+                    self.mirror.resolve(index, neighbour).await;
                 }
             }
             self.publisher.forget(self.engine.counters(), Instant::now());
@@ -377,13 +376,13 @@ impl Control {
     }
 
     /// The neighbours that packets to real servers go to.
-    fn next_hops(&self) -> HashSet<(shunt_dataplane::service::PortId, V4)> {
+    fn next_hops(&self) -> HashSet<(PortId, IpAddr)> {
         let servers = self.rules.services().flat_map(|service| &service.servers);
         servers
             .filter_map(|server| {
-                let IpAddr::V4(address) = server.key.address else { return None };
-                let route = self.view.network.route(address.into())?;
-                Some((route.port?, route.gateway.unwrap_or(address.into())))
+                let address = server.key.address;
+                let route = self.view.network.route(address)?;
+                Some((route.port?, route.gateway.unwrap_or(address)))
             })
             .collect()
     }

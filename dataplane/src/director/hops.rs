@@ -7,7 +7,7 @@
 use hashbrown::HashMap;
 
 use crate::conn::{Conn, Hops};
-use crate::packet::V4;
+use crate::packet::Address;
 use crate::service::{Hop, Network, Unreachable};
 
 /// No hop is remembered.
@@ -27,25 +27,25 @@ pub enum Toward {
 }
 
 /// The worker's hops of the current generation.
-pub struct HopCache {
+pub struct HopCache<A> {
     generation: u32,
     hops: Vec<Hop>,
-    by_address: HashMap<V4, u32>,
+    by_address: HashMap<A, u32>,
 }
 
-impl Default for HopCache {
+impl<A> Default for HopCache<A> {
     fn default() -> Self {
         Self { generation: 1, hops: Vec::with_capacity(1024), by_address: HashMap::with_capacity(1024) }
     }
 }
 
-impl HopCache {
+impl<A: Address> HopCache<A> {
     /// The hop of a connection's packets.
     #[inline]
     pub fn of_conn(
         &mut self,
         network: &Network,
-        conn: &mut Conn<V4>,
+        conn: &mut Conn<A>,
         toward: Toward,
     ) -> Result<Hop, Unreachable> {
         if conn.hops.generation != self.generation {
@@ -75,7 +75,7 @@ impl HopCache {
     }
 
     /// The hop to an address.
-    pub fn hop(&mut self, network: &Network, address: V4) -> Result<Hop, Unreachable> {
+    pub fn hop(&mut self, network: &Network, address: A) -> Result<Hop, Unreachable> {
         let number = self.number(network, address)?;
         Ok(self.hops[number as usize])
     }
@@ -87,7 +87,7 @@ impl HopCache {
         self.by_address.clear();
     }
 
-    fn number(&mut self, network: &Network, address: V4) -> Result<u32, Unreachable> {
+    fn number(&mut self, network: &Network, address: A) -> Result<u32, Unreachable> {
         if let Some(number) = self.by_address.get(&address) {
             return Ok(*number);
         }

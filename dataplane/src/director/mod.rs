@@ -14,34 +14,27 @@
 //! The order of the steps is IPVS's (`ip_vs_in_hook`, `ip_vs_out_hook`), with one difference: the next hop is found before anything is
 //! counted, so that a packet which must wait for a neighbour can be tried again as if it had just come.
 
+mod family;
 mod hops;
 mod services;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 use crate::conn::directory::{Announced, Directory};
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
-use crate::forward::icmp::{Message, Problem};
-use crate::forward::limit::Limiter;
-use crate::forward::{self, dr, icmp, nat, reset};
-use crate::packet::parse::{ETHERNET, NotOurs, tcp_flags};
-use crate::packet::{Meta, Packet, Tuple, V4, parse};
+use crate::packet::parse::NotOurs;
+use crate::packet::{Packet, Parsed, V4, V6, parse};
 use crate::port::BURST;
-use crate::service::{
-    Dest, DestId, Forwarding, Hop, PortId, Protocol, Snapshot, Tick, Unreachable, WorkerId,
-};
-use crate::stats::{Counters, Event, Reason, WorkerCounters, add, sub};
-use hops::{HopCache, Toward};
+use crate::service::{Dest, PortId, Snapshot, Tick, WorkerId};
+use crate::stats::{Counters, Event, Reason, WorkerCounters};
+use family::Family;
+pub use family::{Listed, Place};
 use services::Schedulers;
 
-const ICMP: u8 = 1;
-const TCP: u8 = Protocol::Tcp as u8;
-
-/// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
-const EMBRYO: u32 = 3_000;
+use crate::forward::limit::Limiter;
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +50,21 @@ pub enum Verdict {
     /// Another worker owns its connection. The frame is as it came.
     HandOff(WorkerId),
     /// The Ethernet address of a neighbour must be asked for; try again when it is known. The frame is as it came.
-    Wait(PortId, V4),
+    Wait(PortId, IpAddr),
 }
 
 /// One worker's director.
 pub struct Director {
+    shared: Shared,
+    v4: Family<V4>,
+    v6: Family<V6>,
+}
+
+/// What both families of a director use.
+struct Shared {
     worker: WorkerId,
     snapshot: Arc<Snapshot>,
-    conns: Table<V4>,
     schedulers: Schedulers,
-    hops: HopCache,
     directory: Option<Arc<Directory>>,
     counters: Arc<Counters>,
     limiter: Limiter,
@@ -78,7 +76,7 @@ pub struct Parts {
     pub worker: WorkerId,
     /// What it begins with.
     pub snapshot: Arc<Snapshot>,
-    /// The connections it may hold.
+    /// The connections it may hold, of each family.
     pub capacity: usize,
     /// The key of the hash.
     pub secret: Secret,
@@ -92,20 +90,16 @@ impl Director {
     /// A director without connections.
     ///
     /// # Errors
-    /// When the kernel refuses the memory for the table.
+    /// When the kernel refuses the memory for the tables.
     pub fn new(parts: Parts, now: Tick) -> std::io::Result<Self> {
         let Parts { worker, snapshot, capacity, secret, directory, counters } = parts;
         let mut schedulers = Schedulers::new(worker);
         schedulers.adopt(None, &snapshot.services);
+        let limiter = Limiter::default();
         Ok(Self {
-            worker,
-            conns: Table::with_capacity(capacity, secret, now)?,
-            schedulers,
-            hops: HopCache::default(),
-            directory,
-            counters,
-            limiter: Limiter::default(),
-            snapshot,
+            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter },
+            v4: Family::with_capacity(capacity, secret, now)?,
+            v6: Family::with_capacity(capacity, secret, now)?,
         })
     }
 
@@ -119,444 +113,81 @@ impl Director {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
-        let mut parsed: ArrayVec<(Result<Meta, NotOurs>, u64), BURST> = ArrayVec::new();
+        let mut parsed: ArrayVec<(Result<Parsed, NotOurs>, u64), BURST> = ArrayVec::new();
         for packet in packets.iter_mut().take(BURST) {
-            let meta = parse(packet.data());
-            let hash = meta.map_or(0, |meta| self.conns.hash(&meta.tuple));
-            self.conns.prefetch_index(hash);
-            parsed.push((meta, hash));
+            let what = parse(packet.data());
+            let hash = match &what {
+                Ok(Parsed::V4(meta)) => self.v4.prepare(meta),
+                Ok(Parsed::V6(meta)) => self.v6.prepare(meta),
+                Err(_) => 0,
+            };
+            parsed.push((what, hash));
         }
-        for (_, hash) in parsed.iter().filter(|(meta, _)| meta.is_ok()) {
-            self.conns.prefetch_entry(*hash);
+        for (what, hash) in &parsed {
+            match what {
+                Ok(Parsed::V4(_)) => self.v4.fetch(*hash),
+                Ok(Parsed::V6(_)) => self.v6.fetch(*hash),
+                Err(_) => {}
+            }
         }
-        for (packet, (meta, hash)) in packets.iter_mut().zip(parsed) {
-            let verdict = match meta {
-                Ok(meta) => self.decide(packet, &meta, hash, handed, now),
+        // With its last service IPVS unhooks itself, connections or not.
+        let is_idle = self.shared.snapshot.services.is_empty();
+        for (packet, (what, hash)) in packets.iter_mut().zip(parsed) {
+            let verdict = match what {
+                Ok(_) if is_idle => Verdict::Pass,
+                Ok(Parsed::V4(meta)) => self.v4.decide(&mut self.shared, packet, &meta, hash, handed, now),
+                Ok(Parsed::V6(meta)) => self.v6.decide(&mut self.shared, packet, &meta, hash, handed, now),
                 Err(NotOurs::Pass) => Verdict::Pass,
                 Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             };
-            self.count(verdict);
+            self.shared.count(verdict);
             verdicts.push(verdict);
         }
     }
 
-    fn decide(&mut self, packet: &mut Packet, meta: &Meta, hash: u64, handed: bool, now: Tick) -> Verdict {
-        // With its last service IPVS unhooks itself, connections or not.
-        if self.snapshot.services.is_empty() {
-            return Verdict::Pass;
+    /// Begins to work by another snapshot; gives the old one back, to be dropped where time does not matter.
+    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
+        let shared = &mut self.shared;
+        shared.schedulers.adopt(Some(&shared.snapshot.services), &snapshot.services);
+        if !Arc::ptr_eq(&shared.snapshot.network, &snapshot.network) {
+            self.v4.forget_hops();
+            self.v6.forget_hops();
         }
-        if meta.tuple.protocol == ICMP {
-            return self.icmp(packet, meta, handed, now);
-        }
-        match self.find(&meta.tuple, hash, now) {
-            Some((id, Direction::Request)) => self.request(packet, meta, hash, id, now),
-            Some((id, Direction::Reply)) => self.reply(packet, meta, id, now),
-            None => match self.owner_elsewhere(hash, handed) {
-                Some(owner) => Verdict::HandOff(owner),
-                None => self.admit(packet, meta, hash, now),
-            },
-        }
+        std::mem::replace(&mut shared.snapshot, snapshot)
     }
 
-    /// The connection of a tuple. One whose time is over, and which the wheel has not come to yet, ends here.
-    #[inline]
-    fn find(&mut self, tuple: &Tuple<V4>, hash: u64, now: Tick) -> Option<(ConnId, Direction)> {
-        let found = self.conns.find(tuple, hash)?;
-        if self.conns.conn(found.0).remaining(now) > 0 {
-            return Some(found);
-        }
-        let old = self.conns.remove(found.0);
-        self.end(&old);
-        self.mine().count(Event::Expired, 1);
-        None
+    /// Ends connections whose time is over, looking at `budget` of those that are due at most.
+    pub fn expire(&mut self, now: Tick, mut budget: usize) {
+        self.v4.expire(&self.shared, now, &mut budget);
+        self.v6.expire(&self.shared, now, &mut budget);
     }
 
-    /// A packet from the client of a known connection.
-    fn request(&mut self, packet: &mut Packet, meta: &Meta, hash: u64, id: ConnId, now: Tick) -> Verdict {
-        let conn = self.conns.conn(id);
-        // A SYN for a connection that is over begins a new one, perhaps on another real server.
-        if meta.tuple.protocol == TCP && meta.flags & tcp_flags::SYN != 0 && conn.state.is_over() {
-            let old = self.conns.remove(id);
-            self.end(&old);
-            return self.admit(packet, meta, hash, now);
-        }
-        // The connection stays: its real server may come back, and then it goes on.
-        if !self.snapshot.services.has_dest(conn.dest) {
-            return Verdict::Drop(Reason::NoDest);
-        }
-        let hop = match self.hop(id, Toward::Server) {
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            hop => hop,
-        };
-
-        self.track(id, meta, Direction::Request, now);
-        let length = u64::from(meta.end - meta.network);
-        let conn = self.conns.conn_mut(id);
-        conn.in_packets = conn.in_packets.wrapping_add(1);
-        let (forwarding, server, server_port) = (conn.forwarding, conn.server, conn.server_port);
-        let dest = conn.dest;
-        let counters = self.mine().dest(dest);
-        add(&counters.in_packets, 1);
-        add(&counters.in_bytes, length);
-
-        let hop = match hop {
-            Ok(hop) => hop,
-            Err(Unreachable::NoRoute) => {
-                return self.refuse(packet, meta, Problem::HostUnreachable, Some(id), now);
-            }
-            Err(_) => return Verdict::Drop(Reason::NoNeighbour),
-        };
-        if forward::ttl(packet, meta) <= 1 {
-            return self.refuse(packet, meta, Problem::TimeExceeded, Some(id), now);
-        }
-        match forward::exceeds(packet, meta, hop.mtu) {
-            Some(true) => {
-                // IPVS has aged the packet by now, and quotes it so.
-                forward::age_packet(packet, meta);
-                let problem = Problem::FragmentationNeeded(hop.mtu);
-                return self.refuse(packet, meta, problem, Some(id), now);
-            }
-            Some(false) => return Verdict::Drop(Reason::TooBig),
-            None => {}
-        }
-        match forwarding {
-            Forwarding::Route => dr::request(packet, meta, &hop),
-            Forwarding::Masq => nat::request(packet, meta, server, server_port, &hop),
-        }
-        Verdict::Forward(hop.port)
-    }
-
-    /// A packet from the real server of a known NAT connection. It is translated also when the real server was removed.
-    fn reply(&mut self, packet: &mut Packet, meta: &Meta, id: ConnId, now: Tick) -> Verdict {
-        let hop = match self.hop(id, Toward::Client) {
-            Ok(hop) => hop,
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
-            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
-        };
-        // To the real server the director is a router, and a router looks at this before anything else.
-        if forward::ttl(packet, meta) <= 1 {
-            return self.refuse_as_router(packet, meta, Problem::TimeExceeded, now);
-        }
-
-        self.track(id, meta, Direction::Reply, now);
-        let conn = self.conns.conn(id);
-        let counters = self.mine().dest(conn.dest);
-        add(&counters.out_packets, 1);
-        add(&counters.out_bytes, u64::from(meta.end - meta.network));
-
-        match forward::exceeds(packet, meta, hop.mtu) {
-            Some(true) => {
-                return self.refuse_as_router(packet, meta, Problem::FragmentationNeeded(hop.mtu), now);
-            }
-            Some(false) => return Verdict::Drop(Reason::TooBig),
-            None => {}
-        }
-        nat::reply(packet, meta, conn.virtual_address, conn.virtual_port, &hop);
-        Verdict::Forward(hop.port)
-    }
-
-    /// A packet of no known connection: the first of a new one, or a stray.
-    fn admit(&mut self, packet: &mut Packet, meta: &Meta, hash: u64, now: Tick) -> Verdict {
-        let tuple = &meta.tuple;
-        let services = Arc::clone(&self.snapshot);
-        let Some(service) = services.services.find(tuple.destination, tuple.destination_port, tuple.protocol)
-        else {
-            return self.stray(packet, meta, tuple, now);
-        };
-        if tuple.protocol == TCP && (meta.flags & (tcp_flags::SYN | tcp_flags::RST)) != tcp_flags::SYN {
-            return self.reset(packet, meta);
-        }
-        if let Some(owner) = self.announce(hash) {
-            return Verdict::HandOff(owner);
-        }
-        let Some(dest) = self.schedulers.choose(service, &self.counters) else {
-            self.withdraw(hash);
-            self.mine().count(Event::NoServer, 1);
-            return self.refuse(packet, meta, Problem::PortUnreachable, None, now);
-        };
-        match self.begin(meta, &dest, now) {
-            Some(id) => self.request(packet, meta, hash, id, now),
-            None => {
-                self.withdraw(hash);
-                Verdict::Drop(Reason::TableFull)
-            }
-        }
-    }
-
-    /// Creates the connection of a packet to a real server.
-    fn begin(&mut self, meta: &Meta, dest: &Dest, now: Tick) -> Option<ConnId> {
-        // Control refuses real servers of another family for these methods.
-        let std::net::IpAddr::V4(server) = dest.address else { return None };
-        let tuple = &meta.tuple;
-        let conn = Conn {
-            client: tuple.source,
-            virtual_address: tuple.destination,
-            server: server.into(),
-            client_port: tuple.source_port,
-            virtual_port: tuple.destination_port,
-            server_port: if dest.port == 0 { tuple.destination_port } else { dest.port },
-            protocol: tuple.protocol,
-            forwarding: dest.forwarding,
-            no_output: dest.forwarding != Forwarding::Masq,
-            dest: dest.id,
-            last_seen: now,
-            timeout: EMBRYO,
-            ..Conn::default()
-        };
-        let id = self.conns.insert(conn).ok()?;
-        if let Some(reply) = conn.reply() {
-            // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
-            let hash = self.conns.hash(&reply);
-            self.announce(hash);
-        }
-        let counters = self.mine().dest(dest.id);
-        add(&counters.conns, 1);
-        add(&counters.inactive, 1);
-        self.mine().count(Event::Created, 1);
-        if dest.upper_threshold != 0 {
-            let load = self.counters.load(dest.id);
-            if load.active + load.inactive >= u64::from(dest.upper_threshold) {
-                self.counters.set_overloaded(dest.id, true);
-            }
-        }
-        Some(id)
-    }
-
-    /// Follows the connection's state and keeps it alive.
-    fn track(&mut self, id: ConnId, meta: &Meta, direction: Direction, now: Tick) {
-        let conn = self.conns.conn_mut(id);
-        conn.last_seen = now;
-        let old_timeout = conn.timeout;
-        let new = if meta.tuple.protocol == TCP {
-            let side = match direction {
-                Direction::Request if conn.no_output => Side::InputOnly,
-                Direction::Request => Side::Input,
-                Direction::Reply => Side::Output,
-            };
-            conn.state.after(side, meta.flags)
-        } else {
-            State::Udp
-        };
-        conn.state = new;
-        conn.timeout = self.snapshot.timeouts.of(new);
-        let (dest, was_active) = (conn.dest, conn.active);
-        conn.active = new.is_active();
-        if conn.timeout < old_timeout {
-            self.conns.hasten(id);
-        }
-        if was_active != new.is_active() {
-            let counters = self.mine().dest(dest);
-            let (from, to) = match was_active {
-                true => (&counters.active, &counters.inactive),
-                false => (&counters.inactive, &counters.active),
-            };
-            sub(from, 1);
-            add(to, 1);
-        }
-    }
-
-    /// Does the books for a connection that is no longer in the table.
-    fn end(&self, conn: &Conn<V4>) {
-        self.withdraw(self.conns.hash(&conn.request()));
-        if let Some(reply) = conn.reply() {
-            self.withdraw(self.conns.hash(&reply));
-        }
-        let counters = self.mine().dest(conn.dest);
-        sub(if conn.active { &counters.active } else { &counters.inactive }, 1);
-        self.release(conn.dest);
-    }
-
-    /// Lets a real server that has fallen below its lower threshold take connections again.
-    fn release(&self, id: DestId) {
-        if !self.counters.is_overloaded(id) {
-            return;
-        }
-        let Some(dest) = self.snapshot.services.dest(id) else { return };
-        let load = self.counters.load(id);
-        if is_relieved(dest, load.active + load.inactive) {
-            self.counters.set_overloaded(id, false);
-        }
-    }
-
-    /// An ICMP packet: perhaps an error about a connection.
-    fn icmp(&mut self, packet: &mut Packet, meta: &Meta, handed: bool, now: Tick) -> Verdict {
-        let quote = match icmp::read(packet, meta) {
-            Message::Other | Message::Unusable => return Verdict::Pass,
-            Message::Error(quote) => quote,
-        };
-        // The quoted packet went the other way: turned round it is one of its receiver's own.
-        let tuple = quote.tuple;
-        let turned = Tuple {
-            source: tuple.destination,
-            destination: tuple.source,
-            source_port: tuple.destination_port,
-            destination_port: tuple.source_port,
-            protocol: tuple.protocol,
-        };
-        let hash = self.conns.hash(&turned);
-        let Some((id, direction)) = self.find(&turned, hash, now) else {
-            if let Some(owner) = self.owner_elsewhere(hash, handed) {
-                return Verdict::HandOff(owner);
-            }
-            let services = &self.snapshot.services;
-            if services.find(tuple.source, tuple.source_port, tuple.protocol).is_some() {
-                return Verdict::Drop(Reason::StrayIcmp);
-            }
-            return self.stray(packet, meta, &turned, now);
-        };
-        let conn = *self.conns.conn(id);
-        let toward = match direction {
-            Direction::Request => Toward::Server,
-            Direction::Reply => Toward::Client,
-        };
-        if direction == Direction::Request && !self.snapshot.services.has_dest(conn.dest) {
-            return Verdict::Drop(Reason::NoDest);
-        }
-        if conn.forwarding == Forwarding::Masq && !icmp::is_sound(packet, meta) {
-            return Verdict::Drop(Reason::BadChecksum);
-        }
-        if forward::ttl(packet, meta) <= 1 {
-            // Nobody answers an error with an error.
-            return Verdict::Drop(Reason::StrayIcmp);
-        }
-        let hop = match self.hop(id, toward) {
-            Ok(hop) => hop,
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
-            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
-        };
-        let counters = self.mine().dest(conn.dest);
-        let length = u64::from(meta.end - meta.network);
-        match direction {
-            Direction::Request => {
-                add(&counters.in_packets, 1);
-                add(&counters.in_bytes, length);
-                match conn.forwarding {
-                    Forwarding::Route => dr::request(packet, meta, &hop),
-                    Forwarding::Masq => {
-                        let side = icmp::Side::ToServer;
-                        icmp::translate(packet, meta, &quote, side, conn.server, conn.server_port, &hop);
-                    }
-                }
-            }
-            Direction::Reply => {
-                add(&counters.out_packets, 1);
-                add(&counters.out_bytes, length);
-                let (address, port) = (conn.virtual_address, conn.virtual_port);
-                icmp::translate(packet, meta, &quote, icmp::Side::ToClient, address, port, &hop);
-            }
-        }
-        Verdict::Forward(hop.port)
-    }
-
-    /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
-    /// the kernel in case it was about a connection, so the director does the kernel's work and routes it. `tuple` tells the real server: the
-    /// packet's own, or for an error that of the packet it quotes, turned round.
-    fn stray(&mut self, packet: &mut Packet, meta: &Meta, tuple: &Tuple<V4>, now: Tick) -> Verdict {
-        let Snapshot { services, network, .. } = &*self.snapshot;
-        if !services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
-            || network.is_local(meta.tuple.destination)
-        {
-            return Verdict::Pass;
-        }
-        if !network.forwards() {
-            return Verdict::Drop(Reason::NotWanted);
-        }
-        let hop = match network.hop(meta.tuple.destination) {
-            Ok(hop) => hop,
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
-            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
-        };
-        if forward::ttl(packet, meta) <= 1 {
-            return self.refuse_as_router(packet, meta, Problem::TimeExceeded, now);
-        }
-        forward::route(packet, meta, &hop);
-        self.mine().count(Event::Routed, 1);
-        Verdict::Forward(hop.port)
-    }
-
-    /// Answers a segment that belongs to no connection and cannot begin one.
-    fn reset(&mut self, packet: &mut Packet, meta: &Meta) -> Verdict {
-        if meta.flags & tcp_flags::RST != 0 {
-            return Verdict::Drop(Reason::StrayReset);
-        }
-        if !reset::is_sound(packet, meta) {
-            return Verdict::Drop(Reason::BadChecksum);
-        }
-        let back = self.way_back(packet, meta);
-        reset::answer(packet, meta);
-        send_back(packet, back)
-    }
-
-    /// Tells the client what is wrong, from the virtual address.
-    fn refuse(
-        &mut self,
-        packet: &mut Packet,
-        meta: &Meta,
-        problem: Problem,
-        conn: Option<ConnId>,
+    /// Gives the connections that live at `now` to `each`, a listing in steps that look at `places` places of the tables. Says where to go on;
+    /// `None` at the end.
+    pub fn connections(
+        &self,
+        from: Place,
+        places: usize,
         now: Tick,
-    ) -> Verdict {
-        let verdict = self.answer(packet, meta, problem, meta.tuple.destination, now);
-        // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
-        if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
-            let conn = self.conns.conn(id);
-            if conn.forwarding != Forwarding::Masq {
-                let counters = self.mine().dest(conn.dest);
-                add(&counters.out_packets, 1);
-                add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+        each: impl FnMut(Listed),
+    ) -> Option<Place> {
+        match from {
+            Place::V4(place) => {
+                let next = self.v4.list(place, places, now, each);
+                Some(next.map_or(Place::V6(0), Place::V4))
             }
-        }
-        verdict
-    }
-
-    /// Tells the sender what is wrong, from the director's own address on the sender's side.
-    fn refuse_as_router(&mut self, packet: &mut Packet, meta: &Meta, problem: Problem, now: Tick) -> Verdict {
-        let network = &self.snapshot.network;
-        let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
-        match network.interface(port).and_then(|interface| interface.address) {
-            Some(address) => self.answer(packet, meta, problem, address, now),
-            None => Verdict::Drop(Reason::NoRoute),
+            Place::V6(place) => self.v6.list(place, places, now, each).map(Place::V6),
         }
     }
 
-    fn answer(
-        &mut self,
-        packet: &mut Packet,
-        meta: &Meta,
-        problem: Problem,
-        source: V4,
-        now: Tick,
-    ) -> Verdict {
-        if problem.is_limited() && !self.limiter.allows(meta.tuple.source, now) {
-            return Verdict::Drop(Reason::RateLimited);
-        }
-        let back = self.way_back(packet, meta);
-        icmp::answer(packet, meta, problem, source);
-        send_back(packet, back)
+    /// The snapshot it works by.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.shared.snapshot
     }
+}
 
-    /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
-    fn way_back(&mut self, packet: &mut Packet, meta: &Meta) -> (PortId, [u8; 12]) {
-        match self.hops.hop(&self.snapshot.network, meta.tuple.source) {
-            Ok(hop) => (hop.port, hop.macs),
-            Err(_) => {
-                let port = packet.port;
-                let came = packet.data();
-                let mut macs = [0; 12];
-                macs[..6].copy_from_slice(&came[6..12]);
-                macs[6..].copy_from_slice(&came[..6]);
-                (port, macs)
-            }
-        }
-    }
-
-    fn hop(&mut self, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
-        self.hops.of_conn(&self.snapshot.network, self.conns.conn_mut(id), toward)
-    }
-
+impl Shared {
+    /// The worker that a tuple's connection belongs to, if that is not this one.
     fn owner_elsewhere(&self, hash: u64, handed: bool) -> Option<WorkerId> {
         let owner = self.directory.as_ref().filter(|_| !handed)?.owner(hash)?;
         (owner != self.worker).then_some(owner)
@@ -578,43 +209,6 @@ impl Director {
         if let Some(directory) = &self.directory {
             directory.withdraw(hash, self.worker);
         }
-    }
-
-    /// Begins to work by another snapshot; gives the old one back, to be dropped where time does not matter.
-    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
-        self.schedulers.adopt(Some(&self.snapshot.services), &snapshot.services);
-        if !Arc::ptr_eq(&self.snapshot.network, &snapshot.network) {
-            self.hops.forget();
-        }
-        std::mem::replace(&mut self.snapshot, snapshot)
-    }
-
-    /// Ends connections whose time is over, looking at `budget` of those that are due at most.
-    pub fn expire(&mut self, now: Tick, mut budget: usize) {
-        while let Some(conn) = self.conns.expire(now, &mut budget) {
-            self.end(&conn);
-            self.mine().count(Event::Expired, 1);
-        }
-    }
-
-    /// Gives the connections that live at `now` to `each`, a listing in steps; see [`Table::walk`].
-    pub fn connections(
-        &self,
-        from: u32,
-        places: usize,
-        now: Tick,
-        mut each: impl FnMut(&Conn<V4>),
-    ) -> Option<u32> {
-        self.conns.walk(from, places, |conn| {
-            if conn.remaining(now) > 0 {
-                each(conn);
-            }
-        })
-    }
-
-    /// The snapshot it works by.
-    pub fn snapshot(&self) -> &Arc<Snapshot> {
-        &self.snapshot
     }
 
     fn mine(&self) -> &WorkerCounters {
@@ -641,9 +235,4 @@ pub fn is_relieved(dest: &Dest, connections: u64) -> bool {
         (upper, 0) => connections * 4 < upper * 3,
         (_, lower) => connections < lower,
     }
-}
-
-fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {
-    packet.data()[..12].copy_from_slice(&macs);
-    Verdict::Reply(port)
 }

@@ -4,7 +4,8 @@
 //! error a second and may save up six. The kernel keeps a tree of peers; here is a fixed table in which two peers may share a place, and then share
 //! its allowance.
 
-use crate::packet::V4;
+use std::net::IpAddr;
+
 use crate::service::Tick;
 
 /// Milliseconds that one answer costs.
@@ -23,7 +24,7 @@ pub struct Limiter {
 
 #[derive(Clone, Copy, Default)]
 struct Place {
-    peer: V4,
+    peer: u64,
     saved: u32,
     last: Tick,
     used: bool,
@@ -37,8 +38,13 @@ impl Default for Limiter {
 
 impl Limiter {
     /// Whether `peer` may get one more answer now; counts it if so.
-    pub fn allows(&mut self, peer: V4, now: Tick) -> bool {
-        let place = &mut self.places[(peer.0.wrapping_mul(0x9e37_79b1) >> 22) as usize % PLACES];
+    pub fn allows(&mut self, peer: IpAddr, now: Tick) -> bool {
+        let peer = match peer {
+            IpAddr::V4(peer) => u64::from(peer.to_bits()),
+            // A host may have any number of addresses in its /64; they share an allowance.
+            IpAddr::V6(peer) => (peer.to_bits() >> 64) as u64,
+        };
+        let place = &mut self.places[(peer.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % PLACES];
         if !place.used || (place.peer != peer && now.since(place.last) >= COST * BURST) {
             *place = Place { peer, saved: COST * BURST, last: now, used: true };
         }
@@ -59,10 +65,10 @@ mod tests {
     #[test]
     fn six_at_once_then_one_a_second() {
         let mut limiter = Limiter::default();
-        let peer = V4(0x0a00_0002);
+        let peer: IpAddr = [10, 0, 0, 2].into();
         assert_eq!((0..10).filter(|_| limiter.allows(peer, Tick(5))).count(), 6);
         assert!(!limiter.allows(peer, Tick(1004)));
         assert!(limiter.allows(peer, Tick(1005)));
-        assert!(limiter.allows(V4(0x0a00_0003), Tick(1005)), "another peer has its own allowance");
+        assert!(limiter.allows([10, 0, 0, 3].into(), Tick(1005)), "another peer has its own allowance");
     }
 }

@@ -1,7 +1,8 @@
 //! The ways out: how a packet is rewritten for its next hop.
 //!
 //! A forwarder changes bytes and nothing else. It knows no scheduler and no table; the director hands it
-//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`]; [`icmp`] and [`reset`] serve all.
+//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`]; [`icmp`] and [`reset`] serve all. Both address
+//! families go through the same lines.
 
 pub mod dr;
 pub mod icmp;
@@ -9,56 +10,48 @@ pub mod limit;
 pub mod nat;
 pub mod reset;
 
-use crate::packet::checksum::Change;
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Meta, Packet, be16, put16};
+use crate::packet::{Address, Meta, Packet, put16};
 use crate::service::Hop;
 
-const TTL: usize = 8;
-const HEADER_CHECKSUM: usize = 10;
+/// The packet, from its IP header to its end.
+#[inline]
+fn ip<'a, A>(packet: &'a mut Packet, meta: &Meta<A>) -> &'a mut [u8] {
+    &mut packet.data()[usize::from(meta.network)..usize::from(meta.end)]
+}
 
 /// The packet's time to live.
 #[inline]
-pub fn ttl(packet: &mut Packet, meta: &Meta) -> u8 {
-    packet.data()[usize::from(meta.network) + TTL]
+pub fn hops_left<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> u8 {
+    A::hops_left(ip(packet, meta))
 }
 
-/// Whether the packet is too long for the hop: `Some(true)` when its sender forbids cutting it up.
+/// Takes one from the packet's time to live. The caller has seen that more than one is left.
 #[inline]
-pub fn exceeds(packet: &mut Packet, meta: &Meta, mtu: u16) -> Option<bool> {
-    let network = usize::from(meta.network);
-    (meta.end - meta.network > mtu).then(|| packet.data()[network + 6] & 0x40 != 0)
+pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
+    A::age(ip(packet, meta));
 }
 
-/// Takes one from the time to live. The caller has seen that more than one is left.
+/// Whether the packet is too long for the hop: `Some(true)` when it must not be cut up.
 #[inline]
-fn age(ip: &mut [u8]) {
-    let old = be16(ip, TTL);
-    let new = old - 0x0100;
-    put16(ip, TTL, new);
-    let checksum = Change::default().word(old, new).apply(be16(ip, HEADER_CHECKSUM));
-    put16(ip, HEADER_CHECKSUM, checksum);
-}
-
-/// Takes one from the packet's time to live.
-pub fn age_packet(packet: &mut Packet, meta: &Meta) {
-    age(&mut packet.data()[usize::from(meta.network)..]);
+pub fn exceeds<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> Option<bool> {
+    (meta.length() > mtu).then(|| A::forbids_fragments(ip(packet, meta)))
 }
 
 /// Puts the frame's addresses on, drops VLAN tags and Ethernet padding: the hop's interface is untagged.
 #[inline]
-fn frame(packet: &mut Packet, meta: &Meta, hop: &Hop) {
+fn frame<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     let tags = usize::from(meta.network) - ETHERNET;
     packet.len = usize::from(meta.end) - tags;
     packet.start += tags;
     let data = packet.data();
     data[..12].copy_from_slice(&hop.macs);
-    data[12..14].copy_from_slice(&[0x08, 0x00]);
+    put16(data, 12, A::ETHERTYPE);
 }
 
 /// Sends the packet on as a router does: nothing changes but the time to live.
 #[inline]
-pub fn route(packet: &mut Packet, meta: &Meta, hop: &Hop) {
-    age_packet(packet, meta);
+pub fn route<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
+    age(packet, meta);
     frame(packet, meta, hop);
 }

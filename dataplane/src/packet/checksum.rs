@@ -7,7 +7,7 @@
 //!
 //! Two types for two meanings: a [`Sum`] is a running sum, a field is a `u16` as it stands in a header.
 
-use super::be16;
+use super::{Address, be16};
 
 /// A running ones' complement sum, not folded and not complemented.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,9 +34,9 @@ impl Sum {
         Self(self.0 + u32::from(word))
     }
 
-    /// Adds an IPv4 address.
-    pub fn address(self, address: u32) -> Self {
-        Self(self.0 + (address >> 16) + (address & 0xffff))
+    /// Adds two words.
+    pub fn long(self, words: u32) -> Self {
+        Self(self.0 + (words >> 16) + (words & 0xffff))
     }
 
     /// The checksum field that makes the whole sum come out right.
@@ -45,9 +45,9 @@ impl Sum {
     }
 }
 
-/// The sum of the pseudo header of TCP and UDP over IPv4 (RFC 9293 §3.1, RFC 768).
-pub fn pseudo_header(source: u32, destination: u32, protocol: u8, length: u16) -> Sum {
-    Sum::default().address(source).address(destination).word(u16::from(protocol)).word(length)
+/// The sum of the pseudo header of TCP, UDP and ICMPv6 (RFC 9293 §3.1, RFC 768, RFC 8200 §8.1).
+pub fn pseudo_header<A: Address>(source: A, destination: A, protocol: u8, length: u16) -> Sum {
+    destination.sum(source.sum(Sum::default())).word(u16::from(protocol)).word(length)
 }
 
 /// How much a rewrite changes a sum: `~m + m'` over the words it touches.
@@ -61,9 +61,9 @@ impl Change {
         Self(self.0 + u32::from(!old) + u32::from(new))
     }
 
-    /// An IPv4 address changes.
+    /// Two words change.
     #[inline]
-    pub fn address(self, old: u32, new: u32) -> Self {
+    pub fn long(self, old: u32, new: u32) -> Self {
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }
 
@@ -85,6 +85,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::packet::V4;
 
     #[test]
     fn the_example_of_rfc_1624() {
@@ -106,7 +107,7 @@ mod tests {
             let theirs = ipv4_checksum(&TcpPacket::new(&segment).unwrap(), &source.into(), &destination.into());
             let mut ours = segment.clone();
             ours[16..18].fill(0);
-            let address = u32::from_be_bytes;
+            let address = |octets| V4(u32::from_be_bytes(octets));
             let sum = pseudo_header(address(source), address(destination), 6, ours.len() as u16);
             prop_assert_eq!(sum.bytes(&ours).field(), theirs);
         }
@@ -123,7 +124,7 @@ mod tests {
             let old = super::super::be32(&bytes, at);
             super::super::put32(&mut bytes, at, new);
             let recomputed = Sum::default().bytes(&bytes).field();
-            prop_assert_eq!(Change::default().address(old, new).apply(before), recomputed);
+            prop_assert_eq!(Change::default().long(old, new).apply(before), recomputed);
         }
     }
 }

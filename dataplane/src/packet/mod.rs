@@ -3,12 +3,12 @@
 //! Nothing in this room trusts its input. [`parse`] is the only place where lengths that came from the wire are checked; the offsets in a
 //! [`Meta`] hold for the frame they were made from, until its length is changed.
 
+pub mod address;
 pub mod checksum;
 pub mod parse;
 
-pub use parse::{Meta, parse};
-
-use zerocopy::{FromZeros, Immutable};
+pub use address::{Address, V4, V6};
+pub use parse::{Meta, Parsed, parse};
 
 /// A frame in its chunk of memory. The data is `chunk[start..start + len]`; what lies around it is free for
 /// outer headers and replies.
@@ -31,35 +31,6 @@ impl Packet<'_> {
     }
 }
 
-/// An IPv4 address, in host order so that it is a number to mask and to hash.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, Immutable)]
-#[repr(transparent)]
-pub struct V4(pub u32);
-
-impl From<std::net::Ipv4Addr> for V4 {
-    fn from(address: std::net::Ipv4Addr) -> Self {
-        Self(address.to_bits())
-    }
-}
-
-impl From<V4> for std::net::IpAddr {
-    fn from(address: V4) -> Self {
-        Self::V4(std::net::Ipv4Addr::from_bits(address.0))
-    }
-}
-
-/// An address of either family, as the connection table needs it. IPv6 will be the second implementation.
-pub trait Address: Copy + Eq + Default + FromZeros + Immutable + Into<std::net::IpAddr> {
-    /// The address folded into 64 bits, injectively where it fits.
-    fn word(self) -> u64;
-}
-
-impl Address for V4 {
-    fn word(self) -> u64 {
-        u64::from(self.0)
-    }
-}
-
 /// What a packet carries on the wire: the key by which its connection is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tuple<A> {
@@ -73,6 +44,19 @@ pub struct Tuple<A> {
     pub destination_port: u16,
     /// IP protocol number.
     pub protocol: u8,
+}
+
+impl<A: Copy> Tuple<A> {
+    /// The tuple of a packet that goes the other way.
+    pub fn turned(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
 }
 
 /// Reads a big-endian 16-bit word.

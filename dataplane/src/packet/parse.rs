@@ -4,7 +4,7 @@
 //! reason of its own; what is not for the director is passed.
 
 use super::checksum::Sum;
-use super::{Tuple, V4, be16, be32};
+use super::{Address, Tuple, V4, V6, be16};
 use crate::stats::Reason;
 
 /// Length of an Ethernet header without tags.
@@ -13,11 +13,13 @@ pub const ETHERNET: usize = 14;
 /// At most this many VLAN tags: 802.1Q inside 802.1ad (QinQ). More is nobody's frame.
 const MAX_TAGS: usize = 2;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
+/// At most this many IPv6 extension headers are walked. Real packets have one or two; a chain of them only serves to slow routers
+/// down.
+const MAX_EXTENSIONS: usize = 8;
+
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
-const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -32,13 +34,13 @@ pub mod tcp_flags {
 
 /// What a frame is, in the few bytes the director needs.
 ///
-/// Having one means: the IPv4 header at `network` is whole and its checksum right, `network..end` lies inside the frame, and at
+/// Having one means: the IP header at `network` is whole (and an IPv4 header's checksum right), `network..end` lies inside the frame, and at
 /// `transport` stands a whole TCP or UDP header (options not included), or 8 bytes of ICMP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Meta {
+pub struct Meta<A> {
     /// Addresses, ports and protocol. An ICMP packet has ports 0.
-    pub tuple: Tuple<V4>,
-    /// Offset of the IPv4 header in the frame.
+    pub tuple: Tuple<A>,
+    /// Offset of the IP header in the frame.
     pub network: u16,
     /// Offset of the transport header in the frame.
     pub transport: u16,
@@ -48,7 +50,24 @@ pub struct Meta {
     pub flags: u8,
 }
 
-/// Why a frame has no [`Meta`].
+/// A packet of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// IPv4.
+    V4(Meta<V4>),
+    /// IPv6.
+    V6(Meta<V6>),
+}
+
+impl<A> Meta<A> {
+    /// Bytes from the IP header on, as IPVS counts them.
+    #[inline]
+    pub fn length(&self) -> u16 {
+        self.end - self.network
+    }
+}
+
+/// Why a frame is neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotOurs {
     /// Not a kind of frame the director handles.
@@ -60,64 +79,132 @@ pub enum NotOurs {
 /// Reads a frame.
 ///
 /// # Errors
-/// Says what to do with a frame that is not a whole IPv4 packet of a protocol the director knows.
-pub fn parse(frame: &[u8]) -> Result<Meta, NotOurs> {
-    let network = network_offset(frame)?;
+/// Says what to do with a frame that is not a whole IP packet of a protocol the director knows.
+#[inline]
+pub fn parse(frame: &[u8]) -> Result<Parsed, NotOurs> {
+    let (network, ethertype) = network_offset(frame)?;
+    match ethertype {
+        V4::ETHERTYPE => parse_v4(frame, network).map(Parsed::V4),
+        V6::ETHERTYPE => parse_v6(frame, network).map(Parsed::V6),
+        _ => Err(NotOurs::Pass),
+    }
+}
+
+#[inline]
+fn parse_v4(frame: &[u8], network: usize) -> Result<Meta<V4>, NotOurs> {
     let ip = &frame[network..];
-    if ip.len() < 20 || ip[0] >> 4 != 4 {
+    if ip.len() < V4::HEADER || ip[0] >> 4 != 4 {
         return Err(NotOurs::Drop(Reason::BadIpHeader));
     }
     let header = usize::from(ip[0] & 0xf) * 4;
     let total = usize::from(be16(ip, 2));
-    if header < 20 || total < header || ip.len() < total {
+    if header < V4::HEADER || total < header || ip.len() < total {
         return Err(NotOurs::Drop(Reason::BadIpHeader));
     }
     if Sum::default().bytes(&ip[..header]).field() != 0 {
         return Err(NotOurs::Drop(Reason::BadIpChecksum));
     }
-    let protocol = ip[9];
-    // Fragments of others are theirs; ours need the first one's ports.
-    let fragment = be16(ip, 6) & 0x3fff != 0;
+    let is_fragment = be16(ip, 6) & 0x3fff != 0;
+    transport(frame, network, network + header, network + total, ip[9], is_fragment)
+}
+
+#[inline]
+fn parse_v6(frame: &[u8], network: usize) -> Result<Meta<V6>, NotOurs> {
+    let ip = &frame[network..];
+    if ip.len() < V6::HEADER || ip[0] >> 4 != 6 {
+        return Err(NotOurs::Drop(Reason::BadIpHeader));
+    }
+    let total = V6::HEADER + usize::from(be16(ip, 4));
+    if ip.len() < total {
+        return Err(NotOurs::Drop(Reason::BadIpHeader));
+    }
+    let ip = &ip[..total];
+    let (mut next, mut at, mut is_fragment) = (ip[6], V6::HEADER, false);
+    for _ in 0..=MAX_EXTENSIONS {
+        // Each extension says what comes next and how long it is (RFC 8200 §4, RFC 4302 §2.2).
+        let length = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => ip.get(at + 1).map(|n| (usize::from(*n) + 1) * 8),
+            AUTHENTICATION => ip.get(at + 1).map(|n| (usize::from(*n) + 2) * 4),
+            FRAGMENT => {
+                // An "atomic" fragment is a whole packet (RFC 6946).
+                is_fragment |= ip.get(at + 2..at + 4).is_some_and(|field| be16(field, 0) & 0xfff9 != 0);
+                Some(8)
+            }
+            protocol => {
+                return transport(frame, network, network + at, network + total, protocol, is_fragment);
+            }
+        };
+        let after = length.map(|length| at + length).filter(|after| *after <= total);
+        let Some(after) = after else { return Err(NotOurs::Drop(Reason::BadIpHeader)) };
+        // Behind the header of a later fragment stands data.
+        if next == FRAGMENT && is_fragment && be16(ip, at + 2) & 0xfff8 != 0 {
+            return match ip[at] {
+                TCP | UDP | V6::ICMP => Err(NotOurs::Drop(Reason::Fragment)),
+                _ => Err(NotOurs::Pass),
+            };
+        }
+        (next, at) = (ip[at], after);
+    }
+    Err(NotOurs::Drop(Reason::BadIpHeader))
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Reads the transport header at `at`, for the packet that reaches from `network` to `end`.
+#[inline]
+fn transport<A: Address>(
+    frame: &[u8],
+    network: usize,
+    at: usize,
+    end: usize,
+    protocol: u8,
+    is_fragment: bool,
+) -> Result<Meta<A>, NotOurs> {
     let least = match protocol {
         TCP => 20,
-        UDP | ICMP => 8,
+        UDP => 8,
+        protocol if protocol == A::ICMP => 8,
         _ => return Err(NotOurs::Pass),
     };
-    if fragment {
+    if is_fragment {
         return Err(NotOurs::Drop(Reason::Fragment));
     }
-    let payload = &ip[header..total];
+    let payload = &frame[at..end];
     if payload.len() < least {
         return Err(NotOurs::Drop(Reason::TruncatedTransport));
     }
     let (source_port, destination_port) =
-        if protocol == ICMP { (0, 0) } else { (be16(payload, 0), be16(payload, 2)) };
+        if protocol == A::ICMP { (0, 0) } else { (be16(payload, 0), be16(payload, 2)) };
     Ok(Meta {
         tuple: Tuple {
-            source: V4(be32(ip, 12)),
-            destination: V4(be32(ip, 16)),
+            source: A::read(frame, network + A::SOURCE),
+            destination: A::read(frame, network + A::DESTINATION),
             source_port,
             destination_port,
             protocol,
         },
         network: network as u16,
-        transport: (network + header) as u16,
-        end: (network + total) as u16,
+        transport: at as u16,
+        end: end as u16,
         flags: if protocol == TCP { payload[13] } else { 0 },
     })
 }
 
-/// Where the IPv4 header begins, behind the Ethernet header and its tags.
-fn network_offset(frame: &[u8]) -> Result<usize, NotOurs> {
+/// Where the packet begins, behind the Ethernet header and its tags, and its ethertype.
+#[inline]
+fn network_offset(frame: &[u8]) -> Result<(usize, u16), NotOurs> {
     let mut at = ETHERNET;
     for _ in 0..=MAX_TAGS {
         if frame.len() < at {
             return Err(NotOurs::Drop(Reason::TruncatedFrame));
         }
         match be16(frame, at - 2) {
-            ETHERTYPE_IPV4 => return Ok(at),
             ETHERTYPE_VLAN | ETHERTYPE_QINQ => at += 4,
-            _ => return Err(NotOurs::Pass),
+            ethertype => return Ok((at, ethertype)),
         }
     }
     Err(NotOurs::Pass)
@@ -136,6 +223,13 @@ mod tests {
         0xe8, 0, 0, 0, 0, 0x50, 0x02, 0x20, 0, 0x73, 0xb7, 0, 0,
     ];
 
+    fn v4(frame: &[u8]) -> Meta<V4> {
+        match parse(frame) {
+            Ok(Parsed::V4(meta)) => meta,
+            other => panic!("{other:?} is no IPv4"),
+        }
+    }
+
     fn tagged(frame: &[u8], tags: &[u16]) -> Vec<u8> {
         let mut out = frame[..12].to_vec();
         for tag in tags {
@@ -148,14 +242,14 @@ mod tests {
 
     #[test]
     fn a_syn_and_its_tagged_kin() {
-        let meta = parse(SYN).unwrap();
+        let meta = v4(SYN);
         assert_eq!(meta.tuple.source, V4(0x0a00_0002));
         assert_eq!((meta.tuple.source_port, meta.tuple.destination_port), (1000, 80));
         assert_eq!((meta.network, meta.transport, meta.end), (14, 34, 54));
         assert_eq!(meta.flags, tcp_flags::SYN);
-        let vlan = parse(&tagged(SYN, &[0x8100])).unwrap();
+        let vlan = v4(&tagged(SYN, &[0x8100]));
         assert_eq!((vlan.network, vlan.tuple), (18, meta.tuple));
-        let qinq = parse(&tagged(SYN, &[0x88a8, 0x8100])).unwrap();
+        let qinq = v4(&tagged(SYN, &[0x88a8, 0x8100]));
         assert_eq!((qinq.network, qinq.tuple), (22, meta.tuple));
         assert_eq!(parse(&tagged(SYN, &[0x88a8, 0x8100, 0x8100])), Err(NotOurs::Pass));
     }
@@ -187,7 +281,7 @@ mod tests {
         let ethernet = EthernetPacket::new(SYN).unwrap();
         let ip = Ipv4Packet::new(ethernet.payload()).unwrap();
         let tcp = TcpPacket::new(ip.payload()).unwrap();
-        let meta = parse(SYN).unwrap();
+        let meta = v4(SYN);
         assert_eq!(meta.tuple.source, V4::from(ip.get_source()));
         assert_eq!(meta.tuple.destination, V4::from(ip.get_destination()));
         assert_eq!(meta.tuple.protocol, ip.get_next_level_protocol().0);
@@ -197,13 +291,70 @@ mod tests {
         assert_eq!(checksum(&ip), ip.get_checksum());
     }
 
+    /// A UDP datagram over IPv6 behind these extension headers.
+    fn v6(extensions: &[(u8, &[u8])]) -> Vec<u8> {
+        let datagram = [0x07, 0xd0, 0, 53, 0, 8, 0xff, 0xff];
+        let length: usize = extensions.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() + datagram.len();
+        let mut frame = vec![2; 12];
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, length as u8, 0, 64]);
+        frame.extend([0x20; 16]);
+        frame.extend([0x30; 16]);
+        let kinds = extensions.iter().map(|(kind, _)| *kind).chain([UDP]);
+        frame[20] = kinds.clone().next().unwrap();
+        for ((_, bytes), next) in extensions.iter().zip(kinds.skip(1)) {
+            frame.push(next);
+            frame.extend(&bytes[1..]);
+        }
+        frame.extend(datagram);
+        frame
+    }
+
+    #[test]
+    fn extension_headers_are_walked_and_bounded() {
+        let plain = parse(&v6(&[])).unwrap();
+        let Parsed::V6(plain) = plain else { panic!("IPv6") };
+        assert_eq!((plain.network, plain.transport, plain.end), (14, 54, 62));
+        assert_eq!((plain.tuple.source_port, plain.tuple.destination_port), (2000, 53));
+
+        let options: &[u8] = &[0; 8];
+        let long: &[u8] = &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let atomic: &[u8] = &[0; 8];
+        let Ok(Parsed::V6(meta)) =
+            parse(&v6(&[(HOP_BY_HOP, options), (DESTINATION_OPTIONS, long), (FRAGMENT, atomic)]))
+        else {
+            panic!("IPv6")
+        };
+        assert_eq!((meta.transport, meta.tuple), (54 + 32, plain.tuple));
+
+        let first: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 7];
+        let later: &[u8] = &[0, 0, 4, 0, 0, 0, 0, 7];
+        for fragment in [first, later] {
+            assert_eq!(parse(&v6(&[(FRAGMENT, fragment)])), Err(NotOurs::Drop(Reason::Fragment)));
+        }
+        let many = [(DESTINATION_OPTIONS, options); MAX_EXTENSIONS + 1];
+        assert!(parse(&v6(&many[1..])).is_ok());
+        assert_eq!(parse(&v6(&many)), Err(NotOurs::Drop(Reason::BadIpHeader)));
+        let mut cut = v6(&[(HOP_BY_HOP, options)]);
+        cut[55] = 9;
+        assert_eq!(
+            parse(&cut),
+            Err(NotOurs::Drop(Reason::BadIpHeader)),
+            "an extension longer than the packet"
+        );
+    }
+
     proptest! {
         #[test]
         fn any_bytes_parse_or_are_refused_and_offsets_lie_inside(
-            mut frame in prop::collection::vec(any::<u8>(), 0..200), mend in any::<bool>(),
+            mut frame in prop::collection::vec(any::<u8>(), 0..200), mend in 0u8..3,
         ) {
+            if mend == 2 && frame.len() >= 54 {
+                frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                frame[18..20].copy_from_slice(&[0, 100]);
+                frame[20] = [0, 43, 44, 51, 60, 6, 17, 58][usize::from(frame[20] % 8)];
+            }
             // Random bytes seldom get past the ethertype and the checksum; mend those, so that what follows is tried too.
-            if mend && frame.len() >= 34 {
+            if mend == 1 && frame.len() >= 34 {
                 frame[12..14].copy_from_slice(&[8, 0]);
                 frame[14] = 0x40 | (frame[14] & 0xf);
                 frame[20..22].fill(0);
@@ -212,10 +363,13 @@ mod tests {
                 let field = Sum::default().bytes(&frame[14..14 + header]).field();
                 super::super::put16(&mut frame, 24, field);
             }
-            if let Ok(meta) = parse(&frame) {
-                prop_assert!(meta.network < meta.transport && meta.transport < meta.end);
-                prop_assert!(usize::from(meta.end) <= frame.len());
-            }
+            let (network, transport, end) = match parse(&frame) {
+                Ok(Parsed::V4(meta)) => (meta.network, meta.transport, meta.end),
+                Ok(Parsed::V6(meta)) => (meta.network, meta.transport, meta.end),
+                Err(_) => return Ok(()),
+            };
+            prop_assert!(network < transport && transport < end);
+            prop_assert!(usize::from(end) <= frame.len());
         }
     }
 }

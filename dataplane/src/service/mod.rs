@@ -13,7 +13,6 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use crate::conn::tcp::State;
-use crate::packet::V4;
 use crate::sched::Scheduler;
 
 mod network;
@@ -84,9 +83,9 @@ pub struct Snapshot {
 /// Virtual services and real servers.
 #[derive(Clone, Default)]
 pub struct Services {
-    by_address: HashMap<(V4, u16, u8), Arc<Service>>,
+    by_address: HashMap<(IpAddr, u16, u8), Arc<Service>>,
     dests: Vec<Option<Arc<Dest>>>,
-    masqueraded: HashSet<(V4, u16, u8)>,
+    masqueraded: HashSet<(IpAddr, u16, u8)>,
 }
 
 /// A virtual service.
@@ -156,12 +155,9 @@ impl Tick {
 
 impl Services {
     /// The services with their real servers.
-    ///
-    /// IPv6 services are not for these tables yet; control refuses them.
     pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
         let mut tables = Self::default();
         for service in services {
-            let IpAddr::V4(address) = service.address else { continue };
             let protocol = service.protocol as u8;
             for dest in &service.dests {
                 let id = dest.id.0 as usize;
@@ -169,19 +165,19 @@ impl Services {
                     tables.dests.resize(id + 1, None);
                 }
                 tables.dests[id] = Some(Arc::clone(dest));
-                if let (Forwarding::Masq, IpAddr::V4(server)) = (dest.forwarding, dest.address) {
-                    tables.masqueraded.insert((server.into(), dest.port, protocol));
+                if dest.forwarding == Forwarding::Masq {
+                    tables.masqueraded.insert((dest.address, dest.port, protocol));
                 }
             }
-            tables.by_address.insert((address.into(), service.port, protocol), service);
+            tables.by_address.insert((service.address, service.port, protocol), service);
         }
         tables
     }
 
     /// The service at an address.
     #[inline]
-    pub fn find(&self, address: V4, port: u16, protocol: u8) -> Option<&Arc<Service>> {
-        self.by_address.get(&(address, port, protocol))
+    pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
+        self.by_address.get(&(address.into(), port, protocol))
     }
 
     /// Every service.
@@ -208,8 +204,8 @@ impl Services {
 
     /// Whether a real server is reached by NAT at this address, so that what comes from it may be a reply.
     #[inline]
-    pub fn is_masqueraded(&self, address: V4, port: u16, protocol: u8) -> bool {
-        self.masqueraded.contains(&(address, port, protocol))
+    pub fn is_masqueraded(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
+        self.masqueraded.contains(&(address.into(), port, protocol))
     }
 }
 

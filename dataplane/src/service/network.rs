@@ -3,10 +3,11 @@
 //! Nothing here is configured. Control follows netlink and publishes; workers ask [`Network::hop`] where a packet to an address must go.
 //! The answer is cached in connections and valid for one network's life.
 
+use std::net::IpAddr;
+
 use hashbrown::{HashMap, HashSet};
 
 use super::PortId;
-use crate::packet::V4;
 
 /// An interface of the director.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,19 +20,19 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// Bytes of IP that it takes.
     pub mtu: u16,
-    /// Its first IPv4 address: the source of what the director itself says as a router.
-    pub address: Option<V4>,
+    /// Its first address of each family, global before link-local: the sources of what the director itself says as a router.
+    pub addresses: [Option<IpAddr>; 2],
 }
 
 /// A route of the main table through an interface of the director, or through none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The destination.
-    pub prefix: V4,
-    /// Leading bits of the destination that count, 0 to 32.
+    pub prefix: IpAddr,
+    /// Leading bits of the destination that count.
     pub length: u8,
     /// The next router, if the destination is not on the link.
-    pub gateway: Option<V4>,
+    pub gateway: Option<IpAddr>,
     /// The interface; `None` when it is not one of the director's, or the route says unreachable.
     pub port: Option<PortId>,
 }
@@ -62,7 +63,7 @@ pub enum Unreachable {
     /// No route, or one through somebody else's interface.
     NoRoute,
     /// The neighbour's Ethernet address is not known yet; it must be asked for.
-    Unresolved(PortId, V4),
+    Unresolved(PortId, IpAddr),
     /// The neighbour does not answer.
     NoNeighbour,
 }
@@ -71,11 +72,11 @@ pub enum Unreachable {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Network {
     interfaces: Vec<Interface>,
-    /// By prefix length, longest first; only lengths that occur.
-    routes: Vec<(u8, HashMap<V4, Route>)>,
-    neighbours: HashMap<(PortId, V4), Neighbour>,
-    local: HashSet<V4>,
-    forwards: bool,
+    /// By prefix length, longest first; only lengths that occur. IPv4 and IPv6 apart.
+    routes: [Vec<(u8, HashMap<IpAddr, Route>)>; 2],
+    neighbours: HashMap<(PortId, IpAddr), Neighbour>,
+    local: HashSet<IpAddr>,
+    forwards: [bool; 2],
 }
 
 impl Network {
@@ -83,10 +84,11 @@ impl Network {
     pub fn new(
         interfaces: Vec<Interface>,
         routes: impl IntoIterator<Item = Route>,
-        neighbours: impl IntoIterator<Item = ((PortId, V4), Neighbour)>,
+        neighbours: impl IntoIterator<Item = ((PortId, IpAddr), Neighbour)>,
     ) -> Self {
-        let mut by_length: Vec<(u8, HashMap<V4, Route>)> = Vec::new();
+        let mut all: [Vec<(u8, HashMap<IpAddr, Route>)>; 2] = Default::default();
         for route in routes {
+            let by_length = &mut all[family(route.prefix)];
             let at = match by_length.binary_search_by(|(length, _)| route.length.cmp(length)) {
                 Ok(at) => at,
                 Err(at) => {
@@ -96,30 +98,25 @@ impl Network {
             };
             by_length[at].1.entry(mask(route.prefix, route.length)).or_insert(route);
         }
-        Self {
-            interfaces,
-            routes: by_length,
-            neighbours: neighbours.into_iter().collect(),
-            ..Self::default()
-        }
+        Self { interfaces, routes: all, neighbours: neighbours.into_iter().collect(), ..Self::default() }
     }
 
-    /// The same network, on a machine that has these addresses and forwards between its interfaces or not.
+    /// The same network, on a machine that has these addresses and forwards IPv4 and IPv6 between its interfaces or not.
     #[must_use]
-    pub fn on_machine(mut self, local: impl IntoIterator<Item = V4>, forwards: bool) -> Self {
+    pub fn on_machine(mut self, local: impl IntoIterator<Item = IpAddr>, forwards: [bool; 2]) -> Self {
         self.local = local.into_iter().collect();
         self.forwards = forwards;
         self
     }
 
     /// Whether an address is the machine's own.
-    pub fn is_local(&self, address: V4) -> bool {
-        self.local.contains(&address)
+    pub fn is_local(&self, address: impl Into<IpAddr>) -> bool {
+        self.local.contains(&address.into())
     }
 
-    /// Whether the machine is a router (`net.ipv4.ip_forward`).
-    pub fn forwards(&self) -> bool {
-        self.forwards
+    /// Whether the machine is a router for an address's family (`net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`).
+    pub fn forwards(&self, to: impl Into<IpAddr>) -> bool {
+        self.forwards[family(to.into())]
     }
 
     /// The director's interfaces, by [`PortId`].
@@ -133,15 +130,16 @@ impl Network {
     }
 
     /// The route to an address: the one with the longest prefix.
-    pub fn route(&self, to: V4) -> Option<&Route> {
-        self.routes.iter().find_map(|(length, routes)| routes.get(&mask(to, *length)))
+    pub fn route(&self, to: IpAddr) -> Option<&Route> {
+        self.routes[family(to)].iter().find_map(|(length, routes)| routes.get(&mask(to, *length)))
     }
 
     /// Where a packet to an address goes next.
     ///
     /// # Errors
     /// Says why it cannot go anywhere, or not yet.
-    pub fn hop(&self, to: V4) -> Result<Hop, Unreachable> {
+    pub fn hop(&self, to: impl Into<IpAddr>) -> Result<Hop, Unreachable> {
+        let to = to.into();
         let route = self.route(to).ok_or(Unreachable::NoRoute)?;
         let port = route.port.ok_or(Unreachable::NoRoute)?;
         let interface = self.interface(port).ok_or(Unreachable::NoRoute)?;
@@ -159,17 +157,38 @@ impl Network {
     }
 }
 
-fn mask(address: V4, length: u8) -> V4 {
-    // A shift by 32 is no shift at all, hence the detour for the default route.
-    V4(address.0.checked_shr(32 - u32::from(length)).map_or(0, |bits| bits << (32 - u32::from(length))))
+impl Interface {
+    /// Its first address of the family of `other`.
+    pub fn address_towards(&self, other: impl Into<IpAddr>) -> Option<IpAddr> {
+        self.addresses[family(other.into())]
+    }
+}
+
+/// The place of an address's family in a pair.
+fn family(address: IpAddr) -> usize {
+    usize::from(address.is_ipv6())
+}
+
+fn mask(address: IpAddr, length: u8) -> IpAddr {
+    // A shift by all bits is no shift at all, hence the detour for the default route.
+    match address {
+        IpAddr::V4(address) => {
+            let rest = 32u32.saturating_sub(length.into());
+            IpAddr::V4(address.to_bits().checked_shr(rest).map_or(0, |bits| bits << rest).into())
+        }
+        IpAddr::V6(address) => {
+            let rest = 128u32.saturating_sub(length.into());
+            IpAddr::V6(address.to_bits().checked_shr(rest).map_or(0, |bits| bits << rest).into())
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn v4(text: &str) -> V4 {
-        text.parse::<std::net::Ipv4Addr>().unwrap().into()
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     fn network() -> Network {
@@ -178,12 +197,12 @@ mod tests {
             index: u32::from(n) + 7,
             mac: [2, 0, 0, 0, 0, n],
             mtu: 1500,
-            address: None,
+            addresses: [None; 2],
         };
         let route = |prefix: &str, length, gateway: Option<&str>, port: Option<u8>| Route {
-            prefix: v4(prefix),
+            prefix: ip(prefix),
             length,
-            gateway: gateway.map(v4),
+            gateway: gateway.map(ip),
             port: port.map(PortId),
         };
         Network::new(
@@ -194,11 +213,15 @@ mod tests {
                 route("10.1.0.0", 24, None, Some(1)),
                 route("10.1.0.128", 25, None, None),
                 route("10.1.0.0", 24, None, Some(0)),
+                route("::", 0, Some("fe80::fe"), Some(0)),
+                route("2001:db8:b::", 64, None, Some(1)),
             ],
             [
-                ((PortId(1), v4("10.1.0.11")), Neighbour::Reachable([0xb; 6])),
-                ((PortId(0), v4("10.0.0.254")), Neighbour::Reachable([0xfe; 6])),
-                ((PortId(1), v4("10.1.0.12")), Neighbour::Failed),
+                ((PortId(1), ip("10.1.0.11")), Neighbour::Reachable([0xb; 6])),
+                ((PortId(0), ip("10.0.0.254")), Neighbour::Reachable([0xfe; 6])),
+                ((PortId(1), ip("10.1.0.12")), Neighbour::Failed),
+                ((PortId(0), ip("fe80::fe")), Neighbour::Reachable([0x6f; 6])),
+                ((PortId(1), ip("2001:db8:b::b")), Neighbour::Reachable([0x6b; 6])),
             ],
         )
     }
@@ -206,11 +229,13 @@ mod tests {
     #[test]
     fn the_longest_prefix_decides_and_the_gateway_is_the_neighbour() {
         let network = network();
-        let hop = network.hop(v4("10.1.0.11")).unwrap();
+        let hop = network.hop(ip("10.1.0.11")).unwrap();
         assert_eq!((hop.port, hop.macs), (PortId(1), [0xb, 0xb, 0xb, 0xb, 0xb, 0xb, 2, 0, 0, 0, 0, 1]));
-        assert_eq!(network.hop(v4("8.8.8.8")).unwrap().macs[..6], [0xfe; 6]);
-        assert_eq!(network.hop(v4("10.1.0.200")), Err(Unreachable::NoRoute));
-        assert_eq!(network.hop(v4("10.1.0.12")), Err(Unreachable::NoNeighbour));
-        assert_eq!(network.hop(v4("10.1.0.13")), Err(Unreachable::Unresolved(PortId(1), v4("10.1.0.13"))));
+        assert_eq!(network.hop(ip("8.8.8.8")).unwrap().macs[..6], [0xfe; 6]);
+        assert_eq!(network.hop(ip("2001:db8:b::b")).unwrap().macs[..6], [0x6b; 6]);
+        assert_eq!(network.hop(ip("2001:db8:c::1")).unwrap().macs[..6], [0x6f; 6]);
+        assert_eq!(network.hop(ip("10.1.0.200")), Err(Unreachable::NoRoute));
+        assert_eq!(network.hop(ip("10.1.0.12")), Err(Unreachable::NoNeighbour));
+        assert_eq!(network.hop(ip("10.1.0.13")), Err(Unreachable::Unresolved(PortId(1), ip("10.1.0.13"))));
     }
 }

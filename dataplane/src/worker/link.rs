@@ -4,6 +4,7 @@
 //! a sleeper, so a busy worker is never interrupted and costs its callers no system call.
 
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,9 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::conn::Conn;
-use crate::packet::V4;
-use crate::service::{Epoch, PortId, Snapshot, Tick};
+use crate::director::{Listed, Place};
+use crate::service::{Epoch, PortId, Snapshot};
 
 /// Commands or answers that can be under way. Control sends few at a time and waits for answers; workers' answers beyond this are dropped only
 /// if they are requests for neighbours, which are repeated.
@@ -25,10 +25,10 @@ pub enum Command {
     Adopt(Arc<Snapshot>),
     /// Fill `connections`, up to its capacity, with the connections from place `from` on.
     List {
-        /// 0 to begin with, then what the last answer said.
-        from: u32,
+        /// The default to begin with, then what the last answer said.
+        from: Place,
         /// Control's memory: a worker allocates nothing.
-        connections: Vec<Conn<V4>>,
+        connections: Vec<Listed>,
     },
     /// Stop, and drop everything.
     Stop,
@@ -41,14 +41,12 @@ pub enum Answer {
     /// A part of a listing; `next` is the place to go on from, `None` at the end.
     Listed {
         /// Where to go on.
-        next: Option<u32>,
+        next: Option<Place>,
         /// The connections.
-        connections: Vec<Conn<V4>>,
-        /// The moment they were looked at.
-        now: Tick,
+        connections: Vec<Listed>,
     },
     /// A packet waits for this neighbour's Ethernet address.
-    Resolve(PortId, V4),
+    Resolve(PortId, IpAddr),
 }
 
 struct Shared {

@@ -343,8 +343,9 @@ impl Worker {
                 }
                 Command::List { from, mut connections } => {
                     let places = LISTING_STEP.min(connections.capacity());
-                    let next = self.director.connections(from, places, now, |conn| connections.push(*conn));
-                    self.link.answer(Answer::Listed { next, connections, now });
+                    let next =
+                        self.director.connections(from, places, now, |listed| connections.push(listed));
+                    self.link.answer(Answer::Listed { next, connections });
                 }
                 Command::Stop => return None,
             }

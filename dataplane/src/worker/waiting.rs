@@ -1,8 +1,9 @@
 //! Packets that wait until the kernel has found out a neighbour's Ethernet address.
 
+use std::net::IpAddr;
+
 use arrayvec::ArrayVec;
 
-use crate::packet::V4;
 use crate::port::Frame;
 use crate::service::{PortId, Tick};
 
@@ -19,7 +20,7 @@ const ASK_AGAIN: u32 = 1_000;
 struct Entry {
     frame: Frame,
     port: PortId,
-    neighbour: V4,
+    neighbour: IpAddr,
     since: Tick,
 }
 
@@ -27,12 +28,12 @@ struct Entry {
 #[derive(Default)]
 pub struct Waiting {
     entries: ArrayVec<Entry, MOST>,
-    asked: Option<(PortId, V4, Tick)>,
+    asked: Option<(PortId, IpAddr, Tick)>,
 }
 
 impl Waiting {
     /// Whether a neighbour should be asked for: no packet waits for it yet, or none has for a while.
-    pub fn is_new(&mut self, port: PortId, neighbour: V4, now: Tick) -> bool {
+    pub fn is_new(&mut self, port: PortId, neighbour: IpAddr, now: Tick) -> bool {
         let waits = self.entries.iter().any(|e| (e.port, e.neighbour) == (port, neighbour));
         let recent = matches!(self.asked, Some((p, n, at)) if (p, n) == (port, neighbour) && now.since(at) < ASK_AGAIN);
         if waits && recent {
@@ -46,7 +47,7 @@ impl Waiting {
     ///
     /// # Errors
     /// Gives it back when too many wait already.
-    pub fn push(&mut self, frame: Frame, port: PortId, neighbour: V4, since: Tick) -> Result<(), Frame> {
+    pub fn push(&mut self, frame: Frame, port: PortId, neighbour: IpAddr, since: Tick) -> Result<(), Frame> {
         self.entries.try_push(Entry { frame, port, neighbour, since }).map_err(|e| e.element().frame)
     }
 

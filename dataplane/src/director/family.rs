@@ -1,0 +1,590 @@
+//! The life of a packet of one address family: the same lines for IPv4 and IPv6.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::hops::{HopCache, Toward};
+use super::{Shared, Verdict, is_relieved};
+use crate::conn::table::Secret;
+use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
+use crate::forward::icmp::{Message, Problem};
+use crate::forward::{self, dr, icmp, nat, reset};
+use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::{Address, Meta, Packet, Tuple};
+use crate::service::{Dest, DestId, Forwarding, Hop, PortId, Protocol, Snapshot, Tick, Unreachable};
+use crate::stats::{Event, Reason, add, sub};
+
+const TCP: u8 = Protocol::Tcp as u8;
+
+/// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
+const EMBRYO: u32 = 3_000;
+
+/// One family's connections and next hops.
+pub struct Family<A> {
+    conns: Table<A>,
+    hops: HopCache<A>,
+}
+
+/// Where a listing has got to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the table of IPv4 connections.
+    V4(u32),
+    /// In that of IPv6 ones.
+    V6(u32),
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place::V4(0)
+    }
+}
+
+/// A connection as it is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Where it is in its life.
+    pub state: State,
+    /// Milliseconds it has left.
+    pub left: u32,
+    /// The client.
+    pub client: (IpAddr, u16),
+    /// The virtual address and port.
+    pub service: (IpAddr, u16),
+    /// The real server.
+    pub server: (IpAddr, u16),
+}
+
+impl<A: Address> Family<A> {
+    /// A family without connections.
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub fn with_capacity(capacity: usize, secret: Secret, now: Tick) -> std::io::Result<Self> {
+        Ok(Self { conns: Table::with_capacity(capacity, secret, now)?, hops: HopCache::default() })
+    }
+
+    /// The hash of a packet, whose index line is now being fetched.
+    #[inline]
+    pub fn prepare(&self, meta: &Meta<A>) -> u64 {
+        let hash = self.conns.hash(&meta.tuple);
+        self.conns.prefetch_index(hash);
+        hash
+    }
+
+    /// Has the entry fetched that a hash most likely leads to.
+    #[inline]
+    pub fn fetch(&self, hash: u64) {
+        self.conns.prefetch_entry(hash);
+    }
+
+    /// Decides about a packet.
+    #[inline]
+    pub fn decide(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        handed: bool,
+        now: Tick,
+    ) -> Verdict {
+        if meta.tuple.protocol == A::ICMP {
+            return self.icmp(shared, packet, meta, handed, now);
+        }
+        match self.find(shared, &meta.tuple, hash, now) {
+            Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
+            Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
+            None => match shared.owner_elsewhere(hash, handed) {
+                Some(owner) => Verdict::HandOff(owner),
+                None => self.admit(shared, packet, meta, hash, now),
+            },
+        }
+    }
+
+    /// The connection of a tuple. One whose time is over, and which the wheel has not come to yet, ends here.
+    #[inline]
+    fn find(
+        &mut self,
+        shared: &Shared,
+        tuple: &Tuple<A>,
+        hash: u64,
+        now: Tick,
+    ) -> Option<(ConnId, Direction)> {
+        let found = self.conns.find(tuple, hash)?;
+        if self.conns.conn(found.0).remaining(now) > 0 {
+            return Some(found);
+        }
+        let old = self.conns.remove(found.0);
+        self.end(shared, &old);
+        shared.mine().count(Event::Expired, 1);
+        None
+    }
+
+    /// A packet from the client of a known connection.
+    fn request(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        let conn = self.conns.conn(id);
+        // A SYN for a connection that is over begins a new one, perhaps on another real server.
+        if meta.tuple.protocol == TCP && meta.flags & tcp_flags::SYN != 0 && conn.state.is_over() {
+            let old = self.conns.remove(id);
+            self.end(shared, &old);
+            return self.admit(shared, packet, meta, hash, now);
+        }
+        // The connection stays: its real server may come back, and then it goes on.
+        if !shared.snapshot.services.has_dest(conn.dest) {
+            return Verdict::Drop(Reason::NoDest);
+        }
+        let hop = match self.hop(shared, id, Toward::Server) {
+            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
+            hop => hop,
+        };
+
+        self.track(shared, id, meta, Direction::Request, now);
+        let length = u64::from(meta.length());
+        let conn = self.conns.conn_mut(id);
+        conn.in_packets = conn.in_packets.wrapping_add(1);
+        let (forwarding, server, server_port) = (conn.forwarding, conn.server, conn.server_port);
+        let dest = conn.dest;
+        let counters = shared.mine().dest(dest);
+        add(&counters.in_packets, 1);
+        add(&counters.in_bytes, length);
+
+        let hop = match hop {
+            Ok(hop) => hop,
+            Err(Unreachable::NoRoute) => {
+                return self.refuse(shared, packet, meta, Problem::HostUnreachable, Some(id), now);
+            }
+            Err(_) => return Verdict::Drop(Reason::NoNeighbour),
+        };
+        if forward::hops_left(packet, meta) <= 1 {
+            return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
+        }
+        match forward::exceeds(packet, meta, hop.mtu) {
+            Some(true) => {
+                // IPVS has aged the packet by now, and quotes it so.
+                forward::age(packet, meta);
+                let problem = Problem::TooBig(hop.mtu);
+                return self.refuse(shared, packet, meta, problem, Some(id), now);
+            }
+            Some(false) => return Verdict::Drop(Reason::TooBig),
+            None => {}
+        }
+        match forwarding {
+            Forwarding::Route => dr::request(packet, meta, &hop),
+            Forwarding::Masq => nat::request(packet, meta, server, server_port, &hop),
+        }
+        Verdict::Forward(hop.port)
+    }
+
+    /// A packet from the real server of a known NAT connection. It is translated also when the real server was removed.
+    fn reply(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        let hop = match self.hop(shared, id, Toward::Client) {
+            Ok(hop) => hop,
+            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
+            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
+            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
+        };
+        // To the real server the director is a router, and a router looks at this before anything else.
+        if forward::hops_left(packet, meta) <= 1 {
+            return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
+        }
+
+        self.track(shared, id, meta, Direction::Reply, now);
+        let conn = self.conns.conn(id);
+        let counters = shared.mine().dest(conn.dest);
+        add(&counters.out_packets, 1);
+        add(&counters.out_bytes, u64::from(meta.length()));
+
+        match forward::exceeds(packet, meta, hop.mtu) {
+            Some(true) => {
+                return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
+            }
+            Some(false) => return Verdict::Drop(Reason::TooBig),
+            None => {}
+        }
+        nat::reply(packet, meta, conn.virtual_address, conn.virtual_port, &hop);
+        Verdict::Forward(hop.port)
+    }
+
+    /// A packet of no known connection: the first of a new one, or a stray.
+    fn admit(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        now: Tick,
+    ) -> Verdict {
+        let tuple = &meta.tuple;
+        let services = Arc::clone(&shared.snapshot);
+        let Some(service) = services.services.find(tuple.destination, tuple.destination_port, tuple.protocol)
+        else {
+            return self.stray(shared, packet, meta, tuple, now);
+        };
+        if tuple.protocol == TCP && (meta.flags & (tcp_flags::SYN | tcp_flags::RST)) != tcp_flags::SYN {
+            return self.reset(shared, packet, meta);
+        }
+        if let Some(owner) = shared.announce(hash) {
+            return Verdict::HandOff(owner);
+        }
+        let Some(dest) = shared.schedulers.choose(service, &shared.counters) else {
+            shared.withdraw(hash);
+            shared.mine().count(Event::NoServer, 1);
+            return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
+        };
+        match self.begin(shared, meta, &dest, now) {
+            Some(id) => self.request(shared, packet, meta, hash, id, now),
+            None => {
+                shared.withdraw(hash);
+                Verdict::Drop(Reason::TableFull)
+            }
+        }
+    }
+
+    /// Creates the connection of a packet to a real server.
+    fn begin(&mut self, shared: &mut Shared, meta: &Meta<A>, dest: &Dest, now: Tick) -> Option<ConnId> {
+        // Control refuses real servers of another family for these methods.
+        let server = A::of(dest.address)?;
+        let tuple = &meta.tuple;
+        let conn = Conn {
+            client: tuple.source,
+            virtual_address: tuple.destination,
+            server,
+            client_port: tuple.source_port,
+            virtual_port: tuple.destination_port,
+            server_port: if dest.port == 0 { tuple.destination_port } else { dest.port },
+            protocol: tuple.protocol,
+            forwarding: dest.forwarding,
+            no_output: dest.forwarding != Forwarding::Masq,
+            dest: dest.id,
+            last_seen: now,
+            timeout: EMBRYO,
+            ..Conn::default()
+        };
+        let id = self.conns.insert(conn).ok()?;
+        if let Some(reply) = conn.reply() {
+            // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
+            let hash = self.conns.hash(&reply);
+            shared.announce(hash);
+        }
+        let counters = shared.mine().dest(dest.id);
+        add(&counters.conns, 1);
+        add(&counters.inactive, 1);
+        shared.mine().count(Event::Created, 1);
+        if dest.upper_threshold != 0 {
+            let load = shared.counters.load(dest.id);
+            if load.active + load.inactive >= u64::from(dest.upper_threshold) {
+                shared.counters.set_overloaded(dest.id, true);
+            }
+        }
+        Some(id)
+    }
+
+    /// Follows the connection's state and keeps it alive.
+    fn track(&mut self, shared: &mut Shared, id: ConnId, meta: &Meta<A>, direction: Direction, now: Tick) {
+        let conn = self.conns.conn_mut(id);
+        conn.last_seen = now;
+        let old_timeout = conn.timeout;
+        let new = if meta.tuple.protocol == TCP {
+            let side = match direction {
+                Direction::Request if conn.no_output => Side::InputOnly,
+                Direction::Request => Side::Input,
+                Direction::Reply => Side::Output,
+            };
+            conn.state.after(side, meta.flags)
+        } else {
+            State::Udp
+        };
+        conn.state = new;
+        conn.timeout = shared.snapshot.timeouts.of(new);
+        let (dest, was_active) = (conn.dest, conn.active);
+        conn.active = new.is_active();
+        if conn.timeout < old_timeout {
+            self.conns.hasten(id);
+        }
+        if was_active != new.is_active() {
+            let counters = shared.mine().dest(dest);
+            let (from, to) = match was_active {
+                true => (&counters.active, &counters.inactive),
+                false => (&counters.inactive, &counters.active),
+            };
+            sub(from, 1);
+            add(to, 1);
+        }
+    }
+
+    /// Does the books for a connection that is no longer in the table.
+    fn end(&self, shared: &Shared, conn: &Conn<A>) {
+        shared.withdraw(self.conns.hash(&conn.request()));
+        if let Some(reply) = conn.reply() {
+            shared.withdraw(self.conns.hash(&reply));
+        }
+        let counters = shared.mine().dest(conn.dest);
+        sub(if conn.active { &counters.active } else { &counters.inactive }, 1);
+        Self::release(shared, conn.dest);
+    }
+
+    /// Lets a real server that has fallen below its lower threshold take connections again.
+    fn release(shared: &Shared, id: DestId) {
+        if !shared.counters.is_overloaded(id) {
+            return;
+        }
+        let Some(dest) = shared.snapshot.services.dest(id) else { return };
+        let load = shared.counters.load(id);
+        if is_relieved(dest, load.active + load.inactive) {
+            shared.counters.set_overloaded(id, false);
+        }
+    }
+
+    /// An ICMP packet: perhaps an error about a connection.
+    fn icmp(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        handed: bool,
+        now: Tick,
+    ) -> Verdict {
+        let quote = match icmp::read(packet, meta) {
+            Message::Other | Message::Unusable => return Verdict::Pass,
+            Message::Error(quote) => quote,
+        };
+        // The quoted packet went the other way: turned round it is one of its receiver's own.
+        let tuple = quote.tuple;
+        let turned = tuple.turned();
+        let hash = self.conns.hash(&turned);
+        let Some((id, direction)) = self.find(shared, &turned, hash, now) else {
+            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
+                return Verdict::HandOff(owner);
+            }
+            let services = &shared.snapshot.services;
+            if services.find(tuple.source, tuple.source_port, tuple.protocol).is_some() {
+                return Verdict::Drop(Reason::StrayIcmp);
+            }
+            return self.stray(shared, packet, meta, &turned, now);
+        };
+        let conn = *self.conns.conn(id);
+        let toward = match direction {
+            Direction::Request => Toward::Server,
+            Direction::Reply => Toward::Client,
+        };
+        if direction == Direction::Request && !shared.snapshot.services.has_dest(conn.dest) {
+            return Verdict::Drop(Reason::NoDest);
+        }
+        if conn.forwarding == Forwarding::Masq && !icmp::is_sound(packet, meta) {
+            return Verdict::Drop(Reason::BadChecksum);
+        }
+        if forward::hops_left(packet, meta) <= 1 {
+            // Nobody answers an error with an error.
+            return Verdict::Drop(Reason::StrayIcmp);
+        }
+        let hop = match self.hop(shared, id, toward) {
+            Ok(hop) => hop,
+            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
+            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
+            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
+        };
+        let counters = shared.mine().dest(conn.dest);
+        let length = u64::from(meta.length());
+        match direction {
+            Direction::Request => {
+                add(&counters.in_packets, 1);
+                add(&counters.in_bytes, length);
+                match conn.forwarding {
+                    Forwarding::Route => dr::request(packet, meta, &hop),
+                    Forwarding::Masq => {
+                        let side = icmp::Side::ToServer;
+                        let server = (conn.server, conn.server_port);
+                        icmp::translate(packet, meta, &quote, side, server, &hop);
+                    }
+                }
+            }
+            Direction::Reply => {
+                add(&counters.out_packets, 1);
+                add(&counters.out_bytes, length);
+                let service = (conn.virtual_address, conn.virtual_port);
+                icmp::translate(packet, meta, &quote, icmp::Side::ToClient, service, &hop);
+            }
+        }
+        Verdict::Forward(hop.port)
+    }
+
+    /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
+    /// the kernel in case it was about a connection, so the director does the kernel's work and routes it. `tuple` tells the real server: the
+    /// packet's own, or for an error that of the packet it quotes, turned round.
+    fn stray(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        tuple: &Tuple<A>,
+        now: Tick,
+    ) -> Verdict {
+        let Snapshot { services, network, .. } = &*shared.snapshot;
+        if !services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
+            || network.is_local(meta.tuple.destination)
+        {
+            return Verdict::Pass;
+        }
+        if !network.forwards(meta.tuple.destination) {
+            return Verdict::Drop(Reason::NotWanted);
+        }
+        let hop = match network.hop(meta.tuple.destination) {
+            Ok(hop) => hop,
+            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
+            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
+            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
+        };
+        if forward::hops_left(packet, meta) <= 1 {
+            return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
+        }
+        forward::route(packet, meta, &hop);
+        shared.mine().count(Event::Routed, 1);
+        Verdict::Forward(hop.port)
+    }
+
+    /// Answers a segment that belongs to no connection and cannot begin one.
+    fn reset(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Verdict {
+        if meta.flags & tcp_flags::RST != 0 {
+            return Verdict::Drop(Reason::StrayReset);
+        }
+        if !reset::is_sound(packet, meta) {
+            return Verdict::Drop(Reason::BadChecksum);
+        }
+        let back = self.way_back(shared, packet, meta);
+        reset::answer(packet, meta);
+        send_back(packet, back)
+    }
+
+    /// Tells the client what is wrong, from the virtual address.
+    fn refuse(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        problem: Problem,
+        conn: Option<ConnId>,
+        now: Tick,
+    ) -> Verdict {
+        let verdict = self.answer(shared, packet, meta, problem, meta.tuple.destination, now);
+        // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
+        if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
+            let conn = self.conns.conn(id);
+            if conn.forwarding != Forwarding::Masq {
+                let counters = shared.mine().dest(conn.dest);
+                add(&counters.out_packets, 1);
+                add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+            }
+        }
+        verdict
+    }
+
+    /// Tells the sender what is wrong, from the director's own address on the sender's side.
+    fn refuse_as_router(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        problem: Problem,
+        now: Tick,
+    ) -> Verdict {
+        let network = &shared.snapshot.network;
+        let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
+        match network
+            .interface(port)
+            .and_then(|interface| interface.address_towards(meta.tuple.source))
+            .and_then(A::of)
+        {
+            Some(address) => self.answer(shared, packet, meta, problem, address, now),
+            None => Verdict::Drop(Reason::NoRoute),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        problem: Problem,
+        source: A,
+        now: Tick,
+    ) -> Verdict {
+        if problem.is_limited() && !shared.limiter.allows(meta.tuple.source.into(), now) {
+            return Verdict::Drop(Reason::RateLimited);
+        }
+        let back = self.way_back(shared, packet, meta);
+        icmp::answer(packet, meta, problem, source);
+        send_back(packet, back)
+    }
+
+    /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
+    fn way_back(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> (PortId, [u8; 12]) {
+        match self.hops.hop(&shared.snapshot.network, meta.tuple.source) {
+            Ok(hop) => (hop.port, hop.macs),
+            Err(_) => {
+                let port = packet.port;
+                let came = packet.data();
+                let mut macs = [0; 12];
+                macs[..6].copy_from_slice(&came[6..12]);
+                macs[6..].copy_from_slice(&came[..6]);
+                (port, macs)
+            }
+        }
+    }
+
+    fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
+        self.hops.of_conn(&shared.snapshot.network, self.conns.conn_mut(id), toward)
+    }
+
+    /// Ends connections whose time is over.
+    pub fn expire(&mut self, shared: &Shared, now: Tick, budget: &mut usize) {
+        while let Some(conn) = self.conns.expire(now, budget) {
+            self.end(shared, &conn);
+            shared.mine().count(Event::Expired, 1);
+        }
+    }
+
+    /// Voids all remembered next hops.
+    pub fn forget_hops(&mut self) {
+        self.hops.forget();
+    }
+
+    /// Gives the connections that live at `now` to `each`; see [`Table::walk`].
+    pub fn list(&self, from: u32, places: usize, now: Tick, mut each: impl FnMut(Listed)) -> Option<u32> {
+        self.conns.walk(from, places, |conn| {
+            let left = conn.remaining(now);
+            if left > 0 {
+                each(Listed {
+                    protocol: conn.protocol,
+                    state: conn.state,
+                    left,
+                    client: (conn.client.into(), conn.client_port),
+                    service: (conn.virtual_address.into(), conn.virtual_port),
+                    server: (conn.server.into(), conn.server_port),
+                });
+            }
+        })
+    }
+}
+
+fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {
+    packet.data()[..12].copy_from_slice(&macs);
+    Verdict::Reply(port)
+}

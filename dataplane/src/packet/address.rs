@@ -1,0 +1,286 @@
+//! The two address families: what differs between IPv4 and IPv6 headers, and nothing else.
+//!
+//! Everything above is written once, for an [`Address`]; a connection, its table and its way through the director are of one family.
+//! What a family must say is how long its header is, where things stand in it, and how they change.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromZeros, Immutable};
+
+use super::checksum::{Change, Sum};
+use super::{be16, be32, put16, put32};
+
+/// An IPv4 address, in host order so that it is a number to mask and to hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, Immutable)]
+#[repr(transparent)]
+pub struct V4(pub u32);
+
+/// An IPv6 address, in host order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, Immutable)]
+#[repr(transparent)]
+pub struct V6(pub u128);
+
+/// An address of either family, and what its family's header looks like. `ip` is always a slice that begins with a whole header.
+pub trait Address:
+    Copy + Eq + Hash + Debug + Default + FromZeros + Immutable + Into<IpAddr> + 'static
+{
+    /// The family's ethertype.
+    const ETHERTYPE: u16;
+    /// Bytes of a header without options or extensions.
+    const HEADER: usize;
+    /// Where the source address stands.
+    const SOURCE: usize;
+    /// Where the destination address stands.
+    const DESTINATION: usize;
+    /// The protocol number of the family's ICMP.
+    const ICMP: u8;
+    /// Bytes of an ICMP error at most, IP header included (RFC 1812 §4.3.2.3, RFC 4443 §2.4).
+    const LONGEST_ERROR: usize;
+    /// Whether routers may cut packets up that do not forbid it.
+    const ROUTERS_FRAGMENT: bool;
+
+    /// The address if it is of this family.
+    fn of(address: IpAddr) -> Option<Self>;
+
+    /// The address that stands at an offset.
+    fn read(bytes: &[u8], at: usize) -> Self;
+
+    /// Writes the address to an offset.
+    fn write(self, bytes: &mut [u8], at: usize);
+
+    /// The address folded into 64 bits, injectively where it fits.
+    fn word(self) -> u64;
+
+    /// The address added to a sum.
+    fn sum(self, sum: Sum) -> Sum;
+
+    /// The change of a sum in which this address becomes another.
+    fn becomes(self, other: Self, change: Change) -> Change;
+
+    /// The time to live, or hop limit.
+    fn hops_left(ip: &[u8]) -> u8;
+
+    /// Takes one from the time to live. The caller has seen that there is one.
+    fn age(ip: &mut [u8]);
+
+    /// Adjusts the header's own checksum, where it has one.
+    fn adjust_header(ip: &mut [u8], change: Change);
+
+    /// Whether the packet's sender forbids cutting it up.
+    fn forbids_fragments(ip: &[u8]) -> bool;
+
+    /// Writes a header of [`HEADER`](Self::HEADER) bytes for a packet that the director sends itself, `payload` bytes behind it. `tos` is what
+    /// the sender's packet had; `error` says that this is an ICMP error.
+    fn write_header(
+        ip: &mut [u8],
+        payload: usize,
+        protocol: u8,
+        error: Option<u8>,
+        source: Self,
+        destination: Self,
+    );
+}
+
+/// TTL of packets that the director sends itself: the kernel's default (`net.ipv4.ip_default_ttl`, hop limit of IPv6).
+const OWN_TTL: u8 = 64;
+
+const V4_CHECKSUM: usize = 10;
+
+impl Address for V4 {
+    const ETHERTYPE: u16 = 0x0800;
+    const HEADER: usize = 20;
+    const SOURCE: usize = 12;
+    const DESTINATION: usize = 16;
+    const ICMP: u8 = 1;
+    const LONGEST_ERROR: usize = 576;
+    const ROUTERS_FRAGMENT: bool = true;
+
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    #[inline]
+    fn read(bytes: &[u8], at: usize) -> Self {
+        Self(be32(bytes, at))
+    }
+
+    #[inline]
+    fn write(self, bytes: &mut [u8], at: usize) {
+        put32(bytes, at, self.0);
+    }
+
+    #[inline]
+    fn word(self) -> u64 {
+        u64::from(self.0)
+    }
+
+    #[inline]
+    fn sum(self, sum: Sum) -> Sum {
+        sum.long(self.0)
+    }
+
+    #[inline]
+    fn becomes(self, other: Self, change: Change) -> Change {
+        change.long(self.0, other.0)
+    }
+
+    #[inline]
+    fn hops_left(ip: &[u8]) -> u8 {
+        ip[8]
+    }
+
+    #[inline]
+    fn age(ip: &mut [u8]) {
+        let old = be16(ip, 8);
+        let new = old - 0x0100;
+        put16(ip, 8, new);
+        Self::adjust_header(ip, Change::default().word(old, new));
+    }
+
+    #[inline]
+    fn adjust_header(ip: &mut [u8], change: Change) {
+        let checksum = change.apply(be16(ip, V4_CHECKSUM));
+        put16(ip, V4_CHECKSUM, checksum);
+    }
+
+    #[inline]
+    fn forbids_fragments(ip: &[u8]) -> bool {
+        ip[6] & 0x40 != 0
+    }
+
+    fn write_header(
+        ip: &mut [u8],
+        payload: usize,
+        protocol: u8,
+        error: Option<u8>,
+        source: Self,
+        destination: Self,
+    ) {
+        // The kernel marks errors "internetwork control" and keeps the rest of the sender's TOS (`icmp_send`); a reset forbids fragments and
+        // needs no id (`ip_send_unicast_reply`).
+        let tos = error.map_or(0, |tos| tos & 0x1e | 0xc0);
+        ip[..2].copy_from_slice(&[0x45, tos]);
+        put16(ip, 2, (Self::HEADER + payload) as u16);
+        put32(ip, 4, if error.is_some() { 0 } else { 0x4000 });
+        ip[8..10].copy_from_slice(&[OWN_TTL, protocol]);
+        put16(ip, V4_CHECKSUM, 0);
+        source.write(ip, Self::SOURCE);
+        destination.write(ip, Self::DESTINATION);
+        let checksum = Sum::default().bytes(&ip[..Self::HEADER]).field();
+        put16(ip, V4_CHECKSUM, checksum);
+    }
+}
+
+impl Address for V6 {
+    const ETHERTYPE: u16 = 0x86dd;
+    const HEADER: usize = 40;
+    const SOURCE: usize = 8;
+    const DESTINATION: usize = 24;
+    const ICMP: u8 = 58;
+    const LONGEST_ERROR: usize = 1280;
+    const ROUTERS_FRAGMENT: bool = false;
+
+    fn of(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.into()),
+        }
+    }
+
+    #[inline]
+    fn read(bytes: &[u8], at: usize) -> Self {
+        let mut octets = [0; 16];
+        octets.copy_from_slice(&bytes[at..at + 16]);
+        Self(u128::from_be_bytes(octets))
+    }
+
+    #[inline]
+    fn write(self, bytes: &mut [u8], at: usize) {
+        bytes[at..at + 16].copy_from_slice(&self.0.to_be_bytes());
+    }
+
+    #[inline]
+    fn word(self) -> u64 {
+        // Both halves count, and neither cancels the other when they are alike.
+        (self.0 >> 64) as u64 ^ (self.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+    }
+
+    #[inline]
+    fn sum(self, sum: Sum) -> Sum {
+        self.longs().into_iter().fold(sum, Sum::long)
+    }
+
+    #[inline]
+    fn becomes(self, other: Self, change: Change) -> Change {
+        self.longs().into_iter().zip(other.longs()).fold(change, |change, (old, new)| change.long(old, new))
+    }
+
+    #[inline]
+    fn hops_left(ip: &[u8]) -> u8 {
+        ip[7]
+    }
+
+    #[inline]
+    fn age(ip: &mut [u8]) {
+        ip[7] -= 1;
+    }
+
+    #[inline]
+    fn adjust_header(_ip: &mut [u8], _change: Change) {}
+
+    #[inline]
+    fn forbids_fragments(_ip: &[u8]) -> bool {
+        true
+    }
+
+    fn write_header(
+        ip: &mut [u8],
+        payload: usize,
+        protocol: u8,
+        _error: Option<u8>,
+        source: Self,
+        destination: Self,
+    ) {
+        put32(ip, 0, 0x6000_0000);
+        put16(ip, 4, payload as u16);
+        ip[6..8].copy_from_slice(&[protocol, OWN_TTL]);
+        source.write(ip, Self::SOURCE);
+        destination.write(ip, Self::DESTINATION);
+    }
+}
+
+impl V6 {
+    #[inline]
+    fn longs(self) -> [u32; 4] {
+        [(self.0 >> 96) as u32, (self.0 >> 64) as u32, (self.0 >> 32) as u32, self.0 as u32]
+    }
+}
+
+impl From<Ipv4Addr> for V4 {
+    fn from(address: Ipv4Addr) -> Self {
+        Self(address.to_bits())
+    }
+}
+
+impl From<V4> for IpAddr {
+    fn from(address: V4) -> Self {
+        IpAddr::V4(Ipv4Addr::from_bits(address.0))
+    }
+}
+
+impl From<Ipv6Addr> for V6 {
+    fn from(address: Ipv6Addr) -> Self {
+        Self(address.to_bits())
+    }
+}
+
+impl From<V6> for IpAddr {
+    fn from(address: V6) -> Self {
+        IpAddr::V6(Ipv6Addr::from_bits(address.0))
+    }
+}
