@@ -13,12 +13,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shunt_dataplane::sched;
-use shunt_dataplane::service::{self as data, DestId, ServiceId, Services};
+use shunt_dataplane::service::{self as data, DestId, ServiceId, Services, TunnelKind};
 use shunt_dataplane::stats::{Counters, MAX_DESTS};
 use shunt_dataplane::steer::Target;
 
 use crate::api::{
-    Forwarding, Protocol, ServerConfig, ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats,
+    Forwarding, Protocol, ServerConfig, ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats, Tunnel,
+    TunnelChecksum,
 };
 use crate::rules::{Rules, Service};
 
@@ -258,7 +259,12 @@ impl Publisher {
             port: config.key.port,
             forwarding: match config.forwarding {
                 Forwarding::Masq => data::Forwarding::Masq,
-                Forwarding::Route | Forwarding::Local | Forwarding::Tunnel(_) => data::Forwarding::Route,
+                Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
+                Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
+            },
+            tunnel: match config.forwarding {
+                Forwarding::Tunnel(tunnel) => wrapping(tunnel),
+                _ => data::Tunnel::default(),
             },
             weight: config.weight,
             upper_threshold: config.upper_threshold,
@@ -308,6 +314,17 @@ fn scheduler(
         None => (0..dests.len()).rev().for_each(|at| scheduler.edited(&dests[at + 1..], &dests[at..])),
     }
     (name, Arc::from(scheduler))
+}
+
+fn wrapping(tunnel: Tunnel) -> data::Tunnel {
+    let sums = |checksum| checksum != TunnelChecksum::None;
+    match tunnel {
+        Tunnel::Ipip => data::Tunnel { kind: TunnelKind::Ipip, checksum: false, port: 0 },
+        Tunnel::Gue { port, checksum } => {
+            data::Tunnel { kind: TunnelKind::Gue, checksum: sums(checksum), port }
+        }
+        Tunnel::Gre { checksum } => data::Tunnel { kind: TunnelKind::Gre, checksum: sums(checksum), port: 0 },
+    }
 }
 
 fn wire(protocol: Protocol) -> data::Protocol {

@@ -31,11 +31,15 @@ struct Step {
 }
 
 /// Steps where shunt differs, and why.
-const DIFFERENCES: &[(&str, &str, &str)] = &[(
-    "mtu-1400-on-server-link",
-    "1500-byte udp, DF clear",
-    "cutting packets up comes later; until then drop.too_big counts them",
-)];
+const DIFFERENCES: &[(&str, &str, &str)] = &[
+    ("icmp", "about the tunnel", "errors about outer packets become errors about inner ones later"),
+    ("tun-", "big data, DF", "needs the path MTU that an error about the tunnel told"),
+    (
+        "mtu-1400-on-server-link",
+        "1500-byte udp, DF clear",
+        "cutting packets up comes later; until then drop.too_big counts them",
+    ),
+];
 
 /// Whole cases that are for later, and why.
 const LATER: &[(&str, &str)] = &[
@@ -103,7 +107,7 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
         return if code == 0 { Ok(()) } else { Err(format!("{line}: {error}")) };
     }
     let step: Step = serde_json::from_value(step.clone()).expect("a step");
-    if DIFFERENCES.iter().any(|(c, note, _)| case.contains(c) && step.note == *note) {
+    if DIFFERENCES.iter().any(|(c, note, _)| case.contains(c) && step.note.contains(note)) {
         return Ok(());
     }
     let side = side(&step.side);
@@ -135,6 +139,9 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
                 if has_sound_icmp(&input) && !has_sound_icmp(sent) {
                     return Err(explain("the ICMP checksum is wrong"));
                 }
+                if !has_sound_gue(sent) {
+                    return Err(explain("the outer UDP checksum is wrong"));
+                }
                 if canonical(sent, own) == canonical(frame, own) {
                     Ok(())
                 } else {
@@ -162,6 +169,16 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let header = if is_v6(&frame) { 40 } else { 20 };
     let message = 14 + header;
+    // The outer id of a tunnelled packet that may be cut up, and the source port that GUE spreads flows by.
+    if !is_v6(&frame) && is_wrapped(&frame) && frame[20] & 0x40 == 0 {
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    }
+    if is_gue(&frame) {
+        let has_checksum = frame[message + 6..message + 8] != [0, 0];
+        frame[message..message + 2].fill(0);
+        frame[message + 6..message + 8].fill(u8::from(has_checksum));
+    }
     if own && is_v6(&frame) {
         frame[15] &= 0xf0;
         frame[16..18].fill(0);
@@ -182,6 +199,34 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
 
 fn is_v6(frame: &[u8]) -> bool {
     frame[12] == 0x86
+}
+
+/// The frame's protocol, addresses (both together) and what follows the IP header.
+fn layers(frame: &[u8]) -> (u8, &[u8], &[u8]) {
+    if is_v6(frame) {
+        (frame[20], &frame[22..54], &frame[54..])
+    } else {
+        (frame[23], &frame[26..34], &frame[34..])
+    }
+}
+
+fn is_gue(frame: &[u8]) -> bool {
+    let (protocol, _, datagram) = layers(frame);
+    protocol == 17 && datagram[2..4] == 6080u16.to_be_bytes()
+}
+
+fn is_wrapped(frame: &[u8]) -> bool {
+    matches!(layers(frame).0, 4 | 41 | 47) || is_gue(frame)
+}
+
+/// Whether the outer UDP checksum is right, if there is one.
+fn has_sound_gue(frame: &[u8]) -> bool {
+    let (protocol, addresses, datagram) = layers(frame);
+    if !is_gue(frame) || datagram[6..8] == [0, 0] {
+        return true;
+    }
+    let length = (datagram.len() as u32).to_be_bytes();
+    checksum(&[addresses, &length, &[0, 0, 0, protocol], datagram].concat()) == 0
 }
 
 fn is_icmp(frame: &[u8]) -> bool {

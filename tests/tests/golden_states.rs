@@ -48,7 +48,7 @@ fn every_connection_lives_and_ends_as_under_ipvs() {
             LATER.iter().find(|(name, _)| needs_knob && case.name.contains(name)).map(|(_, why)| *why);
         let refused = reason.is_none() && case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
         if let Some(reason) =
-            reason.or(refused.then_some("its setup is refused: tunnels, SCTP, persistence, one-packet"))
+            reason.or(refused.then_some("its setup is refused: SCTP, persistence, one-packet"))
         {
             later.entry(reason).or_default().push(&case.name);
             continue;
@@ -155,6 +155,7 @@ fn describe(outcome: &Outcome) -> String {
     let (source, destination) = (address(26), address(30));
     match (*port, frame[23]) {
         (SERVERS, _) if destination == VIP => format!("rs {:02x}", frame[5]),
+        (SERVERS, 4) => format!("{destination} ipip"),
         (SERVERS, _) => destination.to_string(),
         (_, 1) => format!("client from {source} icmp {}/{}", frame[34], frame[35]),
         (_, 6) if frame[47] & 0x04 != 0 => format!("client from {source} RST"),

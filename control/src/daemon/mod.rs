@@ -83,7 +83,7 @@ pub fn capabilities() -> Capabilities {
         schedulers: sched::NAMES,
         engines: &[],
         ipv6: true,
-        tunnel: false,
+        tunnel: true,
         persistence: false,
         one_packet: false,
         marks: false,

@@ -17,7 +17,7 @@ pub use table::{ConnId, Table};
 pub use tcp::{Side, State};
 
 use crate::packet::{Address, Tuple};
-use crate::service::{DestId, Forwarding, Tick};
+use crate::service::{DestId, Forwarding, Tick, Tunnel};
 
 /// A connection.
 ///
@@ -30,7 +30,7 @@ pub struct Conn<A> {
     pub client: A,
     /// The virtual address.
     pub virtual_address: A,
-    /// The real server's address.
+    /// The real server's address; zero when it is of the other family, as only a tunnel's may be.
     pub server: A,
     /// The client's port.
     pub client_port: u16,
@@ -44,6 +44,8 @@ pub struct Conn<A> {
     pub state: State,
     /// How its packets reach the real server.
     pub forwarding: Forwarding,
+    /// How they are wrapped, when in a tunnel.
+    pub tunnel: Tunnel,
     /// No reply was seen, and none is expected: the client's half decides the state.
     pub no_output: bool,
     /// Whether it is counted as active at its real server.

@@ -8,7 +8,7 @@ use super::{Shared, Verdict, is_relieved};
 use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
 use crate::forward::icmp::{Message, Problem};
-use crate::forward::{self, dr, icmp, nat, reset};
+use crate::forward::{self, dr, icmp, nat, reset, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, DestId, Forwarding, Hop, PortId, Protocol, Snapshot, Tick, Unreachable};
@@ -22,7 +22,9 @@ const EMBRYO: u32 = 3_000;
 /// One family's connections and next hops.
 pub struct Family<A> {
     conns: Table<A>,
-    hops: HopCache<A>,
+    hops: HopCache,
+    /// The id of the next outer packet that may be cut up.
+    next_id: u16,
 }
 
 /// Where a listing has got to.
@@ -63,7 +65,11 @@ impl<A: Address> Family<A> {
     /// # Errors
     /// When the kernel refuses the memory.
     pub fn with_capacity(capacity: usize, secret: Secret, now: Tick) -> std::io::Result<Self> {
-        Ok(Self { conns: Table::with_capacity(capacity, secret, now)?, hops: HopCache::default() })
+        Ok(Self {
+            conns: Table::with_capacity(capacity, secret, now)?,
+            hops: HopCache::default(),
+            next_id: 0,
+        })
     }
 
     /// The hash of a packet, whose index line is now being fetched.
@@ -153,9 +159,8 @@ impl<A: Address> Family<A> {
         let length = u64::from(meta.length());
         let conn = self.conns.conn_mut(id);
         conn.in_packets = conn.in_packets.wrapping_add(1);
-        let (forwarding, server, server_port) = (conn.forwarding, conn.server, conn.server_port);
-        let dest = conn.dest;
-        let counters = shared.mine().dest(dest);
+        let conn = *conn;
+        let counters = shared.mine().dest(conn.dest);
         add(&counters.in_packets, 1);
         add(&counters.in_bytes, length);
 
@@ -169,19 +174,31 @@ impl<A: Address> Family<A> {
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
-        match forward::exceeds(packet, meta, hop.mtu) {
+        let mtu = match conn.forwarding {
+            Forwarding::Tunnel => {
+                let to = shared.snapshot.services.dest(conn.dest).map(|dest| dest.address);
+                hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.tunnel, to)))
+            }
+            Forwarding::Masq | Forwarding::Route => hop.mtu,
+        };
+        match forward::exceeds(packet, meta, mtu) {
             Some(true) => {
                 // IPVS has aged the packet by now, and quotes it so.
                 forward::age(packet, meta);
-                let problem = Problem::TooBig(hop.mtu);
+                let problem = Problem::TooBig(mtu);
                 return self.refuse(shared, packet, meta, problem, Some(id), now);
             }
             Some(false) => return Verdict::Drop(Reason::TooBig),
             None => {}
         }
-        match forwarding {
+        match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
-            Forwarding::Masq => nat::request(packet, meta, server, server_port, &hop),
+            Forwarding::Masq => nat::request(packet, meta, conn.server, conn.server_port, &hop),
+            Forwarding::Tunnel => {
+                if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
+                    return Verdict::Drop(Reason::NoRoute);
+                }
+            }
         }
         Verdict::Forward(hop.port)
     }
@@ -261,7 +278,8 @@ impl<A: Address> Family<A> {
     /// Creates the connection of a packet to a real server.
     fn begin(&mut self, shared: &mut Shared, meta: &Meta<A>, dest: &Dest, now: Tick) -> Option<ConnId> {
         // Control refuses real servers of another family for these methods.
-        let server = A::of(dest.address)?;
+        // A tunnel may lead to the other family.
+        let server = A::of(dest.address).unwrap_or_default();
         let tuple = &meta.tuple;
         let conn = Conn {
             client: tuple.source,
@@ -272,6 +290,7 @@ impl<A: Address> Family<A> {
             server_port: if dest.port == 0 { tuple.destination_port } else { dest.port },
             protocol: tuple.protocol,
             forwarding: dest.forwarding,
+            tunnel: dest.tunnel,
             no_output: dest.forwarding != Forwarding::Masq,
             dest: dest.id,
             last_seen: now,
@@ -409,6 +428,11 @@ impl<A: Address> Family<A> {
                 add(&counters.in_bytes, length);
                 match conn.forwarding {
                     Forwarding::Route => dr::request(packet, meta, &hop),
+                    Forwarding::Tunnel => {
+                        if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
+                            return Verdict::Drop(Reason::NoRoute);
+                        }
+                    }
                     Forwarding::Masq => {
                         let side = icmp::Side::ToServer;
                         let server = (conn.server, conn.server_port);
@@ -536,7 +560,7 @@ impl<A: Address> Family<A> {
 
     /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
     fn way_back(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> (PortId, [u8; 12]) {
-        match self.hops.hop(&shared.snapshot.network, meta.tuple.source) {
+        match self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()) {
             Ok(hop) => (hop.port, hop.macs),
             Err(_) => {
                 let port = packet.port;
@@ -550,7 +574,32 @@ impl<A: Address> Family<A> {
     }
 
     fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
-        self.hops.of_conn(&shared.snapshot.network, self.conns.conn_mut(id), toward)
+        let Snapshot { services, network, .. } = &*shared.snapshot;
+        let conn = self.conns.conn_mut(id);
+        let (dest, server, client) = (conn.dest, conn.server, conn.client);
+        self.hops.of_conn(network, &mut conn.hops, toward, || match toward {
+            // The real server itself knows its address also where the connection has no room for it.
+            Toward::Server => services.dest(dest).map_or_else(|| server.into(), |dest| dest.address),
+            Toward::Client => client.into(),
+        })
+    }
+
+    /// Wraps a packet and sends it to the real server; `None` when the director has no address of its own on the way.
+    fn tunnel(
+        &mut self,
+        shared: &Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        (conn, hash): (&Conn<A>, u64),
+        hop: &Hop,
+    ) -> Option<()> {
+        let Snapshot { services, network, .. } = &*shared.snapshot;
+        let destination = services.dest(conn.dest)?.address;
+        let source = network.interface(hop.port)?.address_towards(destination)?;
+        self.next_id = self.next_id.wrapping_add(1);
+        let ends = tunnel::Ends { source, destination };
+        tunnel::request(packet, meta, conn.tunnel, ends, hop, (hash, self.next_id));
+        Some(())
     }
 
     /// Ends connections whose time is over.
@@ -567,17 +616,28 @@ impl<A: Address> Family<A> {
     }
 
     /// Gives the connections that live at `now` to `each`; see [`Table::walk`].
-    pub fn list(&self, from: u32, places: usize, now: Tick, mut each: impl FnMut(Listed)) -> Option<u32> {
+    pub fn list(
+        &self,
+        shared: &Shared,
+        from: u32,
+        places: usize,
+        now: Tick,
+        mut each: impl FnMut(Listed),
+    ) -> Option<u32> {
+        let services = &shared.snapshot.services;
         self.conns.walk(from, places, |conn| {
             let left = conn.remaining(now);
             if left > 0 {
+                // A real server of the other family has its address only in the rules.
+                let elsewhere = conn.forwarding == Forwarding::Tunnel && conn.server == A::default();
+                let server = services.dest(conn.dest).filter(|_| elsewhere).map(|dest| dest.address);
                 each(Listed {
                     protocol: conn.protocol,
                     state: conn.state,
                     left,
                     client: (conn.client.into(), conn.client_port),
                     service: (conn.virtual_address.into(), conn.virtual_port),
-                    server: (conn.server.into(), conn.server_port),
+                    server: (server.unwrap_or(conn.server.into()), conn.server_port),
                 });
             }
         })

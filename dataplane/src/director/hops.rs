@@ -4,10 +4,11 @@
 //! void, and each connection asks again with its next packet. So a change of a route costs one increment,
 //! not a walk over all connections.
 
+use std::net::IpAddr;
+
 use hashbrown::HashMap;
 
-use crate::conn::{Conn, Hops};
-use crate::packet::Address;
+use crate::conn::Hops;
 use crate::service::{Hop, Network, Unreachable};
 
 /// No hop is remembered.
@@ -27,55 +28,56 @@ pub enum Toward {
 }
 
 /// The worker's hops of the current generation.
-pub struct HopCache<A> {
+pub struct HopCache {
     generation: u32,
     hops: Vec<Hop>,
-    by_address: HashMap<A, u32>,
+    by_address: HashMap<IpAddr, u32>,
 }
 
-impl<A> Default for HopCache<A> {
+impl Default for HopCache {
     fn default() -> Self {
         Self { generation: 1, hops: Vec::with_capacity(1024), by_address: HashMap::with_capacity(1024) }
     }
 }
 
-impl<A: Address> HopCache<A> {
-    /// The hop of a connection's packets.
+impl HopCache {
+    /// The hop of a connection's packets towards one end. `address` is that end's; it is looked up only when the hop is not remembered.
     #[inline]
     pub fn of_conn(
         &mut self,
         network: &Network,
-        conn: &mut Conn<A>,
+        hops: &mut Hops,
         toward: Toward,
+        address: impl FnOnce() -> IpAddr,
     ) -> Result<Hop, Unreachable> {
-        if conn.hops.generation != self.generation {
-            conn.hops = Hops { to_server: UNKNOWN, to_client: UNKNOWN, generation: self.generation };
+        if hops.generation != self.generation {
+            *hops = self.unknown();
         }
         let known = match toward {
-            Toward::Server => conn.hops.to_server,
-            Toward::Client => conn.hops.to_client,
+            Toward::Server => hops.to_server,
+            Toward::Client => hops.to_client,
         };
         if let Some(hop) = self.hops.get(known as usize) {
             return Ok(*hop);
         }
-        let address = match toward {
-            Toward::Server => conn.server,
-            Toward::Client => conn.client,
-        };
-        let number = self.number(network, address)?;
+        let number = self.number(network, address())?;
         // `number` may have begun a new generation, in which case the other direction's number is void as well.
-        if conn.hops.generation != self.generation {
-            conn.hops = Hops { to_server: UNKNOWN, to_client: UNKNOWN, generation: self.generation };
+        if hops.generation != self.generation {
+            *hops = self.unknown();
         }
         match toward {
-            Toward::Server => conn.hops.to_server = number,
-            Toward::Client => conn.hops.to_client = number,
+            Toward::Server => hops.to_server = number,
+            Toward::Client => hops.to_client = number,
         }
         Ok(self.hops[number as usize])
     }
 
+    fn unknown(&self) -> Hops {
+        Hops { to_server: UNKNOWN, to_client: UNKNOWN, generation: self.generation }
+    }
+
     /// The hop to an address.
-    pub fn hop(&mut self, network: &Network, address: A) -> Result<Hop, Unreachable> {
+    pub fn hop(&mut self, network: &Network, address: IpAddr) -> Result<Hop, Unreachable> {
         let number = self.number(network, address)?;
         Ok(self.hops[number as usize])
     }
@@ -87,7 +89,7 @@ impl<A: Address> HopCache<A> {
         self.by_address.clear();
     }
 
-    fn number(&mut self, network: &Network, address: A) -> Result<u32, Unreachable> {
+    fn number(&mut self, network: &Network, address: IpAddr) -> Result<u32, Unreachable> {
         if let Some(number) = self.by_address.get(&address) {
             return Ok(*number);
         }

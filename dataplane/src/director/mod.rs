@@ -173,10 +173,10 @@ impl Director {
     ) -> Option<Place> {
         match from {
             Place::V4(place) => {
-                let next = self.v4.list(place, places, now, each);
+                let next = self.v4.list(&self.shared, place, places, now, each);
                 Some(next.map_or(Place::V6(0), Place::V4))
             }
-            Place::V6(place) => self.v6.list(place, places, now, each).map(Place::V6),
+            Place::V6(place) => self.v6.list(&self.shared, place, places, now, each).map(Place::V6),
         }
     }
 

@@ -62,6 +62,9 @@ pub trait Address:
     /// The time to live, or hop limit.
     fn hops_left(ip: &[u8]) -> u8;
 
+    /// The type of service, or traffic class.
+    fn tos(ip: &[u8]) -> u8;
+
     /// Takes one from the time to live. The caller has seen that there is one.
     fn age(ip: &mut [u8]);
 
@@ -132,6 +135,11 @@ impl Address for V4 {
     #[inline]
     fn hops_left(ip: &[u8]) -> u8 {
         ip[8]
+    }
+
+    #[inline]
+    fn tos(ip: &[u8]) -> u8 {
+        ip[1]
     }
 
     #[inline]
@@ -223,6 +231,11 @@ impl Address for V6 {
     #[inline]
     fn hops_left(ip: &[u8]) -> u8 {
         ip[7]
+    }
+
+    #[inline]
+    fn tos(ip: &[u8]) -> u8 {
+        (be16(ip, 0) >> 4) as u8
     }
 
     #[inline]

@@ -131,6 +131,7 @@ mod bench {
                 address: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 port: 80,
                 forwarding: Forwarding::Route,
+                tunnel: Default::default(),
                 weight,
                 upper_threshold: 0,
                 lower_threshold: 0,

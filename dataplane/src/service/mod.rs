@@ -63,8 +63,35 @@ pub enum Forwarding {
     /// NAT: the destination becomes the real server's address and port, replies come back through the director.
     #[default]
     Masq = 0,
+    /// A tunnel: the packet goes to the real server inside another, replies go past the director.
+    Tunnel = 2,
     /// Direct routing: the frame goes to the real server's MAC unchanged, replies go past the director.
     Route = 3,
+}
+
+/// How a tunnel wraps packets. Means nothing for other forwarding methods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+#[repr(C)]
+pub struct Tunnel {
+    /// In what.
+    pub kind: TunnelKind,
+    /// Whether GUE's UDP or GRE carries a checksum.
+    pub checksum: bool,
+    /// GUE's destination port.
+    pub port: u16,
+}
+
+/// Kinds of tunnels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+#[repr(u8)]
+pub enum TunnelKind {
+    /// IP in IP (RFC 2003, RFC 2473).
+    #[default]
+    Ipip = 0,
+    /// Generic UDP encapsulation.
+    Gue = 1,
+    /// Generic routing encapsulation (RFC 2784).
+    Gre = 2,
 }
 
 /// All that workers need to know, at one epoch. Immutable.
@@ -119,6 +146,8 @@ pub struct Dest {
     pub port: u16,
     /// How packets reach it.
     pub forwarding: Forwarding,
+    /// How they are wrapped, when in a tunnel.
+    pub tunnel: Tunnel,
     /// Its share; 0 takes no new connections.
     pub weight: u32,
     /// Connections from which on it takes no new ones; 0: no limit.
