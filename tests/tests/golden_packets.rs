@@ -37,7 +37,7 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     (
         "mtu-1400-on-server-link",
         "1500-byte udp, DF clear",
-        "cutting packets up comes later; until then drop.too_big counts them",
+        "cutting packets up comes later; drop.too_big counts them",
     ),
 ];
 
@@ -107,14 +107,14 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
         return if code == 0 { Ok(()) } else { Err(format!("{line}: {error}")) };
     }
     let step: Step = serde_json::from_value(step.clone()).expect("a step");
-    if DIFFERENCES.iter().any(|(c, note, _)| case.contains(c) && step.note.contains(note)) {
-        return Ok(());
-    }
     let side = side(&step.side);
     let input = from_hex(&step.input);
     let expected: Vec<(PortId, Vec<u8>)> =
         step.out.iter().map(|(s, f)| (self::side(s), from_hex(f))).collect();
     let outcome = bench.frame(side, &input);
+    if DIFFERENCES.iter().any(|(c, note, _)| case.contains(c) && step.note.contains(note)) {
+        return Ok(());
+    }
     let explain = |what: &str| {
         let show = |(port, frame): &(PortId, Vec<u8>)| format!("    by {port:?}: {}", to_hex(frame));
         let expected: Vec<String> = expected.iter().map(show).collect();
