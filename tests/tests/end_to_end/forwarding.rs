@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use shunt::api::Response;
 use shunt_bench::director::Director;
 use shunt_bench::topology::{CLIENTS, Options, SERVERS, Topology, VIP, client, server};
-use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT, Sources, answer, long_answer};
+use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT, answer, long_answer};
 
 use crate::ground::{
     Backend, ask, connect, counter, echo, get_each, hear, permitted, say_to_all, serve, services, start,
@@ -169,9 +169,8 @@ fn none_of_many_short_connections_fails_and_all_are_listed() -> Result<()> {
     serve(&director, "-t", http, "-m", HTTP_PORT)?;
 
     let by_thread: Vec<Result<Vec<usize>>> = thread::scope(|scope| {
-        let topology = &topology;
         let asking: Vec<_> =
-            (0..THREADS).map(|_| scope.spawn(move || get_each(topology, http.into(), EACH))).collect();
+            (0..THREADS).map(|_| scope.spawn(|| get_each(&topology, http.into(), EACH))).collect();
         asking.into_iter().map(|thread| thread.join().expect("asking does not panic")).collect()
     });
     let answers = by_thread.into_iter().collect::<Result<Vec<_>>>()?.concat();

@@ -1,21 +1,25 @@
 //! What every test stands on.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use shunt::api::{Request, Response, ServiceEntry, Status};
 use shunt::socket::Client;
 use shunt_bench::director::{Director, Launcher, SOCKET};
 use shunt_bench::machine::cores;
 use shunt_bench::namespace::Namespace;
 use shunt_bench::privilege::{Privilege, current, permit_test};
-use shunt_bench::topology::{SERVERS, Topology, server};
-use shunt_bench::traffic::answer;
+use shunt_bench::topology::{CLIENTS, SERVERS, Topology, client, server};
+use shunt_bench::traffic::{Sources, answer};
 
 /// Longer than any answer takes on a loaded machine; a lost SYN alone costs a second.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -114,7 +118,15 @@ pub fn serve(director: &Director, protocol: &str, at: SocketAddrV4, how: &str, p
 
 /// Asks for `/` over a connection of its own, from the calling thread's namespace. Says which server answered.
 pub fn get(target: SocketAddr) -> Result<usize> {
-    let mut stream = connect(target)?;
+    get_over(connect(target)?, target)
+}
+
+/// The same over a connection from that address and port.
+pub fn get_from(source: SocketAddr, target: SocketAddr) -> Result<usize> {
+    get_over(connect_from(source, target)?, target)
+}
+
+fn get_over(mut stream: TcpStream, target: SocketAddr) -> Result<usize> {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
     let mut said = Vec::new();
     stream.read_to_end(&mut said).with_context(|| format!("reading the answer of {target}"))?;
@@ -122,9 +134,17 @@ pub fn get(target: SocketAddr) -> Result<usize> {
     whose.with_context(|| format!("{target} answered {:?}", String::from_utf8_lossy(&said)))
 }
 
+/// A client's address and port that nobody else gets. Left to itself the kernel may use a port again at once, and the second
+/// connection would take the first one's entry in the director's table.
+pub fn source() -> SocketAddr {
+    static SOURCES: LazyLock<Sources> =
+        LazyLock::new(|| Sources::new((0..CLIENTS).map(|n| IpAddr::from(client(n)))));
+    SOURCES.next()
+}
+
 /// The servers that answered so many clients, one after the other.
 pub fn get_each(topology: &Topology, target: SocketAddr, times: usize) -> Result<Vec<usize>> {
-    topology.client().run_in(|| (0..times).map(|_| get(target)).collect())?
+    topology.client().run_in(|| (0..times).map(|_| get_from(source(), target)).collect())?
 }
 
 /// Connects, with bounds on everything that may take long.
@@ -134,6 +154,21 @@ pub fn connect(target: SocketAddr) -> Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+/// The same from an address and port of one's own.
+pub fn connect_from(source: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // It bounds connecting, too.
+    let bound = TimeVal::seconds(PATIENCE.as_secs() as i64);
+    setsockopt(&socket, sockopt::SendTimeout, &bound)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &bound)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(source))
+        .with_context(|| format!("binding to {source}"))?;
+    socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(target))
+        .with_context(|| format!("connecting from {source} to {target}"))?;
+    Ok(socket.into())
 }
 
 /// A UDP socket of the calling thread's namespace that hears only `target`.

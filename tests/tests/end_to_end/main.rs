@@ -15,5 +15,7 @@
 //! Every test makes namespaces of its own, which end with it. Where they are refused it says `skip:` and passes; over AF_XDP that
 //! is the case in a user namespace.
 
+mod bystanders;
 mod forwarding;
 mod ground;
+mod lifecycle;
