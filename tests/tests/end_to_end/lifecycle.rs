@@ -102,7 +102,7 @@ fn systemd_is_told_when_the_director_is_ready_and_when_it_stops() -> Result<()> 
         .stdin(Stdio::null())
         .stderr(Stdio::null());
     let mut child = topology.director().spawn(command)?;
-    let mut heard = || -> Result<String> {
+    let heard = || -> Result<String> {
         let mut said = [0; 256];
         let length = systemd.recv(&mut said).context("systemd hears nothing")?;
         Ok(String::from_utf8_lossy(&said[..length]).into_owned())
@@ -218,7 +218,8 @@ fn nftables() -> Result<usize> {
     }
 }
 
-fn difference(before: &Machine, after: &Machine) -> String {
+/// What is not as it was.
+pub fn difference(before: &Machine, after: &Machine) -> String {
     let mut text =
         format!("XDP {:?} {:?}, nftables {} {}\n", before.xdp, after.xdp, before.nftables, after.nftables);
     for (name, value) in &after.settings {

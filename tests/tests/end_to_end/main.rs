@@ -19,3 +19,5 @@ mod bystanders;
 mod forwarding;
 mod ground;
 mod lifecycle;
+mod refusals;
+mod rules;
