@@ -18,6 +18,9 @@
 mod bystanders;
 mod forwarding;
 mod ground;
+mod hostile;
 mod lifecycle;
+mod network;
 mod refusals;
 mod rules;
+mod unprivileged;
