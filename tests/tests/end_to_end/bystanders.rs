@@ -1,6 +1,5 @@
 //! What is not the director's stays the kernel's: other ports, ARP, ping, and its own connections to the servers.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
@@ -9,7 +8,6 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto, setsockopt, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use shunt_bench::namespace::Namespace;
 use shunt_bench::netlink::Netlink;
 use shunt_bench::topology::{
     DIRECTOR_CLIENT_SIDE, DIRECTOR_TO_CLIENTS, FRONT, Options, Topology, VIP, server,
@@ -17,7 +15,9 @@ use shunt_bench::topology::{
 use shunt_bench::traffic::HTTP_PORT;
 use shunt_tests::frames::checksum;
 
-use crate::ground::{Backend, PATIENCE, get, get_each, hear, permitted, say_to_all, serve, start};
+use crate::ground::{
+    Backend, PATIENCE, get, get_each, hear, permitted, resets_sent, say_to_all, serve, start,
+};
 
 /// Of the director's own machine, where no service is.
 const OWN_PORT: u16 = 2222;
@@ -102,14 +102,4 @@ fn ping(to: Ipv4Addr, sequence: u16) -> Result<()> {
         }
     }
     anyhow::bail!("a hundred ICMP packets, but no answer")
-}
-
-/// How many RSTs a namespace's kernel has sent (`OutRsts` of RFC 4022).
-fn resets_sent(namespace: &Namespace) -> Result<u64> {
-    // Not /proc/net: that is the first thread's namespace.
-    let table = namespace.run_in(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
-    let mut tcp = table.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
-    let (names, values) = (tcp.next().context("no names")?, tcp.next().context("no values")?);
-    let resets = names.zip(values).find(|(name, _)| *name == "OutRsts").context("no OutRsts")?;
-    Ok(resets.1.parse()?)
 }

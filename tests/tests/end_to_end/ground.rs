@@ -1,5 +1,6 @@
 //! What every test stands on.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -206,6 +207,16 @@ pub fn hear(target: SocketAddr) -> Result<String> {
     let mut said = String::new();
     connect(target)?.read_to_string(&mut said).with_context(|| format!("listening to {target}"))?;
     Ok(said)
+}
+
+/// How many RSTs a namespace's kernel has sent (`OutRsts` of RFC 4022).
+pub fn resets_sent(namespace: &Namespace) -> Result<u64> {
+    // Not /proc/net: that is the first thread's namespace.
+    let table = namespace.run_in(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut tcp = table.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
+    let (names, values) = (tcp.next().context("no names")?, tcp.next().context("no values")?);
+    let resets = names.zip(values).find(|(name, _)| *name == "OutRsts").context("no OutRsts")?;
+    Ok(resets.1.parse()?)
 }
 
 /// Asks the running director something over its socket.

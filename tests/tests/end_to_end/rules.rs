@@ -15,8 +15,8 @@ use shunt_bench::topology::{Options, SERVERS, Topology, VIP, server};
 use shunt_bench::traffic::{HTTP_PORT, Sources, answer, http, long_answer};
 
 use crate::ground::{
-    Backend, PATIENCE, connect, counter, get_each, permitted, serve, services, shunt_binary, start,
-    start_workers,
+    Backend, PATIENCE, connect, counter, get_each, permitted, resets_sent, serve, services, shunt_binary,
+    start, start_workers,
 };
 
 const HTTP: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP_PORT);
@@ -197,6 +197,8 @@ fn stalls_and_revives(test: impl Fn() -> Result<()>, backend: Backend) -> Result
         }
     }
     ensure!(counter(&topology, "drop.no_dest")? > 0);
+    let resets = resets_sent(topology.client())?;
+    ensure!(resets == 0, "the client was sent segments it did not know, and answered with {resets} RSTs");
     ensure!(director.ipvsadm(&["-L", "-n", "-c"])?.lines().count() == 2 + 2, "both are still listed");
 
     director.ipvsadm(&["-a", "-t", &service, "-r", &at, "-m"])?;
