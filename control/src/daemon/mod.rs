@@ -263,7 +263,8 @@ impl Control {
             ticks: 0,
         };
         control.steering.set_local_addresses(&control.view.local)?;
-        control.steer(Publisher::targets(&control.rules).collect())?;
+        let targets = control.publisher.targets(&control.rules).collect();
+        control.steer(targets)?;
         Ok(control)
     }
 
@@ -312,7 +313,8 @@ impl Control {
     async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
         self.engine.serve(services, timeouts(rules.timeouts())).await?;
-        self.steer(Publisher::targets(rules).collect())
+        let targets = self.publisher.targets(rules).collect();
+        self.steer(targets)
     }
 
     fn steer(&mut self, wanted: HashSet<Target>) -> anyhow::Result<()> {
@@ -356,6 +358,10 @@ impl Control {
         self.ticks += 1;
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;
+        }
+        if self.publisher.is_outdated(self.engine.counters()) {
+            let rules = self.rules.clone();
+            self.put_in_force(&rules).await?;
         }
         if self.ticks.is_multiple_of(REMIND) {
             for (port, neighbour) in self.next_hops() {
