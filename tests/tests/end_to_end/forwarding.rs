@@ -3,14 +3,16 @@
 //! With two workers a NAT reply often comes in by the other worker's queue: on veth a frame's receive queue is its sender's
 //! transmit queue, which the kernel picks by a hash of the flow, for each direction on its own.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use shunt::api::Response;
 use shunt_bench::director::Director;
-use shunt_bench::topology::{CLIENTS, Options, SERVERS, Topology, VIP, client, server};
+use shunt_bench::topology::{CLIENTS, FRONT, Options, SERVERS, Topology, VIP, client, server};
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT, answer, long_answer};
+use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 
 use crate::ground::{
     Backend, ask, connect, counter, echo, get_each, hear, permitted, say_to_all, serve, services, start,
@@ -184,6 +186,112 @@ fn none_of_many_short_connections_fails_and_all_are_listed() -> Result<()> {
         services(&topology)?.iter().flat_map(|s| &s.servers).map(|s| s.inactive).collect();
     ensure!(inactive.iter().sum::<u32>() as usize == THREADS * EACH, "{inactive:?} are inactive");
     director.stop()
+}
+
+#[test]
+fn checksums_left_to_the_hardware_are_finished() -> Result<()> {
+    if !permitted(checksums_left_to_the_hardware_are_finished)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options { queues: 2 })?;
+        let _servers = topology.start_servers()?;
+        // As on any machine that nobody has prepared. Segments stay as long as the wire takes.
+        let [first, second] = topology.servers();
+        for namespace in [topology.client(), first, second] {
+            namespace.run_in(|| Ethtool::open(FRONT)?.set_offload(Offload::TxChecksum, true))??;
+        }
+        let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
+        let http = SocketAddrV4::new(VIP, HTTP_PORT);
+        serve(&director, "-t", http, "-m", HTTP_PORT)?;
+        get_each(&topology, http.into(), REQUESTS)
+            .and_then(|_| long_answers_arrive_whole(&topology, http.into()))
+            .and_then(|()| datagrams_come_back(&topology, &director, "-m"))
+            .with_context(|| format!("NAT over {}", backend.name()))?;
+        director.ipvsadm(&["-C"])?;
+        serve(&director, "-t", http, "-g", HTTP_PORT)?;
+        get_each(&topology, http.into(), REQUESTS).with_context(|| format!("DR over {}", backend.name()))?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+/// A closed port behind NAT, from several sockets, so that the error comes in by either worker's queue.
+#[test]
+fn a_servers_icmp_errors_reach_the_client() -> Result<()> {
+    const CLOSED: u16 = 5353;
+    if !permitted(a_servers_icmp_errors_reach_the_client)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options { queues: 2 })?;
+        let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
+        // By default a Linux host sends one error a second to one receiver.
+        for namespace in topology.servers() {
+            namespace.set_variables(&[("ipv4/icmp_ratelimit", "0")])?;
+        }
+        let at = SocketAddrV4::new(VIP, CLOSED);
+        serve(&director, "-u", at, "-m", CLOSED)?;
+        for n in 0..12 {
+            let error = topology.client().run_in(|| -> Result<_> {
+                let socket = udp(at.into())?;
+                socket.send(b"is it open")?;
+                Ok(socket.recv(&mut [0; 16]).err())
+            })??;
+            let error = error.context("an answer from a closed port")?;
+            ensure!(
+                error.kind() == ErrorKind::ConnectionRefused,
+                "socket {n} over {}: {error}: {:?}",
+                backend.name(),
+                status(&topology)?.counters
+            );
+        }
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_without_servers_refuses_at_once() -> Result<()> {
+    if !permitted(a_service_without_servers_refuses_at_once)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let http = SocketAddrV4::new(VIP, HTTP_PORT);
+    director.ipvsadm(&["-A", "-t", &http.to_string(), "-s", "rr"])?;
+    let error = get_each(&topology, http.into(), 1).err().context("an answer from nobody")?;
+    ensure!(format!("{error:#}").contains("refused"), "{error:#}");
+    ensure!(counter(&topology, "sched.no_server")? == 1);
+    director.stop()
+}
+
+/// Forwarding is the director's work; the kernel need not be a router.
+#[test]
+fn nat_needs_no_ip_forward() -> Result<()> {
+    if !permitted(nat_needs_no_ip_forward)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options::default())?;
+        let _servers = topology.start_servers()?;
+        topology.director().set_variables(&[("ipv4/ip_forward", "0")])?;
+        let director = start(&topology, backend, &[])?;
+        let http = SocketAddrV4::new(VIP, HTTP_PORT);
+        serve(&director, "-t", http, "-m", HTTP_PORT)?;
+        get_each(&topology, http.into(), 4).with_context(|| format!("over {}", backend.name()))?;
+        director.stop()?;
+    }
+    Ok(())
 }
 
 fn by_server(answers: &[usize]) -> [usize; SERVERS] {

@@ -190,6 +190,36 @@ fn a_new_address_of_the_director_is_left_to_the_kernel_at_once() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_was_down_for_a_while_carries_on() -> Result<()> {
+    if !permitted(an_interface_that_was_down_for_a_while_carries_on)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options::default())?;
+        let _servers = topology.start_servers()?;
+        let mut director = start(&topology, backend, &[])?;
+        serve(&director, "-u", ECHO, "-m", ECHO_PORT)?;
+        let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+        echo(&socket, b"before")?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        for interface in [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE] {
+            topology.director().run_in(|| Netlink::open()?.down(interface))??;
+            the_mirror_has_followed(&topology)?;
+            ensure!(echo(&socket, b"meanwhile").is_err());
+            topology.director().run_in(|| Netlink::open()?.up(interface))??;
+            eventually(PATIENCE, || echo_among_others(&socket, b"after"))
+                .with_context(|| format!("{interface} over {}", backend.name()))?;
+        }
+        director.check()?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_smaller_mtu_is_told_to_the_sender() -> Result<()> {
     const SMALL: usize = 1000;
     if !permitted(a_smaller_mtu_is_told_to_the_sender)? {

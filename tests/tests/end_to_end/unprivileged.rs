@@ -106,6 +106,7 @@ fn as_nobody<T: Fn() -> Result<()>>(test: T) -> Result<bool> {
         .output()
         .context("running the test as nobody")?;
     let said = String::from_utf8_lossy(&output.stderr);
+    said.lines().filter(|line| line.starts_with("skip:")).for_each(say);
     match output.status.code() {
         Some(0) => {
             let told = String::from_utf8_lossy(&output.stdout);
