@@ -35,6 +35,20 @@ fn an_interface_that_does_not_exist_is_named() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_is_named_twice_is_refused() -> Result<()> {
+    if !permitted(an_interface_that_is_named_twice_is_refused)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    for backend in ["auto", "af-packet"] {
+        let words = ["--interface", DIRECTOR_CLIENT_SIDE, "--interface", DIRECTOR_CLIENT_SIDE];
+        let words = [&words[..], &["--backend", backend]].concat();
+        refused(&topology, run(&words)?, &[DIRECTOR_CLIENT_SIDE, "twice"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn cores_that_are_not_there_are_named() -> Result<()> {
     if !permitted(cores_that_are_not_there_are_named)? {
         return Ok(());
