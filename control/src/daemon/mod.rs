@@ -16,6 +16,7 @@ mod engine;
 mod mirror;
 
 use std::collections::HashSet;
+use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,6 +104,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         )
         .with_target(false)
         .with_writer(std::io::stderr)
+        // A journal or a file wants no colours.
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))

@@ -75,6 +75,7 @@ fn auto_falls_back_to_af_packet_and_says_why() -> Result<()> {
     ensure!(status.success(), "{status}: {said:#?}");
     let why = said.iter().find(|line| line.contains("AF_XDP does not work here"));
     let why = why.with_context(|| format!("not a word about AF_XDP: {said:#?}"))?;
+    ensure!(!said.iter().any(|line| line.contains('\u{1b}')), "colours for a pipe: {said:#?}");
     ensure!(why.contains("WARN") && why.contains("ermi"), "{why}");
     let way = format!("{DIRECTOR_CLIENT_SIDE}: af-packet");
     ensure!(said.iter().any(|line| line.contains(&way)), "{said:#?}");
