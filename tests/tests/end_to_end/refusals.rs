@@ -231,6 +231,9 @@ fn refused_in(topology: &Topology, command: Command, words: &[&str], warned: boo
     ensure!(lines.len() == 1 + usize::from(warned), "{} lines:\n{said}", lines.len());
     let last = lines.last().expect("there is at least one");
     ensure!(last.starts_with("shunt: "), "{last}");
+    for line in &lines {
+        ensure!(line.matches("(os error").count() <= 1, "the same reason twice: {line}");
+    }
     let missing: Vec<_> = words.iter().filter(|word| !last.contains(**word)).collect();
     ensure!(missing.is_empty(), "{missing:?} not in: {last}");
 
