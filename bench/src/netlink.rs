@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State};
 use netlink_packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::runtime::{Builder, Runtime};
@@ -82,6 +83,76 @@ impl Netlink {
         self.runtime
             .block_on(self.handle.link().set(link).execute())
             .with_context(|| format!("setting {name} up"))
+    }
+
+    /// Sets an interface down: no carrier for either end of a cable.
+    pub fn down(&self, name: &str) -> Result<()> {
+        let link = LinkUnspec::new_with_index(self.index(name)?).down().build();
+        self.runtime
+            .block_on(self.handle.link().set(link).execute())
+            .with_context(|| format!("setting {name} down"))
+    }
+
+    /// Sets the longest packet an interface sends.
+    pub fn mtu(&self, name: &str, mtu: u32) -> Result<()> {
+        let link = LinkUnspec::new_with_index(self.index(name)?).mtu(mtu).build();
+        self.runtime
+            .block_on(self.handle.link().set(link).execute())
+            .with_context(|| format!("setting the MTU of {name} to {mtu}"))
+    }
+
+    /// Gives an interface another Ethernet address.
+    pub fn mac(&self, name: &str, mac: [u8; 6]) -> Result<()> {
+        let link = LinkUnspec::new_with_index(self.index(name)?).address(mac.to_vec()).build();
+        self.runtime
+            .block_on(self.handle.link().set(link).execute())
+            .with_context(|| format!("setting the Ethernet address of {name} to {mac:02x?}"))
+    }
+
+    /// Makes the kernel forget the IPv4 neighbours of an interface, as `ip neigh flush` does.
+    pub fn forget_neighbours(&self, name: &str) -> Result<()> {
+        let index = self.index(name)?;
+        let all = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        self.runtime
+            .block_on(async {
+                let found = all.try_collect::<Vec<_>>().await?;
+                for message in found.into_iter().filter(|message| message.header.ifindex == index) {
+                    // It may have gone by itself meanwhile.
+                    let _ = self.handle.neighbours().del(message).execute().await;
+                }
+                Ok::<(), rtnetlink::Error>(())
+            })
+            .with_context(|| format!("forgetting the neighbours of {name}"))
+    }
+
+    /// Routes a single address by way of `gateway`, in place of an earlier such route.
+    pub fn route(&self, to: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
+        let route =
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).gateway(gateway).build();
+        self.runtime
+            .block_on(self.handle.route().add(route).replace().execute())
+            .with_context(|| format!("routing {to} by way of {gateway}"))
+    }
+
+    /// The ids of the XDP programs at work on an interface.
+    pub fn xdp_programs(&self, name: &str) -> Result<Vec<u32>> {
+        let request = self.handle.link().get().match_name(name.to_owned()).execute();
+        let link = self
+            .runtime
+            .block_on(async { std::pin::pin!(request).try_next().await })
+            .with_context(|| format!("looking for interface {name}"))?
+            .with_context(|| format!("there is no interface {name}"))?;
+        let xdp = link.attributes.into_iter().filter_map(|attribute| match attribute {
+            LinkAttribute::Xdp(parts) => Some(parts),
+            _ => None,
+        });
+        Ok(xdp
+            .flatten()
+            .filter_map(|part| match part {
+                LinkXdp::ProgId(id) => Some(id),
+                _ => None,
+            })
+            .collect())
     }
 
     /// Gives an interface an address.

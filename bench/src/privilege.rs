@@ -102,7 +102,13 @@ pub fn permit_test(name: &str) -> Result<bool> {
         .context("running the test again in a user namespace")?;
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
-        Some(0) => Ok(false),
+        Some(0) => {
+            // What it could not do there is worth as much as what it could not do here.
+            for line in said.lines().filter(|line| line.starts_with("skip:")) {
+                writeln!(io::stderr(), "{line}").context("writing to standard error")?;
+            }
+            Ok(false)
+        }
         Some(code) if code == i32::from(REFUSED) => {
             // Past the harness, which shows what a passing test prints to nobody.
             let line = format!("skip: {name}: neither root nor a user namespace: {}\n", said.trim());

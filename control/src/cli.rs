@@ -49,7 +49,7 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
         Ok(Arguments { command: Command::Run(options) }) => match daemon::run(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("shunt: {error:#}");
+                eprintln!("shunt: {}", in_one_line(&error));
                 ExitCode::FAILURE
             }
         },
@@ -93,6 +93,15 @@ fn status() -> anyhow::Result<()> {
         println!("{counter:<28} {value:>14}");
     }
     Ok(())
+}
+
+/// An error and its causes. Those of the data plane tell their cause themselves, for who prints no causes; nobody needs it twice.
+pub fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| match cause.to_string() {
+        cause if told.contains(&cause) => told,
+        cause if told.is_empty() => cause,
+        cause => format!("{told}: {cause}"),
+    })
 }
 
 fn administer(program: &str, arguments: Vec<OsString>) -> ExitCode {

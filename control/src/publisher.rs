@@ -4,10 +4,12 @@
 //! real server, the schedulers' state at rest, and the points from which counters are shown.
 //!
 //! A removed real server keeps its identity while connections remain and for two minutes after, as the kernel keeps it in its trash: added
-//! again, it is the same server, its connections go on and its counters too.
+//! again, it is the same server, its connections go on and its counters too. Until then the replies of its NAT connections are still
+//! the director's: a client that saw one from the server's own address would reset the connection.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,11 +31,16 @@ const TRASH_PERIOD: Duration = Duration::from_secs(120);
 /// Connections, packets in and out, bytes in and out.
 type Totals = [u64; 5];
 
+/// A real server as its replies show it.
+type Endpoint = (data::Protocol, IpAddr, u16);
+
 /// The publisher.
 #[derive(Default)]
 pub struct Publisher {
     services: HashMap<ServiceKey, Published>,
     servers: HashMap<ServiceKey, HashMap<ServerKey, Server>>,
+    /// Removed real servers whose replies are still taken, as last published.
+    lingering: HashSet<Endpoint>,
     free: Vec<DestId>,
     /// Identities below these were given out at least once.
     next_dest: u32,
@@ -61,6 +68,8 @@ struct Server {
     zero: Totals,
     /// When it was removed, or last seen with connections after that.
     removed: Option<Instant>,
+    /// Whether it was last reached by NAT.
+    masqueraded: bool,
 }
 
 /// There is no identity left for one more real server.
@@ -97,12 +106,17 @@ impl Publisher {
                 self.update(service, counters, now);
             }
         }
-        Ok(Services::new(self.services.values().map(|published| Arc::clone(&published.data))))
+        self.lingering = self.find_lingering(counters);
+        let services = self.services.values().map(|published| Arc::clone(&published.data));
+        Ok(Services::new(services).remembering(self.lingering.iter().copied()))
     }
 
-    /// The frames that the director must take for these rules.
-    pub fn targets(rules: &Rules) -> impl Iterator<Item = Target> {
-        rules.services().flat_map(|service| {
+    /// The frames that the director must take for these rules, which are the last published ones.
+    pub fn targets(&self, rules: &Rules) -> impl Iterator<Item = Target> {
+        let lingering = self.lingering.iter();
+        let replies =
+            lingering.map(|&(protocol, address, port)| Target::RealServer { protocol, address, port });
+        let live = rules.services().flat_map(|service| {
             let address = match service.config.key {
                 ServiceKey::Address { protocol, address, port } => Some((wire(protocol), address, port)),
                 ServiceKey::Mark { .. } => None,
@@ -115,7 +129,31 @@ impl Publisher {
                 Some(Target::RealServer { protocol, address, port })
             });
             requests.into_iter().chain(replies)
-        })
+        });
+        live.chain(replies)
+    }
+
+    /// Whether a removed real server has lost its last connection, so that publishing again would leave its frames to the kernel.
+    pub fn is_outdated(&self, counters: &Counters) -> bool {
+        !self.lingering.is_empty() && self.find_lingering(counters) != self.lingering
+    }
+
+    /// Removed real servers with connections by NAT. With its last service the director, like IPVS, lets go of everything.
+    fn find_lingering(&self, counters: &Counters) -> HashSet<Endpoint> {
+        if self.services.is_empty() {
+            return HashSet::new();
+        }
+        let mut lingering = HashSet::new();
+        for (service, servers) in &self.servers {
+            let ServiceKey::Address { protocol, .. } = *service else { continue };
+            for (key, server) in servers {
+                let load = counters.load(server.id);
+                if server.removed.is_some() && server.masqueraded && load.active + load.inactive > 0 {
+                    lingering.insert((wire(protocol), key.address, key.port));
+                }
+            }
+        }
+        lingering
     }
 
     /// Fills the counters of listed services in.
@@ -246,10 +284,18 @@ impl Publisher {
                     DestId(self.next_dest - 1)
                 });
                 let now = totals(counters, id);
-                place.insert(Server { id, service, joined: now, zero: now, removed: None })
+                place.insert(Server {
+                    id,
+                    service,
+                    joined: now,
+                    zero: now,
+                    removed: None,
+                    masqueraded: false,
+                })
             }
         };
         known.removed = None;
+        known.masqueraded = config.forwarding == Forwarding::Masq;
         if known.service != service {
             (known.service, known.joined) = (service, totals(counters, known.id));
         }
@@ -352,4 +398,59 @@ fn minus(a: Totals, b: Totals) -> Totals {
 
 fn stats([conns, in_packets, out_packets, in_bytes, out_bytes]: Totals) -> Stats {
     Stats { conns, in_packets, out_packets, in_bytes, out_bytes, rates: [0; 5] }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use shunt_dataplane::service::WorkerId;
+
+    use super::*;
+    use crate::daemon::capabilities;
+
+    const SERVICE: &str = "-A -t 10.9.0.1:80 -s rr";
+    const SERVER: &str = "-a -t 10.9.0.1:80 -r 10.2.0.11:8080 -m";
+
+    fn rules(lines: &[&str]) -> Rules {
+        Rules::restore(capabilities(), &lines.join("\n")).unwrap()
+    }
+
+    fn takes_replies(publisher: &Publisher, rules: &Rules) -> bool {
+        publisher.targets(rules).any(|target| matches!(target, Target::RealServer { port: 8080, .. }))
+    }
+
+    #[test]
+    fn replies_of_a_removed_server_are_taken_until_its_last_connection_is_gone() {
+        let counters = Counters::new(1).unwrap();
+        let (with, without) = (rules(&[SERVICE, SERVER]), rules(&[SERVICE]));
+        let mut publisher = Publisher::default();
+        let now = Instant::now();
+        publisher.publish(&with, &counters, now).unwrap();
+        let connections = &counters.worker(WorkerId(0)).dest(DestId(0)).inactive;
+        connections.store(1, Ordering::Relaxed);
+
+        let services = publisher.publish(&without, &counters, now).unwrap();
+        assert!(takes_replies(&publisher, &without) && !publisher.is_outdated(&counters));
+        // What comes from it and is no reply is the director's to route, as long as the kernel does not see it.
+        assert!(services.is_masqueraded(Ipv4Addr::new(10, 2, 0, 11), 8080, 6));
+
+        connections.store(0, Ordering::Relaxed);
+        assert!(publisher.is_outdated(&counters));
+        let services = publisher.publish(&without, &counters, now).unwrap();
+        assert!(!takes_replies(&publisher, &without) && !publisher.is_outdated(&counters));
+        assert!(!services.is_masqueraded(Ipv4Addr::new(10, 2, 0, 11), 8080, 6));
+    }
+
+    #[test]
+    fn nothing_is_taken_after_the_last_service_is_gone() {
+        let counters = Counters::new(1).unwrap();
+        let (with, none) = (rules(&[SERVICE, SERVER]), rules(&[]));
+        let mut publisher = Publisher::default();
+        publisher.publish(&with, &counters, Instant::now()).unwrap();
+        counters.worker(WorkerId(0)).dest(DestId(0)).active.store(1, Ordering::Relaxed);
+        publisher.publish(&none, &counters, Instant::now()).unwrap();
+        assert_eq!(publisher.targets(&none).count(), 0);
+        assert!(!publisher.is_outdated(&counters));
+    }
 }

@@ -12,6 +12,8 @@ use shunt_dataplane::service::{Interface, PortId};
 use shunt_dataplane::steer::{self, Filter, Mode, Preference, Steering, Xdp};
 use shunt_dataplane::worker::MAX_PORTS;
 
+use crate::cli::in_one_line;
+
 /// Frames of a worker beyond those that its queues can hold: bursts under way, packets that wait, frames handed to another
 /// worker (at most 4096 each way).
 const FRAMES_UNDER_WAY: u32 = 8192;
@@ -69,7 +71,8 @@ pub fn open(choice: Choice, interfaces: &[Interface], workers: usize) -> anyhow:
             // Somebody else's program gets the frames first, whichever way we take: that is for the operator to settle.
             Err(why) if why.chain().any(is_occupied) => return Err(why),
             Err(why) => {
-                tracing::warn!("AF_XDP does not work here, AF_PACKET is used: {why:#}");
+                let why = in_one_line(&why);
+                tracing::warn!("AF_XDP does not work here, AF_PACKET is used: {why}");
                 open_packet(interfaces, workers).context("AF_PACKET does not work either")?
             }
         },

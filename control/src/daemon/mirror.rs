@@ -63,7 +63,12 @@ impl Mirror {
         tokio::spawn(connection);
         let mut interfaces = Vec::new();
         for name in names {
-            interfaces.push(index_of(&handle, name).await?);
+            let index = index_of(&handle, name).await?;
+            // One can have several names (ip link property add altname). Each frame would be taken twice.
+            if interfaces.contains(&index) {
+                anyhow::bail!("interface {name} is named twice; one that carries both sides is named once");
+            }
+            interfaces.push(index);
         }
         Ok((Self { handle, interfaces }, messages.map(|_| ())))
     }

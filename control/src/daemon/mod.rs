@@ -102,8 +102,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // A journal or a file wants no colours.
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(options))
@@ -112,10 +113,6 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 async fn serve(options: Options) -> anyhow::Result<()> {
     // Everything that can be wrong with what was typed comes first, before anything is touched.
     let rules = read_rules(&options)?;
-    let names = &options.interfaces;
-    if let Some((_, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-        bail!("interface {name} is named twice; one that carries both sides is named once");
-    }
     let (mirror, mut events) = Mirror::open(&options.interfaces).await?;
     let view = mirror.read().await?;
     let cores = choose_cores(&options)?;
@@ -268,7 +265,8 @@ impl Control {
             ticks: 0,
         };
         control.steering.set_local_addresses(&control.view.local)?;
-        control.steer(Publisher::targets(&control.rules).collect())?;
+        let targets = control.publisher.targets(&control.rules).collect();
+        control.steer(targets)?;
         Ok(control)
     }
 
@@ -317,7 +315,8 @@ impl Control {
     async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
         self.engine.serve(services, timeouts(rules.timeouts())).await?;
-        self.steer(Publisher::targets(rules).collect())
+        let targets = self.publisher.targets(rules).collect();
+        self.steer(targets)
     }
 
     fn steer(&mut self, wanted: HashSet<Target>) -> anyhow::Result<()> {
@@ -361,6 +360,10 @@ impl Control {
         self.ticks += 1;
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;
+        }
+        if self.publisher.is_outdated(self.engine.counters()) {
+            let rules = self.rules.clone();
+            self.put_in_force(&rules).await?;
         }
         if self.ticks.is_multiple_of(REMIND) {
             for (port, neighbour) in self.next_hops() {

@@ -203,6 +203,17 @@ impl Services {
         tables
     }
 
+    /// Adds real servers that were removed while connections by NAT remain: what comes from them may still be a reply.
+    #[must_use]
+    pub fn remembering(mut self, removed: impl IntoIterator<Item = (Protocol, IpAddr, u16)>) -> Self {
+        for (protocol, address, port) in removed {
+            if let IpAddr::V4(server) = address {
+                self.masqueraded.insert((server.into(), port, protocol as u8));
+            }
+        }
+        self
+    }
+
     /// The service at an address.
     #[inline]
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {

@@ -1,0 +1,26 @@
+//! End to end: the real `shunt` binary in the lab's data centre, driven by its own commands, judged by what real clients see.
+//!
+//! ```text
+//!   ground       what every test stands on: the binary, a topology, requests, listings, counters
+//!   forwarding   traffic: NAT and DR, both backends, one worker and two
+//!   bystanders   what is not the director's stays the kernel's
+//!   rules        changes under load, rules from a file, the tools people know
+//!   refusals     what cannot be started says why and leaves nothing
+//!   lifecycle    ready, SIGTERM, SIGKILL, and the state of the machine afterwards
+//!   network      the kernel's network changes while the director runs
+//!   hostile      frames nobody should send
+//!   unprivileged in a user namespace
+//! ```
+//!
+//! Every test makes namespaces of its own, which end with it. Where they are refused it says `skip:` and passes; over AF_XDP that
+//! is the case in a user namespace.
+
+mod bystanders;
+mod forwarding;
+mod ground;
+mod hostile;
+mod lifecycle;
+mod network;
+mod refusals;
+mod rules;
+mod unprivileged;

@@ -1,0 +1,275 @@
+//! The kernel's network, mirrored: neighbours nobody has asked for yet, dead ones, and changes while the director runs.
+
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::libc::EMSGSIZE;
+use shunt_bench::director::Director;
+use shunt_bench::netlink::{MAIN, Netlink};
+use shunt_bench::topology::{
+    DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, DIRECTOR_TO_SERVERS, FRONT, Options, Topology, VIP, server,
+};
+use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT};
+
+use crate::ground::{
+    Backend, PATIENCE, connect_from, counter, echo, eventually, get_each, permitted, serve, start, status,
+    udp,
+};
+
+const HTTP: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP_PORT);
+const ECHO: SocketAddrV4 = SocketAddrV4::new(VIP, ECHO_PORT);
+
+#[test]
+fn a_packet_to_an_unknown_neighbour_waits_and_is_sent_on() -> Result<()> {
+    if !permitted(a_packet_to_an_unknown_neighbour_waits_and_is_sent_on)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options::default())?;
+        let _servers = topology.start_servers()?;
+        let director = start(&topology, backend, &[])?;
+        serve(&director, "-u", ECHO, "-m", ECHO_PORT)?;
+        let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+        for round in 1..=5u8 {
+            // To the server and back to the client: a datagram meets two of them, and nobody repeats it.
+            for interface in [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE] {
+                topology.director().run_in(|| Netlink::open()?.forget_neighbours(interface))??;
+            }
+            the_mirror_has_followed(&topology)?;
+            echo(&socket, &[round; 32])?;
+        }
+        let waited = counter(&topology, "neighbour.waited")?;
+        ensure!(waited >= 5, "only {waited} packets had to wait, of ten");
+        no_drops(&topology)?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dead_server_loses_packets_under_a_counter_and_recovers() -> Result<()> {
+    if !permitted(a_dead_server_loses_packets_under_a_counter_and_recovers)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    only_server_0(&director)?;
+    let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+    echo(&socket, b"alive")?;
+
+    let here = &topology.servers()[0];
+    here.run_in(|| Netlink::open()?.down(FRONT))??;
+    topology.director().run_in(|| Netlink::open()?.forget_neighbours(DIRECTOR_SERVER_SIDE))??;
+    the_mirror_has_followed(&topology)?;
+    // The first waits until its time is over, or the kernel's, which is as long; later ones are dropped at once.
+    let datagram = || socket.send(b"anybody there?").map(drop);
+    datagram()?;
+    eventually(PATIENCE, || {
+        let names = ["drop.neighbour_timeout", "drop.no_neighbour"];
+        let lost: u64 = names.iter().map(|name| counter(&topology, name)).sum::<Result<_>>()?;
+        ensure!(lost == 1, "{:?}", status(&topology)?.counters);
+        Ok(())
+    })?;
+    eventually(PATIENCE, || {
+        datagram()?;
+        ensure!(counter(&topology, "drop.no_neighbour")? > 1, "{:?}", status(&topology)?.counters);
+        Ok(())
+    })?;
+
+    here.run_in(|| -> Result<()> {
+        let netlink = Netlink::open()?;
+        netlink.up(FRONT)?;
+        // The kernel has dropped it with the interface.
+        netlink.default_route(DIRECTOR_TO_SERVERS.into(), MAIN)
+    })??;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    eventually(PATIENCE, || echo_among_others(&socket, b"alive again"))?;
+    director.stop()
+}
+
+/// Waits for this echo; those of earlier datagrams may come first.
+fn echo_among_others(socket: &UdpSocket, payload: &[u8]) -> Result<()> {
+    socket.send(payload)?;
+    let mut said = [0; 64];
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        let length = socket.recv(&mut said).context("no echo")?;
+        if &said[..length] == payload {
+            return Ok(());
+        }
+    }
+    bail!("only other echoes")
+}
+
+#[test]
+fn a_new_route_is_followed_and_so_is_its_change() -> Result<()> {
+    /// On both servers, but on no network.
+    const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+    if !permitted(a_new_route_is_followed_and_so_is_its_change)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    for namespace in topology.servers() {
+        namespace.run_in(|| Netlink::open()?.address("lo", FAR.into(), 32))??;
+    }
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let service = HTTP.to_string();
+    director.ipvsadm(&["-A", "-t", &service, "-s", "rr"])?;
+    director.ipvsadm(&["-a", "-t", &service, "-r", &format!("{FAR}:{HTTP_PORT}"), "-m"])?;
+
+    let lost = get_each(&topology, HTTP.into(), 1);
+    let error = lost.err().context("an answer from where no route leads")?;
+    ensure!(format!("{error:#}").contains("No route to host"), "{error:#}");
+
+    for n in [0, 1, 0] {
+        topology.director().run_in(|| Netlink::open()?.route(FAR, server(n)))??;
+        the_mirror_has_followed(&topology)?;
+        let answers = get_each(&topology, HTTP.into(), 3)?;
+        ensure!(answers.iter().all(|&whose| whose == n), "by way of server {n}: {answers:?}");
+    }
+    director.stop()
+}
+
+#[test]
+fn a_server_with_another_ethernet_address_is_found_again() -> Result<()> {
+    if !permitted(a_server_with_another_ethernet_address_is_found_again)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    only_server_0(&director)?;
+    let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+    echo(&socket, b"before")?;
+
+    // The server announces itself, as one does that has taken over from a peer.
+    topology.servers()[0].set_variables(&[("ipv4/conf/front/arp_notify", "1")])?;
+    topology.servers()[0].run_in(|| Netlink::open()?.mac(FRONT, [0x02, 0, 0, 0x77, 0, 1]))??;
+    the_mirror_has_followed(&topology)?;
+    echo(&socket, b"after")?;
+
+    // The client does not.
+    topology.client().run_in(|| Netlink::open()?.mac(FRONT, [0x02, 0, 0, 0x77, 0, 2]))??;
+    topology.director().run_in(|| Netlink::open()?.forget_neighbours(DIRECTOR_CLIENT_SIDE))??;
+    the_mirror_has_followed(&topology)?;
+    echo(&socket, b"and after")?;
+    no_drops(&topology)?;
+    director.stop()
+}
+
+#[test]
+fn a_new_address_of_the_director_is_left_to_the_kernel_at_once() -> Result<()> {
+    const NEW: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 99);
+    if !permitted(a_new_address_of_the_director_is_left_to_the_kernel_at_once)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options::default())?;
+        let _servers = topology.start_servers()?;
+        let director = start(&topology, backend, &[])?;
+        serve(&director, "-t", HTTP, "-m", HTTP_PORT)?;
+        topology.director().run_in(|| Netlink::open()?.address(DIRECTOR_SERVER_SIDE, NEW.into(), 24))??;
+        the_mirror_has_followed(&topology)?;
+        // What the server sends from the service's port to the new address is no reply of a service's connection.
+        let checked = topology
+            .director()
+            .run_in(|| connect_from((NEW, 0).into(), (server(0), HTTP_PORT).into()).map(drop::<TcpStream>))?;
+        checked.with_context(|| format!("a health check from the new address over {}", backend.name()))?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_was_down_for_a_while_carries_on() -> Result<()> {
+    if !permitted(an_interface_that_was_down_for_a_while_carries_on)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options::default())?;
+        let _servers = topology.start_servers()?;
+        let mut director = start(&topology, backend, &[])?;
+        serve(&director, "-u", ECHO, "-m", ECHO_PORT)?;
+        let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+        echo(&socket, b"before")?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        for interface in [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE] {
+            topology.director().run_in(|| Netlink::open()?.down(interface))??;
+            the_mirror_has_followed(&topology)?;
+            ensure!(echo(&socket, b"meanwhile").is_err());
+            topology.director().run_in(|| Netlink::open()?.up(interface))??;
+            eventually(PATIENCE, || echo_among_others(&socket, b"after"))
+                .with_context(|| format!("{interface} over {}", backend.name()))?;
+        }
+        director.check()?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_smaller_mtu_is_told_to_the_sender() -> Result<()> {
+    const SMALL: usize = 1000;
+    if !permitted(a_smaller_mtu_is_told_to_the_sender)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    only_server_0(&director)?;
+    let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+    echo(&socket, &[7; 1400])?;
+
+    topology.director().run_in(|| Netlink::open()?.mtu(DIRECTOR_SERVER_SIDE, SMALL as u32))??;
+    the_mirror_has_followed(&topology)?;
+    // By default Linux forbids that its datagrams be cut up, and reports what it is told instead.
+    socket.send(&[7; 1400])?;
+    let told = socket.recv(&mut [0; 2048]).err().context("an echo too long for the way")?;
+    ensure!(told.raw_os_error() == Some(EMSGSIZE), "{told}");
+    // From now on the kernel itself knows better, or cuts them up before the director sees them.
+    let longest = [7; SMALL - 28];
+    echo(&socket, &longest)?;
+    ensure!(counter(&topology, "frames.replied")? == 1);
+    director.stop()
+}
+
+/// An echo service of one server, so that it is known which one is asked.
+fn only_server_0(director: &Director) -> Result<()> {
+    let service = ECHO.to_string();
+    director.ipvsadm(&["-A", "-u", &service, "-s", "rr"])?;
+    let at = format!("{}:{ECHO_PORT}", server(0));
+    director.ipvsadm(&["-a", "-u", &service, "-r", &at, "-m"]).map(drop)
+}
+
+/// Waits until no new snapshot has come for a while: the mirror gathers events for a millisecond.
+fn the_mirror_has_followed(topology: &Topology) -> Result<()> {
+    let mut epoch = status(topology)?.epoch;
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(30));
+        let now = status(topology)?.epoch;
+        if now == epoch {
+            return Ok(());
+        }
+        epoch = now;
+    }
+    bail!("the director publishes snapshots without end")
+}
+
+fn no_drops(topology: &Topology) -> Result<()> {
+    let counters = status(topology)?.counters;
+    let drops: Vec<_> = counters.iter().filter(|(name, _)| name.starts_with("drop.")).collect();
+    ensure!(drops.is_empty(), "{drops:?}");
+    Ok(())
+}
