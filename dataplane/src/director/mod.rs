@@ -411,6 +411,10 @@ impl Director {
             Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
             Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
         };
+        if forward::exceeds(packet, meta, hop.mtu).is_some() {
+            // As above: its sender cannot be told.
+            return Verdict::Drop(Reason::TooBig);
+        }
         let counters = self.mine().dest(conn.dest);
         let length = u64::from(meta.end - meta.network);
         match direction {
@@ -456,6 +460,13 @@ impl Director {
         };
         if forward::ttl(packet, meta) <= 1 {
             return self.refuse_as_router(packet, meta, Problem::TimeExceeded, now);
+        }
+        match forward::exceeds(packet, meta, hop.mtu) {
+            Some(true) => {
+                return self.refuse_as_router(packet, meta, Problem::FragmentationNeeded(hop.mtu), now);
+            }
+            Some(false) => return Verdict::Drop(Reason::TooBig),
+            None => {}
         }
         forward::route(packet, meta, &hop);
         self.mine().count(Event::Routed, 1);
