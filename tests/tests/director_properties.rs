@@ -6,7 +6,7 @@ use shunt_dataplane::director::Verdict;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{CLIENTS, SERVERS};
 use shunt_tests::frames::{S0, server_mac};
-use shunt_tests::harness::{Op, Play, Shape, client};
+use shunt_tests::harness::{Edit, Op, Play, Shape, client};
 use shunt_tests::rig::Rig;
 
 const TCP: u8 = 6;
@@ -43,4 +43,24 @@ fn a_routed_packet_and_an_icmp_error_are_held_to_the_mtu() {
     let error = Op::Error { worker: 0, conn: 0, about_reply: true, kind: 3, quoted: 36 };
     let error = play.step(&error).expect("it was delivered");
     assert_eq!(error.verdict, Verdict::Drop(Reason::TooBig));
+}
+
+/// One client socket that talks to two virtual addresses of one real server has two connections with one reply tuple.
+/// The end of one must not hide the other from the other workers.
+#[test]
+fn a_reply_tuple_that_two_connections_share_is_found_until_the_last_one_ends() {
+    let mut play = Play::new(2);
+    let datagram = |service| Op::Request { worker: 0, client: 0, service, shape: Shape::default() };
+    for service in [3, 7] {
+        play.edit(Edit::DeleteServer { service, server: 1 });
+        play.step(&datagram(service));
+    }
+    play.step(&Op::Wait(2900));
+    play.step(&datagram(7));
+    play.step(&Op::Wait(1000));
+    assert_eq!(play.rig.connections().count(), 1, "the first one has expired");
+    let reply = Op::Reply { worker: 1, conn: 0, shape: Shape::default() };
+    let reply = play.step(&reply).expect("it was delivered");
+    assert_eq!(reply.verdict, Verdict::Forward(CLIENTS));
+    play.end();
 }

@@ -345,7 +345,11 @@ impl Director {
     fn end(&self, conn: &Conn<V4>) {
         self.withdraw(self.conns.hash(&conn.request()));
         if let Some(reply) = conn.reply() {
-            self.withdraw(self.conns.hash(&reply));
+            let hash = self.conns.hash(&reply);
+            // The client's connection by another virtual address may be on the same real server and port.
+            if self.conns.find(&reply, hash).is_none() {
+                self.withdraw(hash);
+            }
         }
         let counters = self.mine().dest(conn.dest);
         sub(if conn.active { &counters.active } else { &counters.inactive }, 1);
