@@ -41,6 +41,10 @@ const UDP: u8 = 17;
 /// Ops of one run. More find nothing new, and the audit after each makes a run's cost quadratic.
 const MOST_OPS: usize = 200;
 
+/// Milliseconds that a connection may outlive its timeout: two slots of the wheel, and the rig looks at the clock every half
+/// second.
+const LATE: u32 = 2_500;
+
 /// The services that edits add: protocol, virtual address and port, the port of the servers, NAT or not. The last one's servers
 /// are the first one's, so that replies of the two can be the same.
 pub const SERVICES: &[(Protocol, Ipv4Addr, u16, u16, Forwarding)] = &[
@@ -633,6 +637,8 @@ impl Play {
         for (worker, conn) in self.rig.connections() {
             let request = conn.request();
             assert!(requests.insert(word(&request)), "a flow has two connections: {conn:?}");
+            let idle = self.rig.now().since(conn.last_seen);
+            assert!(idle < conn.timeout.saturating_add(LATE), "it should be over: {conn:?}");
             for tuple in conn.reply().into_iter().chain([request]) {
                 tuples.entry(word(&tuple)).or_insert((tuple, Vec::new())).1.push(worker);
             }

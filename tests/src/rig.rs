@@ -230,6 +230,11 @@ impl Rig {
         self.directory.as_ref()?.owner(SECRET.hash(tuple))
     }
 
+    /// The moment.
+    pub fn now(&self) -> Tick {
+        self.now
+    }
+
     /// Workers there are.
     pub fn workers(&self) -> usize {
         self.directors.len()
