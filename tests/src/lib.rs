@@ -1,4 +1,9 @@
-//! What the tests share: a director on the bench that the golden answers were recorded on, and frames for it.
+//! What the tests share: a director on the bench that the golden answers were recorded on, and frames for it; several
+//! workers on a [`rig`], a reader of frames that owes nothing to the data plane's ([`oracle`]), and the
+//! [`harness`] that property tests and fuzzers drive both with.
 
 pub mod bench;
 pub mod frames;
+pub mod harness;
+pub mod oracle;
+pub mod rig;

@@ -174,13 +174,7 @@ impl<A: Address> Family<A> {
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
-        let mtu = match conn.forwarding {
-            Forwarding::Tunnel => {
-                let to = shared.snapshot.services.dest(conn.dest).map(|dest| dest.address);
-                hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.tunnel, to)))
-            }
-            Forwarding::Masq | Forwarding::Route => hop.mtu,
-        };
+        let mtu = mtu(shared, &conn, &hop);
         match forward::exceeds(packet, meta, mtu) {
             Some(true) => {
                 // IPVS has aged the packet by now, and quotes it so.
@@ -214,9 +208,7 @@ impl<A: Address> Family<A> {
     ) -> Verdict {
         let hop = match self.hop(shared, id, Toward::Client) {
             Ok(hop) => hop,
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
-            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
+            Err(why) => return why.into(),
         };
         // To the real server the director is a router, and a router looks at this before anything else.
         if forward::hops_left(packet, meta) <= 1 {
@@ -353,7 +345,11 @@ impl<A: Address> Family<A> {
     fn end(&self, shared: &Shared, conn: &Conn<A>) {
         shared.withdraw(self.conns.hash(&conn.request()));
         if let Some(reply) = conn.reply() {
-            shared.withdraw(self.conns.hash(&reply));
+            let hash = self.conns.hash(&reply);
+            // The client's connection by another virtual address may be on the same real server and port.
+            if self.conns.find(&reply, hash).is_none() {
+                shared.withdraw(hash);
+            }
         }
         let counters = shared.mine().dest(conn.dest);
         sub(if conn.active { &counters.active } else { &counters.inactive }, 1);
@@ -416,10 +412,16 @@ impl<A: Address> Family<A> {
         }
         let hop = match self.hop(shared, id, toward) {
             Ok(hop) => hop,
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
-            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
+            Err(why) => return why.into(),
         };
+        let mtu = match direction {
+            Direction::Request => mtu(shared, &conn, &hop),
+            Direction::Reply => hop.mtu,
+        };
+        if forward::exceeds(packet, meta, mtu).is_some() {
+            // As above: its sender cannot be told.
+            return Verdict::Drop(Reason::TooBig);
+        }
         let counters = shared.mine().dest(conn.dest);
         let length = u64::from(meta.length());
         match direction {
@@ -472,12 +474,17 @@ impl<A: Address> Family<A> {
         }
         let hop = match network.hop(meta.tuple.destination) {
             Ok(hop) => hop,
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
-            Err(Unreachable::NoRoute) => return Verdict::Drop(Reason::NoRoute),
-            Err(Unreachable::NoNeighbour) => return Verdict::Drop(Reason::NoNeighbour),
+            Err(why) => return why.into(),
         };
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
+        }
+        match forward::exceeds(packet, meta, hop.mtu) {
+            Some(true) => {
+                return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
+            }
+            Some(false) => return Verdict::Drop(Reason::TooBig),
+            None => {}
         }
         forward::route(packet, meta, &hop);
         shared.mine().count(Event::Routed, 1);
@@ -615,6 +622,11 @@ impl<A: Address> Family<A> {
         self.hops.forget();
     }
 
+    /// Gives each connection to `each`.
+    pub fn each(&self, each: impl FnMut(&Conn<A>)) {
+        self.conns.walk(0, usize::MAX, each);
+    }
+
     /// Gives the connections that live at `now` to `each`; see [`Table::walk`].
     pub fn list(
         &self,
@@ -641,6 +653,25 @@ impl<A: Address> Family<A> {
                 });
             }
         })
+    }
+}
+
+/// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
+fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
+    if conn.forwarding != Forwarding::Tunnel {
+        return hop.mtu;
+    }
+    let to = shared.snapshot.services.dest(conn.dest).map(|dest| dest.address);
+    hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.tunnel, to)))
+}
+
+impl From<Unreachable> for Verdict {
+    fn from(why: Unreachable) -> Self {
+        match why {
+            Unreachable::Unresolved(port, neighbour) => Verdict::Wait(port, neighbour),
+            Unreachable::NoRoute => Verdict::Drop(Reason::NoRoute),
+            Unreachable::NoNeighbour => Verdict::Drop(Reason::NoNeighbour),
+        }
     }
 }
 

@@ -1,0 +1,79 @@
+//! What does a look-up cost? Nanoseconds per tuple in the connection table: found and not found, the table in the cache and far
+//! beyond it; one by one, and as the director does it, a burst's lines fetched ahead.
+
+#![allow(missing_docs, reason = "criterion's macro makes a public function")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use shunt_dataplane::conn::table::Secret;
+use shunt_dataplane::conn::{Conn, Table};
+use shunt_dataplane::packet::{Tuple, V4};
+use shunt_dataplane::port::BURST;
+use shunt_dataplane::service::Tick;
+
+/// A prime that is no neighbour of a power of two, so that look-ups jump.
+const STRIDE: u32 = 7_368_787;
+
+fn conn(n: u32) -> Conn<V4> {
+    let mut conn = Conn::default();
+    conn.client = V4(0x6440_0000 + n / 16);
+    conn.virtual_address = V4(0x0a09_0001);
+    conn.server = V4(0x0a01_000b);
+    (conn.client_port, conn.virtual_port, conn.server_port) = (1024 + (n % 16) as u16, 80, 8080);
+    conn.protocol = 17;
+    conn.timeout = 300_000;
+    conn
+}
+
+fn lookups(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for connections in [1000u32, 1_000_000] {
+        let secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+        let mut table = Table::with_capacity(1 << 21, secret, Tick(0)).expect("memory for the table");
+        for n in 0..connections {
+            table.insert(conn(n)).expect("room");
+        }
+        let mut place = 0;
+        // Numbers from `first` on are in the table, or beyond it.
+        let mut tuples = |first: u32| -> [Tuple<V4>; BURST] {
+            std::array::from_fn(|_| {
+                place = (place + STRIDE) % connections;
+                conn(first + place).request()
+            })
+        };
+        for (name, first, found) in [("hit", 0, BURST), ("miss", connections, 0)] {
+            group.bench_function(BenchmarkId::new(name, connections), |b| {
+                b.iter(|| {
+                    let tuples = tuples(first);
+                    let hits = tuples.iter().filter(|tuple| table.find(tuple, table.hash(tuple)).is_some());
+                    assert_eq!(black_box(hits.count()), found);
+                });
+            });
+            group.bench_function(BenchmarkId::new(format!("{name}_ahead"), connections), |b| {
+                b.iter(|| {
+                    let tuples = tuples(first);
+                    let hashes = tuples.map(|tuple| table.hash(&tuple));
+                    hashes.iter().for_each(|hash| table.prefetch_index(*hash));
+                    hashes.iter().for_each(|hash| table.prefetch_entry(*hash));
+                    let both = tuples.iter().zip(hashes);
+                    let hits = both.filter(|(tuple, hash)| table.find(tuple, *hash).is_some());
+                    assert_eq!(black_box(hits.count()), found);
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn briefly() -> Criterion {
+    Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+}
+
+criterion_group! { name = benches; config = briefly(); targets = lookups }
+criterion_main!(benches);
