@@ -536,6 +536,10 @@ impl<A: Address> Family<A> {
         problem: Problem,
         now: Tick,
     ) -> Verdict {
+        if meta.tuple.protocol == A::ICMP {
+            // Only errors come this far, and nobody answers an error with an error.
+            return Verdict::Drop(Reason::StrayIcmp);
+        }
         let network = &shared.snapshot.network;
         let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
         match network
