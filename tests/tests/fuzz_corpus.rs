@@ -35,3 +35,16 @@ fn request() {
 fn ipvsadm() {
     replay("ipvsadm", harness::ipvsadm);
 }
+
+/// A refusal that repeats what it refuses could be longer than a message may be, and the client got no answer at all.
+#[test]
+fn a_refusal_of_a_very_long_name_fits_a_message() {
+    let name = "\\\"".repeat(500_000);
+    for (scheduler, engine) in [(name.as_str(), "null"), ("rr", &*format!("\"{name}\""))] {
+        let message = format!(
+            r#"{{"version":1,"request":{{"add_service":{{"key":{{"mark":{{"mark":1,"family":"ipv4"}}}},"scheduler":"{scheduler}","flags":0,"persistent":null,"one_packet":false,"engine":{engine}}}}}}}"#
+        );
+        assert!(message.len() < shunt::api::MAX_MESSAGE);
+        harness::request(message.as_bytes());
+    }
+}

@@ -66,13 +66,14 @@ impl From<Refusal> for Response {
 pub(super) fn service(config: &ServiceConfig, can: &Capabilities) -> Result<(), Refusal> {
     if !can.schedulers.contains(&config.scheduler.as_str()) {
         let known = can.schedulers.join(", ");
-        let why = format!("There is no scheduler {:?} here (there are {known})", config.scheduler);
+        let name = short(&config.scheduler);
+        let why = format!("There is no scheduler {name:?} here (there are {known})");
         return Err(Refusal::new(ENOENT, why));
     }
     if let Some(engine) = &config.engine
         && !can.engines.contains(&engine.as_str())
     {
-        return Err(Refusal::new(ENOENT, format!("There is no persistence engine {engine:?}")));
+        return Err(Refusal::new(ENOENT, format!("There is no persistence engine {:?}", short(engine))));
     }
     if let Some(persistent) = config.persistent {
         if config.key.family() == Family::Ipv6 && !(1..=128).contains(&persistent.prefix) {
@@ -157,6 +158,12 @@ pub(super) fn timeouts(new: &Timeouts) -> Result<(), Refusal> {
         return Err(Refusal::new(EINVAL, format!("A timeout is at most {MAX_TIMEOUT} seconds")));
     }
     Ok(())
+}
+
+/// As much of a name as a sentence repeats. A refusal must fit a message, however long what it refuses is; the kernel's own
+/// names have 15 characters at most.
+fn short(name: &str) -> String {
+    name.chars().take(15).collect()
 }
 
 fn refuse_first(lacks: &[(bool, &str)]) -> Result<(), Refusal> {
