@@ -622,12 +622,9 @@ impl Play {
         service.servers.iter().find(|known| known.key == server).map(|known| known.weight)
     }
 
+    /// Whether what comes from here is the director's to route: from a NAT server, or one that was removed while connections remain.
     fn is_masqueraded(&self, (address, port): (Ipv4Addr, u16), protocol: u8) -> bool {
-        self.rig.rules.services().any(|service| {
-            let fits = matches!(service.config.key, ServiceKey::Address { protocol: p, .. } if p.number() == protocol);
-            let key = ServerKey { address: address.into(), port };
-            fits && service.servers.iter().any(|s| s.key == key && s.forwarding == Forwarding::Masq)
-        })
+        self.rig.services().is_masqueraded(address, port, protocol)
     }
 
     /// Tables, directory and counters agree with one another.

@@ -23,7 +23,7 @@ use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
 use shunt_dataplane::service::{
-    Epoch, Interface, Neighbour, Network, PortId, Route, Snapshot, Tick, Timeouts, WorkerId,
+    Epoch, Interface, Neighbour, Network, PortId, Route, Services, Snapshot, Tick, Timeouts, WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -225,6 +225,11 @@ impl Rig {
             director.each_v4(|conn| all.push((WorkerId(n), *conn)));
         }
         all.into_iter()
+    }
+
+    /// What the directors work by.
+    pub fn services(&self) -> &Services {
+        &self.directors[0].snapshot().services
     }
 
     /// Whom the directory gives a tuple to.
