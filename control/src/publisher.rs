@@ -207,7 +207,11 @@ impl Publisher {
             .iter()
             .map(|server| {
                 let before = old.as_ref().and_then(|o| o.rules.servers.iter().find(|s| s.key == server.key));
-                let dest = self.dest(key, id, server, counters);
+                let mut dest = self.dest(key, id, server, counters);
+                if server.weight == 0 {
+                    let before = old.as_ref().and_then(|o| o.data.dests.iter().find(|d| d.id == dest.id));
+                    dest.last_weight = before.map_or(0, |before| before.last_weight);
+                }
                 let upper = server.upper_threshold;
                 // A limit that is lifted or raised lets connections in at once.
                 if before.is_none_or(|before| upper == 0 || upper > before.upper_threshold) {
@@ -223,6 +227,7 @@ impl Publisher {
             address,
             port,
             dests,
+            flags: service.config.flags,
             scheduler_name,
             scheduler,
         });
@@ -267,6 +272,7 @@ impl Publisher {
                 _ => data::Tunnel::default(),
             },
             weight: config.weight,
+            last_weight: config.weight,
             upper_threshold: config.upper_threshold,
             lower_threshold: config.lower_threshold,
         }
@@ -307,11 +313,12 @@ fn scheduler(
     // Rules are made for a data plane that has these schedulers and no others.
     let (name, mut scheduler) =
         sched::by_name(name).expect("the rules' capabilities name the data plane's schedulers");
-    match old {
-        // A scheduler that takes over meets all real servers at once.
-        Some(_) => scheduler.edited(&[], dests),
+    if old.is_none() && scheduler.has_history() {
         // Rules that are loaded stand for one addition after the other, and some schedulers remember that.
-        None => (0..dests.len()).rev().for_each(|at| scheduler.edited(&dests[at + 1..], &dests[at..])),
+        (0..dests.len()).rev().for_each(|at| scheduler.edited(&dests[at + 1..], &dests[at..]));
+    } else {
+        // A scheduler that takes over meets all real servers at once.
+        scheduler.edited(&[], dests);
     }
     (name, Arc::from(scheduler))
 }
