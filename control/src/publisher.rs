@@ -360,3 +360,50 @@ fn minus(a: Totals, b: Totals) -> Totals {
 fn stats([conns, in_packets, out_packets, in_bytes, out_bytes]: Totals) -> Stats {
     Stats { conns, in_packets, out_packets, in_bytes, out_bytes, rates: [0; 5] }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Request, ServiceConfig};
+    use crate::rules::Capabilities;
+
+    fn published(rules: &Rules, publisher: &mut Publisher, counters: &Counters) -> Arc<data::Service> {
+        let services = publisher.publish(rules, counters, Instant::now()).expect("few servers");
+        Arc::clone(services.iter().next().expect("a service"))
+    }
+
+    #[test]
+    fn a_server_that_drains_keeps_its_last_weight_and_one_that_is_added_anew_does_not() {
+        let (mut rules, mut publisher) = (Rules::new(Capabilities::everything()), Publisher::default());
+        let counters = Counters::new(1).expect("memory for counters");
+        let key = ServiceKey::Address { protocol: Protocol::Tcp, address: [10, 9, 0, 1].into(), port: 80 };
+        let config = |scheduler: &str, flags| ServiceConfig {
+            key,
+            scheduler: scheduler.into(),
+            flags,
+            persistent: None,
+            one_packet: false,
+            engine: None,
+        };
+        let server = |weight| ServerConfig {
+            key: ServerKey { address: [10, 1, 0, 11].into(), port: 80 },
+            forwarding: Forwarding::Route,
+            weight,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        let mut after = |request| {
+            rules.apply(&request).expect("it is accepted");
+            let service = published(&rules, &mut publisher, &counters);
+            (service.flags, service.dests.first().map(|dest| (dest.weight, dest.last_weight)))
+        };
+        assert_eq!(after(Request::AddService(config("rr", 1))), (1, None));
+        assert_eq!(after(Request::AddServer(key, server(3))), (1, Some((3, 3))));
+        assert_eq!(after(Request::EditServer(key, server(0))), (1, Some((0, 3))));
+        assert_eq!(after(Request::EditService(config("mh", 3))), (3, Some((0, 3))));
+        assert_eq!(after(Request::EditServer(key, server(0))), (3, Some((0, 3))));
+        assert_eq!(after(Request::EditServer(key, server(2))), (3, Some((2, 2))));
+        assert_eq!(after(Request::DeleteServer(key, server(2).key)), (3, None));
+        assert_eq!(after(Request::AddServer(key, server(0))), (3, Some((0, 0))));
+    }
+}

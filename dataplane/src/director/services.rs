@@ -103,7 +103,86 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::sched;
+    use crate::service::{DestId, Forwarding, Protocol};
+
+    const SECRET: Secret = Secret([1, 2, 3]);
+
+    /// A service as control publishes it after edits: real servers of these weights, the newest first.
+    fn service(name: &str, weights: &[u32]) -> Arc<Service> {
+        let dest = |(n, weight): (u32, &u32)| {
+            Arc::new(Dest {
+                id: DestId(n),
+                address: IpAddr::from([10, 1, 0, n as u8]),
+                port: 80,
+                forwarding: Forwarding::Route,
+                tunnel: Default::default(),
+                weight: *weight,
+                last_weight: (*weight).max(1),
+                upper_threshold: 0,
+                lower_threshold: 0,
+            })
+        };
+        let dests: Vec<_> = (1..).zip(weights).map(dest).collect();
+        let (scheduler_name, mut scheduler) = sched::by_name(name).unwrap();
+        scheduler.edited(&[], &dests);
+        Arc::new(Service {
+            id: ServiceId(1),
+            protocol: Protocol::Tcp,
+            address: [10, 9, 0, 1].into(),
+            port: 80,
+            dests,
+            flags: 0,
+            scheduler_name,
+            scheduler: Arc::from(scheduler),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever each worker was asked before, and whenever it met the service.
+        #[test]
+        fn all_workers_agree_where_a_hash_decides(
+            name in prop::sample::select(vec!["sh", "dh", "mh", "conhash"]),
+            first in prop::collection::vec(0u32..4, 0..8),
+            second in prop::collection::vec(0u32..4, 0..8),
+            clients in prop::collection::vec(any::<u32>(), 20),
+        ) {
+            let services = [first, second].map(|weights| service(name, &weights));
+            let tables = services.clone().map(|service| Arc::new(Services::new([service])));
+            let counters = Counters::new(4).unwrap();
+            let mut workers: Vec<_> = (0..4).map(|n| Schedulers::new(WorkerId(n), &SECRET)).collect();
+            let choose = |worker: &mut Schedulers, service, client: u32| {
+                let client = (std::net::Ipv4Addr::from_bits(client).into(), client as u16);
+                let chosen = worker.choose(service, client, (client.0, 80), Tick(0), &counters);
+                chosen.map(|dest| dest.address)
+            };
+            for (n, worker) in workers.iter_mut().enumerate().skip(1) {
+                worker.adopt(None, &tables[0]);
+                for client in &clients[..n] {
+                    choose(worker, &services[0], *client);
+                }
+                worker.adopt(Some(&tables[0]), &tables[1]);
+            }
+            workers[0].adopt(None, &tables[1]);
+            for client in &clients {
+                let chosen: Vec<_> =
+                    workers.iter_mut().map(|worker| choose(worker, &services[1], *client)).collect();
+                prop_assert!(chosen.windows(2).all(|two| two[0] == two[1]), "{chosen:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn workers_draw_different_numbers_and_each_the_same_again() {
+        let draw = |n| Schedulers::new(WorkerId(n), &SECRET).random.next();
+        assert_eq!(draw(0), draw(0));
+        assert_ne!(draw(0), draw(1));
+    }
 
     #[test]
     fn the_published_sequence() {
