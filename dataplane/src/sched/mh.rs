@@ -111,7 +111,7 @@ fn turns(dests: &[Arc<Dest>]) -> Vec<u32> {
     let divisor = weights().fold(0, gcd).max(1);
     let bits = u32::BITS - (weights().max().unwrap_or(0) / divisor).leading_zeros();
     let shift = bits.saturating_sub(TURN_BITS);
-    let turns = |weight: u32| (weight / divisor >> shift).max(weight.min(1));
+    let turns = |weight: u32| ((weight / divisor) >> shift).max(weight.min(1));
     dests.iter().map(|dest| turns(dest.last_weight)).collect()
 }
 
