@@ -75,6 +75,7 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         forwarding,
         tunnel: Tunnel::default(),
         weight: 1,
+        last_weight: 1,
         upper_threshold: 0,
         lower_threshold: 0,
     });
@@ -87,6 +88,7 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         port: 80,
         dests: vec![dest],
         scheduler_name,
+        flags: 0,
         scheduler: Arc::from(scheduler),
     };
     let interface = |name: &str, n: u8| Interface {

@@ -245,7 +245,11 @@ impl Publisher {
             .iter()
             .map(|server| {
                 let before = old.as_ref().and_then(|o| o.rules.servers.iter().find(|s| s.key == server.key));
-                let dest = self.dest(key, id, server, counters);
+                let mut dest = self.dest(key, id, server, counters);
+                if server.weight == 0 {
+                    let before = old.as_ref().and_then(|o| o.data.dests.iter().find(|d| d.id == dest.id));
+                    dest.last_weight = before.map_or(0, |before| before.last_weight);
+                }
                 let upper = server.upper_threshold;
                 // A limit that is lifted or raised lets connections in at once.
                 if before.is_none_or(|before| upper == 0 || upper > before.upper_threshold) {
@@ -261,6 +265,7 @@ impl Publisher {
             address,
             port,
             dests,
+            flags: service.config.flags,
             scheduler_name,
             scheduler,
         });
@@ -313,6 +318,7 @@ impl Publisher {
                 _ => data::Tunnel::default(),
             },
             weight: config.weight,
+            last_weight: config.weight,
             upper_threshold: config.upper_threshold,
             lower_threshold: config.lower_threshold,
         }
@@ -353,11 +359,12 @@ fn scheduler(
     // Rules are made for a data plane that has these schedulers and no others.
     let (name, mut scheduler) =
         sched::by_name(name).expect("the rules' capabilities name the data plane's schedulers");
-    match old {
-        // A scheduler that takes over meets all real servers at once.
-        Some(_) => scheduler.edited(&[], dests),
+    if old.is_none() && scheduler.has_history() {
         // Rules that are loaded stand for one addition after the other, and some schedulers remember that.
-        None => (0..dests.len()).rev().for_each(|at| scheduler.edited(&dests[at + 1..], &dests[at..])),
+        (0..dests.len()).rev().for_each(|at| scheduler.edited(&dests[at + 1..], &dests[at..]));
+    } else {
+        // A scheduler that takes over meets all real servers at once.
+        scheduler.edited(&[], dests);
     }
     (name, Arc::from(scheduler))
 }
@@ -407,7 +414,9 @@ mod tests {
     use shunt_dataplane::service::WorkerId;
 
     use super::*;
+    use crate::api::{Request, ServiceConfig};
     use crate::daemon::capabilities;
+    use crate::rules::Capabilities;
 
     const SERVICE: &str = "-A -t 10.9.0.1:80 -s rr";
     const SERVER: &str = "-a -t 10.9.0.1:80 -r 10.2.0.11:8080 -m";
@@ -452,5 +461,45 @@ mod tests {
         publisher.publish(&none, &counters, Instant::now()).unwrap();
         assert_eq!(publisher.targets(&none).count(), 0);
         assert!(!publisher.is_outdated(&counters));
+    }
+
+    fn published(rules: &Rules, publisher: &mut Publisher, counters: &Counters) -> Arc<data::Service> {
+        let services = publisher.publish(rules, counters, Instant::now()).expect("few servers");
+        Arc::clone(services.iter().next().expect("a service"))
+    }
+
+    #[test]
+    fn a_server_that_drains_keeps_its_last_weight_and_one_that_is_added_anew_does_not() {
+        let (mut rules, mut publisher) = (Rules::new(Capabilities::everything()), Publisher::default());
+        let counters = Counters::new(1).expect("memory for counters");
+        let key = ServiceKey::Address { protocol: Protocol::Tcp, address: [10, 9, 0, 1].into(), port: 80 };
+        let config = |scheduler: &str, flags| ServiceConfig {
+            key,
+            scheduler: scheduler.into(),
+            flags,
+            persistent: None,
+            one_packet: false,
+            engine: None,
+        };
+        let server = |weight| ServerConfig {
+            key: ServerKey { address: [10, 1, 0, 11].into(), port: 80 },
+            forwarding: Forwarding::Route,
+            weight,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        let mut after = |request| {
+            rules.apply(&request).expect("it is accepted");
+            let service = published(&rules, &mut publisher, &counters);
+            (service.flags, service.dests.first().map(|dest| (dest.weight, dest.last_weight)))
+        };
+        assert_eq!(after(Request::AddService(config("rr", 1))), (1, None));
+        assert_eq!(after(Request::AddServer(key, server(3))), (1, Some((3, 3))));
+        assert_eq!(after(Request::EditServer(key, server(0))), (1, Some((0, 3))));
+        assert_eq!(after(Request::EditService(config("mh", 3))), (3, Some((0, 3))));
+        assert_eq!(after(Request::EditServer(key, server(0))), (3, Some((0, 3))));
+        assert_eq!(after(Request::EditServer(key, server(2))), (3, Some((2, 2))));
+        assert_eq!(after(Request::DeleteServer(key, server(2).key)), (3, None));
+        assert_eq!(after(Request::AddServer(key, server(0))), (3, Some((0, 0))));
     }
 }

@@ -253,7 +253,10 @@ impl<A: Address> Family<A> {
         if let Some(owner) = shared.announce(hash) {
             return Verdict::HandOff(owner);
         }
-        let Some(dest) = shared.schedulers.choose(service, &shared.counters) else {
+        let client = (tuple.source.into(), tuple.source_port);
+        let destination = (tuple.destination.into(), tuple.destination_port);
+        let chosen = shared.schedulers.choose(service, client, destination, now, &shared.counters);
+        let Some(dest) = chosen else {
             shared.withdraw(hash);
             shared.mine().count(Event::NoServer, 1);
             return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);

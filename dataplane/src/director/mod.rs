@@ -94,7 +94,7 @@ impl Director {
     /// When the kernel refuses the memory for the tables.
     pub fn new(parts: Parts, now: Tick) -> std::io::Result<Self> {
         let Parts { worker, snapshot, capacity, secret, directory, counters } = parts;
-        let mut schedulers = Schedulers::new(worker);
+        let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
         let limiter = Limiter::default();
         Ok(Self {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Scheduler, least, overhead};
+use super::{Request, Scheduler, least, overhead};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -12,14 +12,18 @@ use crate::stats::Counters;
 pub struct LeastConnection;
 
 impl Scheduler for LeastConnection {
-    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
-        least(service, counters, |dest| overhead(dest, counters), |_| 1).cloned()
+    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+        least(&service.dests, counters, |dest| overhead(dest, counters), |_| 1).cloned()
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
 
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
+    }
+
+    fn has_history(&self) -> bool {
+        false
     }
 }
 

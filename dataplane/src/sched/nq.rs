@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::sed::ShortestExpectedDelay;
-use super::{Scheduler, is_eligible};
+use super::{Request, Scheduler, is_eligible};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -13,11 +13,11 @@ use crate::stats::Counters;
 pub struct NeverQueue;
 
 impl Scheduler for NeverQueue {
-    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
         let is_idle = |dest: &&Arc<Dest>| is_eligible(dest, counters) && counters.load(dest.id).active == 0;
         match service.dests.iter().find(is_idle) {
             Some(idle) => Some(Arc::clone(idle)),
-            None => ShortestExpectedDelay.choose(service, counters),
+            None => ShortestExpectedDelay.choose(service, request, counters),
         }
     }
 
@@ -25,6 +25,10 @@ impl Scheduler for NeverQueue {
 
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
+    }
+
+    fn has_history(&self) -> bool {
+        false
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Scheduler, is_eligible};
+use super::{Request, Scheduler, is_eligible};
 use crate::service::{Dest, DestId, Service};
 use crate::stats::Counters;
 
@@ -18,7 +18,7 @@ pub struct RoundRobin {
 }
 
 impl Scheduler for RoundRobin {
-    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
         let dests = &service.dests;
         let behind =
             self.last.and_then(|last| dests.iter().position(|d| d.id == last)).map_or(0, |at| at + 1);

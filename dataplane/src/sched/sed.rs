@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Scheduler, least};
+use super::{Request, Scheduler, least};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -12,14 +12,19 @@ use crate::stats::Counters;
 pub struct ShortestExpectedDelay;
 
 impl Scheduler for ShortestExpectedDelay {
-    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
-        least(service, counters, |dest| counters.load(dest.id).active + 1, |dest| dest.weight.into()).cloned()
+    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+        least(&service.dests, counters, |dest| counters.load(dest.id).active + 1, |dest| dest.weight.into())
+            .cloned()
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
 
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
+    }
+
+    fn has_history(&self) -> bool {
+        false
     }
 }
 

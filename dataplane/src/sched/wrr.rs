@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::{Scheduler, is_eligible};
+use super::{Request, Scheduler, is_eligible};
 use crate::service::{Dest, DestId, Service};
 use crate::stats::Counters;
 
@@ -27,7 +27,7 @@ pub struct WeightedRoundRobin {
 }
 
 impl Scheduler for WeightedRoundRobin {
-    fn choose(&mut self, service: &Service, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
         let dests = &service.dests;
         if self.top <= 0 {
             return None;

@@ -94,6 +94,12 @@ pub enum TunnelKind {
     Gre = 2,
 }
 
+/// Scheduler flag 1 (`sh-fallback`, `mh-fallback`): a client whose real server takes no connections gets another one.
+pub const FALLBACK: u8 = 1;
+
+/// Scheduler flag 2 (`sh-port`, `mh-port`): the client's port is hashed with its address.
+pub const HASH_PORT: u8 = 2;
+
 /// All that workers need to know, at one epoch. Immutable.
 #[derive(Clone)]
 pub struct Snapshot {
@@ -128,6 +134,8 @@ pub struct Service {
     pub port: u16,
     /// Its real servers, newest first: the order in which the kernel keeps them and schedulers walk them.
     pub dests: Vec<Arc<Dest>>,
+    /// Flags for its scheduler, such as [`FALLBACK`].
+    pub flags: u8,
     /// The name of its scheduler.
     pub scheduler_name: &'static str,
     /// The scheduler as it stands after all edits so far, had no connection been scheduled between them. A worker that meets the
@@ -150,6 +158,9 @@ pub struct Dest {
     pub tunnel: Tunnel,
     /// Its share; 0 takes no new connections.
     pub weight: u32,
+    /// The last weight it had that was not 0, since it was added. Tables by hash are made by it, so that a server whose
+    /// weight is set to 0 for a while moves nobody else's clients.
+    pub last_weight: u32,
     /// Connections from which on it takes no new ones; 0: no limit.
     pub upper_threshold: u32,
     /// Connections below which it takes new ones again; 0: three quarters of the upper threshold.
