@@ -8,6 +8,7 @@
 //! silently jump to the wrong place: a label that is set twice, or never.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// One encoded instruction.
@@ -80,15 +81,38 @@ pub(super) enum When {
     Less = 0xa0,
 }
 
+/// The name of a place in a text; the number tells the rounds of an unrolled loop apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Label(&'static str, u8);
+
+impl From<&'static str> for Label {
+    fn from(name: &'static str) -> Label {
+        Label(name, 0)
+    }
+}
+
+impl From<(&'static str, u8)> for Label {
+    fn from((name, round): (&'static str, u8)) -> Label {
+        Label(name, round)
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Label(name, round) = self;
+        write!(f, "{name} ({round})")
+    }
+}
+
 /// What is wrong with a text: always a bug in the text, never in what it is assembled for.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Mistake {
     #[error("the label {0} is set twice")]
-    Twice(&'static str),
+    Twice(Label),
     #[error("the label {0} is never set")]
-    Missing(&'static str),
+    Missing(Label),
     #[error("the jump to {0} is too far")]
-    TooFar(&'static str),
+    TooFar(Label),
 }
 
 // Instruction classes and modes.
@@ -110,16 +134,17 @@ const PSEUDO_MAP_FD: u8 = 1;
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     code: Vec<Instruction>,
-    labels: HashMap<&'static str, usize>,
-    jumps: Vec<(usize, &'static str)>,
-    twice: Option<&'static str>,
+    labels: HashMap<Label, usize>,
+    jumps: Vec<(usize, Label)>,
+    twice: Option<Label>,
 }
 
 impl Assembler {
     /// Names the place of the next instruction.
-    pub(super) fn label(&mut self, name: &'static str) {
-        if self.labels.insert(name, self.code.len()).is_some() {
-            self.twice.get_or_insert(name);
+    pub(super) fn label(&mut self, name: impl Into<Label>) {
+        let label = name.into();
+        if self.labels.insert(label, self.code.len()).is_some() {
+            self.twice.get_or_insert(label);
         }
     }
 
@@ -157,8 +182,8 @@ impl Assembler {
     }
 
     /// Goes on at `label`.
-    pub(super) fn jump(&mut self, label: &'static str) {
-        self.jumps.push((self.code.len(), label));
+    pub(super) fn jump(&mut self, label: impl Into<Label>) {
+        self.jumps.push((self.code.len(), label.into()));
         self.push(JUMP, 0, 0, 0, 0);
     }
 
@@ -168,9 +193,9 @@ impl Assembler {
         when: When,
         left: Register,
         right: impl Into<Operand>,
-        label: &'static str,
+        label: impl Into<Label>,
     ) {
-        self.jumps.push((self.code.len(), label));
+        self.jumps.push((self.code.len(), label.into()));
         self.operate(JUMP | when as u8, left, right.into());
     }
 
@@ -180,9 +205,9 @@ impl Assembler {
         when: When,
         left: Register,
         right: impl Into<Operand>,
-        label: &'static str,
+        label: impl Into<Label>,
     ) {
-        self.jumps.push((self.code.len(), label));
+        self.jumps.push((self.code.len(), label.into()));
         self.operate(JUMP_32 | when as u8, left, right.into());
     }
 
@@ -202,7 +227,7 @@ impl Assembler {
             return Err(Mistake::Twice(label));
         }
         for (from, label) in self.jumps {
-            let to = *self.labels.get(label).ok_or(Mistake::Missing(label))?;
+            let to = *self.labels.get(&label).ok_or(Mistake::Missing(label))?;
             let distance = to as i64 - (from as i64 + 1);
             let distance = i16::try_from(distance).map_err(|_| Mistake::TooFar(label))?;
             self.code[from][2..4].copy_from_slice(&distance.to_ne_bytes());
@@ -291,16 +316,21 @@ mod tests {
         let mut twice = Assembler::default();
         twice.label("here");
         twice.label("here");
-        assert_eq!(twice.finish(), Err(Mistake::Twice("here")));
+        assert_eq!(twice.finish(), Err(Mistake::Twice("here".into())));
+
+        let mut rounds = Assembler::default();
+        rounds.label(("here", 1));
+        rounds.label(("here", 2));
+        assert_eq!(rounds.finish(), Ok(Vec::new()), "two rounds are two places");
 
         let mut missing = Assembler::default();
         missing.jump("nowhere");
-        assert_eq!(missing.finish(), Err(Mistake::Missing("nowhere")));
+        assert_eq!(missing.finish(), Err(Mistake::Missing("nowhere".into())));
 
         let mut far = Assembler::default();
         far.jump("far");
         (0..=i16::MAX).for_each(|_| far.exit());
         far.label("far");
-        assert_eq!(far.finish(), Err(Mistake::TooFar("far")));
+        assert_eq!(far.finish(), Err(Mistake::TooFar("far".into())));
     }
 }

@@ -1,7 +1,7 @@
 //! What is taken, whichever way it is taken.
 //!
 //! Both ways of steering need to know, besides the targets themselves, at which addresses any target is left: a later
-//! IPv4 fragment has no ports, so it is taken when its protocol and address have *some* target. [`Claims`] keeps the
+//! fragment has no ports, so it is taken when its protocol and address have *some* target. [`Claims`] keeps the
 //! set and counts the targets of each [`Place`]. It knows nothing of the kernel; its owners write to the kernel what it
 //! says.
 

@@ -14,13 +14,19 @@
 //! carries the socket's address, which the kernel keeps unique, so any number of directors can live in one network
 //! namespace.
 //!
-//! What is dropped is what [the XDP program](super::xdp) takes, with two differences. Of an ICMP error whose embedded
-//! packet has IP options the kernel keeps its copy: a payload expression cannot walk them. It does no harm, for the
-//! kernel finds no socket for it. And a VLAN device is an interface of its own here, to be listed as one: rules see the
-//! device that a frame came in by after its tag was taken off.
+//! What is dropped is what [the XDP program](super::xdp) takes, with these differences:
+//!
+//! - Of an ICMP error whose embedded packet has IP options the kernel keeps its copy: a payload expression cannot walk
+//!   them. It does no harm, for the kernel finds no socket for it.
+//! - Of an IPv6 frame with an authentication header the kernel keeps its copy: nf_tables does not look behind one. The
+//!   kernel drops it if the address is its own, and forwards it, as if there were no director, if it is not.
+//! - Other IPv6 extension headers are walked however many there are. A frame with more than the program walks is
+//!   dropped if its ports are taken, and belongs to nobody.
+//! - A VLAN device is an interface of its own here, to be listed as one: rules see the device that a frame came in by
+//!   after its tag was taken off.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use super::claims::{Claims, Place, Role};
 use super::netlink::{Batch, Socket};
@@ -34,7 +40,7 @@ pub struct Filter {
     socket: Socket,
     table: Table,
     claims: Claims,
-    local: HashSet<Ipv4Addr>,
+    local: HashSet<IpAddr>,
 }
 
 impl Filter {
@@ -63,29 +69,6 @@ impl Filter {
     pub fn table(&self) -> &str {
         &self.table.name
     }
-
-    /// The elements that come with a target and go with it, when `others` are at its place.
-    fn elements(target: Target, others: u32) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
-        let place = Place::of(target);
-        let IpAddr::V4(address) = place.address else { return Err(Error::Unsupported("IPv6")) };
-        let sets = Sets::of(place.role);
-
-        let mut key = vec![place.protocol as u8, 0, 0, 0];
-        key.extend_from_slice(&address.octets());
-        let mut elements = Vec::new();
-        if others == 0 {
-            elements.push((sets.here, key.clone()));
-        }
-        match target.port() {
-            0 => elements.push((sets.any, key)),
-            port => {
-                key.extend_from_slice(&port.to_be_bytes());
-                key.extend_from_slice(&[0; 2]);
-                elements.push((sets.exact, key));
-            }
-        }
-        Ok(elements)
-    }
 }
 
 impl Drop for Filter {
@@ -104,7 +87,7 @@ impl Steering for Filter {
             return Ok(());
         }
         let mut batch = Batch::new();
-        for (set, key) in Self::elements(target, self.claims.count(Place::of(target)))? {
+        for (set, key) in elements(target, self.claims.count(Place::of(target))) {
             self.table.add(&mut batch, set, &[key]);
         }
         self.socket.commit(batch)?;
@@ -117,7 +100,7 @@ impl Steering for Filter {
             return Ok(());
         }
         let mut batch = Batch::new();
-        for (set, key) in Self::elements(target, self.claims.count(Place::of(target)) - 1)? {
+        for (set, key) in elements(target, self.claims.count(Place::of(target)) - 1) {
             self.table.remove(&mut batch, set, &[key]);
         }
         self.socket.commit(batch)?;
@@ -126,110 +109,97 @@ impl Steering for Filter {
     }
 
     fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
-        // Rules look at IPv4 only, so an IPv6 address has no one to be excluded from.
-        let wanted: HashSet<Ipv4Addr> = addresses
-            .iter()
-            .filter_map(|address| match address {
-                IpAddr::V4(v4) => Some(*v4),
-                IpAddr::V6(_) => None,
-            })
-            .collect();
+        let wanted: HashSet<IpAddr> = addresses.iter().copied().collect();
         if wanted == self.local {
             return Ok(());
         }
-        let keys = |of: &HashSet<Ipv4Addr>, without: &HashSet<Ipv4Addr>| -> Vec<Vec<u8>> {
-            of.difference(without).map(|address| address.octets().to_vec()).collect()
-        };
         let mut batch = Batch::new();
-        self.table.add(&mut batch, LOCAL_ADDRESSES, &keys(&wanted, &self.local));
-        self.table.remove(&mut batch, LOCAL_ADDRESSES, &keys(&self.local, &wanted));
+        for family in FAMILIES {
+            let keys = |of: &HashSet<IpAddr>, without: &HashSet<IpAddr>| -> Vec<Vec<u8>> {
+                of.difference(without).filter(|address| family.has(**address)).map(octets).collect()
+            };
+            self.table.add(&mut batch, family.local, &keys(&wanted, &self.local));
+            self.table.remove(&mut batch, family.local, &keys(&self.local, &wanted));
+        }
         self.socket.commit(batch)?;
         self.local = wanted;
         Ok(())
     }
 }
 
+/// The elements that come with a target and go with it, when `others` are at its place.
+fn elements(target: Target, others: u32) -> Vec<(&'static str, Vec<u8>)> {
+    let place = Place::of(target);
+    let sets = Family::of(place.address).sets(place.role);
+
+    let mut key = vec![place.protocol as u8, 0, 0, 0];
+    key.extend(octets(&place.address));
+    let mut elements = Vec::new();
+    if others == 0 {
+        elements.push((sets.here, key.clone()));
+    }
+    match target.port() {
+        0 => elements.push((sets.any, key)),
+        port => {
+            key.extend_from_slice(&port.to_be_bytes());
+            key.extend_from_slice(&[0; 2]);
+            elements.push((sets.exact, key));
+        }
+    }
+    elements
+}
+
+fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
 /// All rules.
 fn rules(table: &Table, batch: &mut Batch) {
-    for (chain, priority) in [(LATER_FRAGMENTS, None), (ICMP_ERROR, None), (STEER, Some(PRIORITY))] {
-        table.chain(batch, chain, priority);
+    // A chain is there before a rule goes to it.
+    for family in FAMILIES {
+        for chain in [family.later_fragments, family.icmp_error, family.steer] {
+            table.chain(batch, chain, None);
+        }
     }
-    let mut rule = |chain, expressions: &dyn Fn(&mut Rule<'_, '_>)| {
-        table.rule(batch, chain, expressions);
-    };
-    let services = Sets::of(Role::Service);
-    let real_servers = Sets::of(Role::RealServer);
+    table.chain(batch, STEER, Some(PRIORITY));
 
-    // Only what an interface of ours received, in IPv4, at its own Ethernet address.
-    rule(STEER, &|r| r.meta(Meta::InputInterface).is_not_in(INTERFACES).verdict(Verdict::Accept));
-    rule(STEER, &|r| r.meta(Meta::Family).differs(&[FAMILY_IPV4]).verdict(Verdict::Accept));
-    rule(STEER, &|r| r.meta(Meta::PacketType).differs(&[PACKET_TO_US]).verdict(Verdict::Accept));
+    // Only what an interface of ours received at its own Ethernet address.
+    let mut rule = |expressions: &dyn Fn(&mut Rule<'_, '_>)| table.rule(batch, STEER, expressions);
+    rule(&|r| r.meta(Meta::InputInterface).is_not_in(INTERFACES).verdict(Verdict::Accept));
+    rule(&|r| r.meta(Meta::PacketType).differs(&[PACKET_TO_US]).verdict(Verdict::Accept));
+    for family in FAMILIES {
+        rule(&|r| r.meta(Meta::Family).equals(&[family.number]).verdict(Verdict::Goto(family.steer)));
+    }
 
-    // Frames whose own header does not decide.
-    rule(STEER, &|r| {
-        r.payload(Base::Network, 6, 2).mask(&[0x1f, 0xff]).differs(&[0, 0]);
-        r.verdict(Verdict::Goto(LATER_FRAGMENTS));
-    });
-    rule(STEER, &|r| {
-        r.meta(Meta::Protocol).equals(&[libc::IPPROTO_ICMP as u8]);
-        r.payload(Base::Transport, 0, 1).is_in(ERROR_TYPES).verdict(Verdict::Goto(ICMP_ERROR));
-    });
-
-    // To a service, or from a real server to another.
-    rule(STEER, &|r| own(r, DESTINATION, None).is_in(services.any).verdict(Verdict::Drop));
-    rule(STEER, &|r| own(r, DESTINATION, Some(2)).is_in(services.exact).verdict(Verdict::Drop));
-    rule(STEER, &accept_local);
-    rule(STEER, &|r| own(r, SOURCE, None).is_in(real_servers.any).verdict(Verdict::Drop));
-    rule(STEER, &|r| own(r, SOURCE, Some(0)).is_in(real_servers.exact).verdict(Verdict::Drop));
-
-    // The same without ports.
-    let chain = LATER_FRAGMENTS;
-    rule(chain, &|r| own(r, DESTINATION, None).is_in(services.here).verdict(Verdict::Drop));
-    rule(chain, &accept_local);
-    rule(chain, &|r| own(r, SOURCE, None).is_in(real_servers.here).verdict(Verdict::Drop));
-
-    // The same with the embedded packet, which went the other way. Its header must have no options, and it must be no
-    // later fragment (RFC 1122 3.2.2: no error is sent about one).
-    let chain = ICMP_ERROR;
-    rule(chain, &|r| {
-        r.payload(Base::Transport, EMBEDDED, 1).differs(&[0x45]).verdict(Verdict::Accept);
-    });
-    rule(chain, &|r| {
-        r.payload(Base::Transport, EMBEDDED + 6, 2).mask(&[0x1f, 0xff]).differs(&[0, 0]);
-        r.verdict(Verdict::Accept);
-    });
-    rule(chain, &|r| embedded(r, SOURCE, None).is_in(services.any).verdict(Verdict::Drop));
-    rule(chain, &|r| embedded(r, SOURCE, Some(0)).is_in(services.exact).verdict(Verdict::Drop));
-    rule(chain, &accept_local);
-    rule(chain, &|r| embedded(r, DESTINATION, None).is_in(real_servers.any).verdict(Verdict::Drop));
-    rule(chain, &|r| {
-        embedded(r, DESTINATION, Some(2)).is_in(real_servers.exact).verdict(Verdict::Drop);
-    });
-}
-
-/// Loads protocol, an address and perhaps a port of the packet itself. Offsets are within the IPv4 and the transport
-/// header.
-fn own<'l, 'r, 'a>(rule: &'l mut Rule<'r, 'a>, address: u32, port: Option<u32>) -> &'l mut Rule<'r, 'a> {
-    rule.meta(Meta::Protocol).payload(Base::Network, address, 4);
-    match port {
-        Some(offset) => rule.payload(Base::Transport, offset, 2),
-        None => rule,
+    for family in FAMILIES {
+        family.rules(table, batch);
     }
 }
 
-/// Loads protocol, an address and perhaps a port of the packet embedded in an ICMP error.
-fn embedded<'l, 'r, 'a>(rule: &'l mut Rule<'r, 'a>, address: u32, port: Option<u32>) -> &'l mut Rule<'r, 'a> {
-    rule.payload(Base::Transport, EMBEDDED + 9, 1); // the protocol
-    rule.payload(Base::Transport, EMBEDDED + address, 4);
-    match port {
-        Some(offset) => rule.payload(Base::Transport, EMBEDDED + 20 + offset, 2),
-        None => rule,
-    }
-}
-
-/// What is sent to the machine itself is the machine's, also if a real server sends it.
-fn accept_local(rule: &mut Rule<'_, '_>) {
-    rule.payload(Base::Network, DESTINATION, 4).is_in(LOCAL_ADDRESSES).verdict(Verdict::Accept);
+/// A family of addresses: where its headers have what rules look at, and the names of its sets and chains.
+#[derive(Debug)]
+struct Family {
+    /// `NFPROTO_*`.
+    number: u8,
+    /// Bytes of an address.
+    address: u32,
+    // Offsets in the header, and its length without options and extension headers.
+    version: [u8; 2],
+    protocol: u32,
+    source: u32,
+    destination: u32,
+    header: u32,
+    // Chains.
+    steer: &'static str,
+    later_fragments: &'static str,
+    icmp_error: &'static str,
+    // Sets.
+    local: &'static str,
+    services: Sets,
+    real_servers: Sets,
 }
 
 /// The sets of a role.
@@ -243,59 +213,232 @@ struct Sets {
     here: &'static str,
 }
 
-impl Sets {
-    fn of(role: Role) -> Sets {
-        match role {
-            Role::Service => {
-                Sets { exact: "services", any: "services_with_every_port", here: "services_at_any_port" }
-            }
-            Role::RealServer => Sets {
-                exact: "real_servers",
-                any: "real_servers_with_every_port",
-                here: "real_servers_at_any_port",
-            },
+impl Family {
+    fn of(address: IpAddr) -> &'static Family {
+        match address {
+            IpAddr::V4(_) => &IPV4,
+            IpAddr::V6(_) => &IPV6,
         }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        Family::of(address).number == self.number
+    }
+
+    fn sets(&self, role: Role) -> Sets {
+        match role {
+            Role::Service => self.services,
+            Role::RealServer => self.real_servers,
+        }
+    }
+
+    /// The rules for packets of this family.
+    fn rules(&self, table: &Table, batch: &mut Batch) {
+        let Family { source, destination, services, real_servers, .. } = *self;
+        let mut rule = |chain, expressions: &dyn Fn(&mut Rule<'_, '_>)| {
+            table.rule(batch, chain, expressions);
+        };
+
+        // Frames whose own header does not decide.
+        let chain = self.steer;
+        rule(chain, &|r| {
+            self.fragment_offset(r).verdict(Verdict::Goto(self.later_fragments));
+        });
+        rule(chain, &|r| {
+            self.icmp_error(r).verdict(Verdict::Goto(self.icmp_error));
+        });
+
+        // To a service, or from a real server to another.
+        rule(chain, &|r| self.own(r, destination, None).is_in(services.any).verdict(Verdict::Drop));
+        rule(chain, &|r| self.own(r, destination, Some(2)).is_in(services.exact).verdict(Verdict::Drop));
+        rule(chain, &|r| self.accept_local(r));
+        rule(chain, &|r| self.own(r, source, None).is_in(real_servers.any).verdict(Verdict::Drop));
+        rule(chain, &|r| self.own(r, source, Some(0)).is_in(real_servers.exact).verdict(Verdict::Drop));
+
+        // The same without ports.
+        let chain = self.later_fragments;
+        rule(chain, &|r| self.own(r, destination, None).is_in(services.here).verdict(Verdict::Drop));
+        rule(chain, &|r| self.accept_local(r));
+        rule(chain, &|r| self.own(r, source, None).is_in(real_servers.here).verdict(Verdict::Drop));
+
+        // The same with the embedded packet, which went the other way. Its header must have no options, and it must be
+        // no later fragment (RFC 1122 3.2.2: no error is sent about one; in IPv6 the protocol would be another).
+        let chain = self.icmp_error;
+        let [version, mask] = self.version;
+        rule(chain, &|r| {
+            r.payload(Base::Transport, EMBEDDED, 1).mask(&[mask]).differs(&[version]);
+            r.verdict(Verdict::Accept);
+        });
+        if self.number == IPV4.number {
+            rule(chain, &|r| {
+                r.payload(Base::Transport, EMBEDDED + 6, 2).mask(&[0x1f, 0xff]).differs(&[0, 0]);
+                r.verdict(Verdict::Accept);
+            });
+        }
+        rule(chain, &|r| self.embedded(r, source, None).is_in(services.any).verdict(Verdict::Drop));
+        rule(chain, &|r| self.embedded(r, source, Some(0)).is_in(services.exact).verdict(Verdict::Drop));
+        rule(chain, &|r| self.accept_local(r));
+        rule(chain, &|r| self.embedded(r, destination, None).is_in(real_servers.any).verdict(Verdict::Drop));
+        rule(chain, &|r| {
+            self.embedded(r, destination, Some(2)).is_in(real_servers.exact).verdict(Verdict::Drop);
+        });
+    }
+
+    /// Goes on with later fragments.
+    fn fragment_offset<'l, 'r, 'a>(&self, rule: &'l mut Rule<'r, 'a>) -> &'l mut Rule<'r, 'a> {
+        match self.number {
+            NFPROTO_IPV4 => rule.payload(Base::Network, 6, 2).mask(&[0x1f, 0xff]),
+            // Without a fragment header this ends the rule.
+            _ => rule.extension(FRAGMENT, 2, 2).mask(&[0xff, 0xf8]),
+        }
+        .differs(&[0, 0])
+    }
+
+    /// Goes on with ICMP errors.
+    fn icmp_error<'l, 'r, 'a>(&self, rule: &'l mut Rule<'r, 'a>) -> &'l mut Rule<'r, 'a> {
+        match self.number {
+            NFPROTO_IPV4 => {
+                rule.meta(Meta::Protocol).equals(&[libc::IPPROTO_ICMP as u8]);
+                rule.payload(Base::Transport, 0, 1).is_in(ERROR_TYPES)
+            }
+            // RFC 4443 2.1: the first bit of an error's type is 0.
+            _ => {
+                rule.meta(Meta::Protocol).equals(&[libc::IPPROTO_ICMPV6 as u8]);
+                rule.payload(Base::Transport, 0, 1).mask(&[0x80]).equals(&[0])
+            }
+        }
+    }
+
+    /// Loads protocol, an address and perhaps a port of the packet itself. Offsets are within the IP and the transport
+    /// header.
+    fn own<'l, 'r, 'a>(
+        &self,
+        rule: &'l mut Rule<'r, 'a>,
+        address: u32,
+        port: Option<u32>,
+    ) -> &'l mut Rule<'r, 'a> {
+        rule.meta(Meta::Protocol).payload(Base::Network, address, self.address);
+        match port {
+            Some(offset) => rule.payload(Base::Transport, offset, 2),
+            None => rule,
+        }
+    }
+
+    /// Loads protocol, an address and perhaps a port of the packet embedded in an ICMP error.
+    fn embedded<'l, 'r, 'a>(
+        &self,
+        rule: &'l mut Rule<'r, 'a>,
+        address: u32,
+        port: Option<u32>,
+    ) -> &'l mut Rule<'r, 'a> {
+        rule.payload(Base::Transport, EMBEDDED + self.protocol, 1);
+        rule.payload(Base::Transport, EMBEDDED + address, self.address);
+        match port {
+            Some(offset) => rule.payload(Base::Transport, EMBEDDED + self.header + offset, 2),
+            None => rule,
+        }
+    }
+
+    /// What is sent to the machine itself is the machine's, also if a real server sends it.
+    fn accept_local(&self, rule: &mut Rule<'_, '_>) {
+        rule.payload(Base::Network, self.destination, self.address)
+            .is_in(self.local)
+            .verdict(Verdict::Accept);
     }
 }
 
+const FAMILIES: [&Family; 2] = [&IPV4, &IPV6];
+
+const IPV4: Family = Family {
+    number: NFPROTO_IPV4,
+    address: 4,
+    version: [0x45, 0xff], // and no options
+    protocol: 9,
+    source: 12,
+    destination: 16,
+    header: 20,
+    steer: "steer_ipv4",
+    later_fragments: "later_fragments_ipv4",
+    icmp_error: "icmp_error_ipv4",
+    local: "local_addresses_ipv4",
+    services: Sets {
+        exact: "services_ipv4",
+        any: "services_ipv4_with_every_port",
+        here: "services_ipv4_at_any_port",
+    },
+    real_servers: Sets {
+        exact: "real_servers_ipv4",
+        any: "real_servers_ipv4_with_every_port",
+        here: "real_servers_ipv4_at_any_port",
+    },
+};
+
+const IPV6: Family = Family {
+    number: NFPROTO_IPV6,
+    address: 16,
+    version: [0x60, 0xf0],
+    protocol: 6,
+    source: 8,
+    destination: 24,
+    header: 40,
+    steer: "steer_ipv6",
+    later_fragments: "later_fragments_ipv6",
+    icmp_error: "icmp_error_ipv6",
+    local: "local_addresses_ipv6",
+    services: Sets {
+        exact: "services_ipv6",
+        any: "services_ipv6_with_every_port",
+        here: "services_ipv6_at_any_port",
+    },
+    real_servers: Sets {
+        exact: "real_servers_ipv6",
+        any: "real_servers_ipv6_with_every_port",
+        here: "real_servers_ipv6_at_any_port",
+    },
+};
+
 /// Every set and its key.
-const SETS: [(&str, &[Part]); 9] = [
+const SETS: [(&str, &[Part]); 16] = [
     (INTERFACES, &[Part::Interface]),
-    (LOCAL_ADDRESSES, &[Part::AddressV4]),
     (ERROR_TYPES, &[Part::IcmpType]),
-    ("services", &[Part::Protocol, Part::AddressV4, Part::Port]),
-    ("services_with_every_port", &[Part::Protocol, Part::AddressV4]),
-    ("services_at_any_port", &[Part::Protocol, Part::AddressV4]),
-    ("real_servers", &[Part::Protocol, Part::AddressV4, Part::Port]),
-    ("real_servers_with_every_port", &[Part::Protocol, Part::AddressV4]),
-    ("real_servers_at_any_port", &[Part::Protocol, Part::AddressV4]),
+    (IPV4.local, &[Part::AddressV4]),
+    (IPV4.services.exact, &[Part::Protocol, Part::AddressV4, Part::Port]),
+    (IPV4.services.any, &[Part::Protocol, Part::AddressV4]),
+    (IPV4.services.here, &[Part::Protocol, Part::AddressV4]),
+    (IPV4.real_servers.exact, &[Part::Protocol, Part::AddressV4, Part::Port]),
+    (IPV4.real_servers.any, &[Part::Protocol, Part::AddressV4]),
+    (IPV4.real_servers.here, &[Part::Protocol, Part::AddressV4]),
+    (IPV6.local, &[Part::AddressV6]),
+    (IPV6.services.exact, &[Part::Protocol, Part::AddressV6, Part::Port]),
+    (IPV6.services.any, &[Part::Protocol, Part::AddressV6]),
+    (IPV6.services.here, &[Part::Protocol, Part::AddressV6]),
+    (IPV6.real_servers.exact, &[Part::Protocol, Part::AddressV6, Part::Port]),
+    (IPV6.real_servers.any, &[Part::Protocol, Part::AddressV6]),
+    (IPV6.real_servers.here, &[Part::Protocol, Part::AddressV6]),
 ];
 
 const INTERFACES: &str = "interfaces";
-const LOCAL_ADDRESSES: &str = "local_addresses";
 const ERROR_TYPES: &str = "error_types";
 
-// Chains.
+/// The chain that is called.
 const STEER: &str = "steer";
-const LATER_FRAGMENTS: &str = "later_fragments";
-const ICMP_ERROR: &str = "icmp_error";
 
 /// Before defragmentation (-400), which would keep fragments and show the whole, before raw rules (-300) and connection
 /// tracking (-200), which would remember connections that it sees half of.
 const PRIORITY: i32 = -450;
 
-/// Destination unreachable, source quench, time exceeded.
+/// Destination unreachable, source quench, time exceeded, of IPv4.
 const ICMP_ERRORS: [u8; 3] = [3, 4, 11];
 
-/// Where an ICMP error's embedded packet begins, in the ICMP message.
+/// Where an ICMP error's embedded packet begins, in the ICMP message of either family.
 const EMBEDDED: u32 = 8;
 
-// Where the addresses are in an IPv4 header.
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
+/// The kind of an IPv6 fragment header.
+const FRAGMENT: u8 = 44;
 
-/// `NFPROTO_IPV4`.
-const FAMILY_IPV4: u8 = 2;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 
 /// `PACKET_HOST`.
 const PACKET_TO_US: u8 = 0;

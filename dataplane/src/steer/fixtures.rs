@@ -8,6 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::Target;
 use crate::service::Protocol::{Sctp, Tcp, Udp};
 
+mod ipv6;
+
+pub(super) use ipv6::chains;
+
 pub(super) const OUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub(super) const THEIR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 
@@ -15,33 +19,83 @@ const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 /// Has a service on every TCP port.
 const OPEN_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
 /// An address of the machine with a service on port 80: not for routed frames, but to see what the machine answers.
-pub(super) const HELD_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
+const HELD_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
 const REAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 /// Is a real server on every UDP port.
 const OPEN_REAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 8);
 /// Of the machine itself.
-pub(super) const OURS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const OURS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// The addresses that have a part in the table, of one family.
+#[derive(Clone, Copy)]
+struct Addresses {
+    vip: IpAddr,
+    open_vip: IpAddr,
+    held_vip: IpAddr,
+    real: IpAddr,
+    open_real: IpAddr,
+    ours: IpAddr,
+}
+
+const FAMILIES: [Addresses; 2] = [
+    Addresses {
+        vip: IpAddr::V4(VIP),
+        open_vip: IpAddr::V4(OPEN_VIP),
+        held_vip: IpAddr::V4(HELD_VIP),
+        real: IpAddr::V4(REAL),
+        open_real: IpAddr::V4(OPEN_REAL),
+        ours: IpAddr::V4(OURS),
+    },
+    ipv6::ADDRESSES,
+];
+
+/// The machine's own addresses.
+pub(super) fn ours() -> [IpAddr; 2] {
+    FAMILIES.map(|family| family.ours)
+}
+
+/// Addresses of the machine with a service on port 80.
+pub(super) fn held() -> [IpAddr; 2] {
+    FAMILIES.map(|family| family.held_vip)
+}
+
+/// Real servers with TCP port 8080.
+pub(super) fn real_servers() -> [IpAddr; 2] {
+    FAMILIES.map(|family| family.real)
+}
 
 /// What is taken while the table holds.
 pub(super) fn targets() -> Vec<Target> {
-    let service = |protocol, address, port| Target::Service { protocol, address: IpAddr::V4(address), port };
-    let real = |protocol, address, port| Target::RealServer { protocol, address: IpAddr::V4(address), port };
-    vec![
-        service(Tcp, VIP, 80),
-        service(Udp, VIP, 53),
-        service(Sctp, VIP, 3868),
-        service(Tcp, OPEN_VIP, 0),
-        service(Tcp, HELD_VIP, 80),
-        real(Tcp, REAL, 8080),
-        real(Sctp, REAL, 3868),
-        real(Udp, OPEN_REAL, 0),
-    ]
+    let service = |protocol, address, port| Target::Service { protocol, address, port };
+    let real = |protocol, address, port| Target::RealServer { protocol, address, port };
+    let of_family = |family: Addresses| {
+        [
+            service(Tcp, family.vip, 80),
+            service(Udp, family.vip, 53),
+            service(Sctp, family.vip, 3868),
+            service(Tcp, family.open_vip, 0),
+            service(Tcp, family.held_vip, 80),
+            real(Tcp, family.real, 8080),
+            real(Sctp, family.real, 3868),
+            real(Udp, family.open_real, 0),
+        ]
+    };
+    FAMILIES.into_iter().flat_map(of_family).collect()
 }
 
-/// The row that the XDP program takes and the filter cannot.
-pub(super) const EMBEDDED_OPTIONS: &str = "unreachable, IP options inside";
+/// Rows that the XDP program takes and the filter cannot.
+const ONLY_XDP: [&str; 5] = [
+    "unreachable, IP options inside",
+    ipv6::AUTHENTICATION,
+    ipv6::EVERY_EXTENSION,
+    ipv6::AUTHENTICATED_FRAGMENT,
+    ipv6::AUTHENTICATED_ERROR,
+];
+
+/// Rows that the filter takes and the XDP program leaves.
+const ONLY_FILTER: [&str; 1] = [ipv6::TOO_MANY];
 
 /// A row of the table.
 pub(super) struct Case {
@@ -50,6 +104,13 @@ pub(super) struct Case {
     pub(super) taken: bool,
     /// A router that takes nothing would forward it from the real servers' side to the clients'.
     pub(super) routed: bool,
+}
+
+impl Case {
+    /// Whether the filter takes it.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.taken && !ONLY_XDP.contains(&self.name) || ONLY_FILTER.contains(&self.name)
+    }
 }
 
 /// A packet, from the outside in. Fields not named in a row are those of a plain SYN from the client to the service.
@@ -138,17 +199,33 @@ impl Packet {
     }
 }
 
-/// Puts a number into the identification of a frame's untagged IPv4 header, to know it again.
+/// Puts a number into the identification of a frame's untagged IPv4 header, or into the flow label of its IPv6 header,
+/// to know it again.
 pub(super) fn mark(frame: &mut [u8], number: u16) {
-    frame[18..20].copy_from_slice(&number.to_be_bytes());
-    finish_checksum(&mut frame[14..]);
+    match frame[14] >> 4 {
+        4 => {
+            frame[18..20].copy_from_slice(&number.to_be_bytes());
+            finish_checksum(&mut frame[14..]);
+        }
+        _ => {
+            frame[15] = frame[15] & 0xf0 | MARKED;
+            frame[16..18].copy_from_slice(&number.to_be_bytes());
+        }
+    }
 }
 
 /// The number that [`mark`] put there.
 pub(super) fn marked(frame: &[u8]) -> Option<u16> {
-    let is_ipv4 = frame.get(12..14)? == [0x08, 0x00];
-    is_ipv4.then(|| u16::from_be_bytes([frame[18], frame[19]]))
+    let number = match frame.get(12..14)? {
+        [0x08, 0x00] => &frame[18..20],
+        [0x86, 0xdd] if frame[15] & 0x0f == MARKED => &frame[16..18],
+        _ => return None,
+    };
+    Some(u16::from_be_bytes([number[0], number[1]]))
 }
+
+/// The upper four bits of a marked flow label: the kernel's own neighbour discovery has zeros there.
+const MARKED: u8 = 0x0a;
 
 fn finish_checksum(ip: &mut [u8]) {
     let header = usize::from(ip[0] & 15) * 4;
@@ -210,7 +287,6 @@ pub(super) fn cases() -> Vec<Case> {
     row("three tags", Packet { tags: &[0x88a8, 0x8100, 0x8100], ..SYN }.frame(), PASSED, NOT_ROUTED);
     row("VLAN to another port", Packet { tags: &[0x8100], ports: (1, 81), ..SYN }.frame(), PASSED, NOT_ROUTED);
     row("ARP", SYN.frame_with(0x0806, &[0; 28]), PASSED, NOT_ROUTED);
-    row("IPv6", SYN.frame_with(0x86dd, &[0x60; 60]), PASSED, NOT_ROUTED);
     row("version 6 as IPv4", { let mut f = SYN.frame(); f[14] = 0x65; f }, PASSED, NOT_ROUTED);
     row("header of four words", { let mut f = SYN.frame(); f[14] = 0x44; f }, PASSED, NOT_ROUTED);
     row("nothing but Ethernet", SYN.frame_with(0x0800, &[]), PASSED, NOT_ROUTED);
@@ -261,7 +337,7 @@ pub(super) fn cases() -> Vec<Case> {
     row("quench, about a service's answer", to_vip.icmp(4, &answer.ip()), TAKEN, ROUTED);
     row("time exceeded, about a service's answer", to_vip.icmp(11, &answer.ip()), TAKEN, ROUTED);
     row("unreachable, IP options outside", Packet { options: 3, ..to_vip }.icmp(3, &answer.ip()), TAKEN, ROUTED);
-    row(EMBEDDED_OPTIONS, to_vip.icmp(3, &Packet { options: 3, ..answer }.ip()), TAKEN, ROUTED);
+    row("unreachable, IP options inside", to_vip.icmp(3, &Packet { options: 3, ..answer }.ip()), TAKEN, ROUTED);
     row("unreachable, about another port's answer", to_vip.icmp(3, &Packet { ports: (81, 1), ..answer }.ip()), PASSED, ROUTED);
     row("unreachable, about UDP from there", to_vip.icmp(3, &Packet { protocol: 17, ..answer }.ip()), PASSED, ROUTED);
     row("unreachable, about every port's answer", to_vip.icmp(3, &Packet { source: OPEN_VIP, ports: (4, 4), ..answer }.ip()), TAKEN, ROUTED);
@@ -275,5 +351,7 @@ pub(super) fn cases() -> Vec<Case> {
     row("unreachable, about our own health check", Packet { destination: OURS, ..from_real }.icmp(3, &Packet { source: OURS, ..asked }.ip()), PASSED, NOT_ROUTED);
     row("unreachable, about a request to a service", from_real.icmp(3, &SYN.ip()), PASSED, ROUTED);
     row("unreachable, cut off inside", to_vip.icmp(3, &answer.ip()[..21]), PASSED, ROUTED);
+
+    ipv6::rows(&mut row);
     table
 }

@@ -2,7 +2,7 @@
 //!
 //! The director owns the frames of its services and nothing else: requests to a service's address and port, and, for
 //! NAT, what a real server sends from its service port to an address that is not the machine's own. Everything else
-//! stays with the kernel, so ARP, SSH, BGP and ping to a VIP work as before.
+//! stays with the kernel, so ARP, neighbour discovery, SSH, BGP and ping to a VIP work as before.
 //!
 //! There are two ways to take a frame, one for each kind of port:
 //! [`xdp`]: an XDP program redirects it to the worker's AF_XDP socket, and the kernel never sees it;
@@ -150,7 +150,4 @@ pub enum Error {
         /// The bound, fixed when shunt was built.
         limit: u32,
     },
-    /// What was asked for is not there yet, such as IPv6.
-    #[error("{0} cannot be steered yet")]
-    Unsupported(&'static str),
 }

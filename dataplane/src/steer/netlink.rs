@@ -312,7 +312,7 @@ fn set_option(fd: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::
 /// Bytes of a netlink header.
 const HEADER: usize = 16;
 
-/// Bytes of send buffer. A batch is one datagram, and the largest one sets all local addresses at 16 bytes each. The
+/// Bytes of send buffer. A batch is one datagram, and the largest one sets all local addresses at 28 bytes each. The
 /// kernel takes the memory only while a batch is on its way; one that does not fit is refused as a whole (EMSGSIZE).
 const SEND_BUFFER: libc::c_int = 1 << 20;
 

@@ -62,7 +62,8 @@ impl Table {
             a.string(2, name); // NFTA_SET_NAME
             a.number(3, 0); // NFTA_SET_FLAGS
             a.number(4, shown); // NFTA_SET_KEY_TYPE
-            a.number(5, (parts.len() * REGISTER_BYTES) as u32); // NFTA_SET_KEY_LEN
+            let registers: usize = parts.iter().map(|part| part.registers()).sum();
+            a.number(5, (registers * REGISTER_BYTES) as u32); // NFTA_SET_KEY_LEN
             a.number(10, number); // NFTA_SET_ID: for references within the batch; we refer by name
             if let [Part::Interface] = parts {
                 // NFTA_SET_USERDATA: type, length, value; the key is in the machine's byte order.
@@ -127,10 +128,20 @@ impl Table {
 #[repr(u32)]
 pub(super) enum Part {
     AddressV4 = 7,
+    AddressV6 = 8,
     Protocol = 12,
     Port = 13,
     IcmpType = 14,
     Interface = 20,
+}
+
+impl Part {
+    fn registers(self) -> usize {
+        match self {
+            Part::AddressV6 => 4,
+            _ => 1,
+        }
+    }
 }
 
 /// What `meta` knows of a packet.
@@ -141,7 +152,8 @@ pub(super) enum Meta {
     InputInterface = 4,
     /// IPv4 or IPv6.
     Family = 15,
-    /// The transport protocol, also of a later fragment.
+    /// The transport protocol, also of a later fragment. In IPv6 the kind of the first header that is no extension
+    /// header; but authentication, which is one, ends the walk.
     Protocol = 16,
     /// To us, to all, to some, or to another.
     PacketType = 19,
@@ -152,7 +164,7 @@ pub(super) enum Meta {
 #[repr(u32)]
 pub(super) enum Base {
     Network = 1,
-    /// Not there in a later fragment.
+    /// What [`Meta::Protocol`] says. Not there in a later fragment.
     Transport = 2,
 }
 
@@ -176,21 +188,32 @@ pub(super) struct Rule<'r, 'a> {
 impl Rule<'_, '_> {
     /// Loads what `meta` knows into the next register.
     pub(super) fn meta(&mut self, key: Meta) -> &mut Self {
-        let register = self.next();
+        let register = self.next(REGISTER_BYTES as u32);
         self.expression("meta", |a| {
             a.number(1, register); // NFTA_META_DREG
             a.number(2, key as u32); // NFTA_META_KEY
         })
     }
 
-    /// Loads one to four bytes of the packet into the next register.
+    /// Loads bytes of the packet into as many registers as they need.
     pub(super) fn payload(&mut self, base: Base, offset: u32, length: u32) -> &mut Self {
-        let register = self.next();
+        let register = self.next(length);
         self.expression("payload", |a| {
             a.number(1, register); // NFTA_PAYLOAD_DREG
             a.number(2, base as u32); // NFTA_PAYLOAD_BASE
             a.number(3, offset); // NFTA_PAYLOAD_OFFSET
             a.number(4, length); // NFTA_PAYLOAD_LEN
+        })
+    }
+
+    /// Loads bytes of the IPv6 extension header of this kind, the first if there are several, into the next register.
+    pub(super) fn extension(&mut self, kind: u8, offset: u32, length: u32) -> &mut Self {
+        let register = self.next(length);
+        self.expression("exthdr", |a| {
+            a.number(1, register); // NFTA_EXTHDR_DREG
+            a.bytes(2, &[kind]); // NFTA_EXTHDR_TYPE
+            a.number(3, offset); // NFTA_EXTHDR_OFFSET
+            a.number(4, length); // NFTA_EXTHDR_LEN
         })
     }
 
@@ -266,9 +289,11 @@ impl Rule<'_, '_> {
         })
     }
 
-    fn next(&mut self) -> u32 {
-        self.loaded += 1;
-        FIRST_REGISTER + self.loaded - 1
+    /// The first of the next registers, for so many bytes.
+    fn next(&mut self, bytes: u32) -> u32 {
+        let register = FIRST_REGISTER + self.loaded;
+        self.loaded += bytes.div_ceil(REGISTER_BYTES as u32);
+        register
     }
 
     fn expression(&mut self, name: &str, data: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
@@ -280,7 +305,7 @@ impl Rule<'_, '_> {
     }
 }
 
-/// Elements in one request: 1000 keys of 12 bytes are 28 KB, and an attribute ends at 64 KiB.
+/// Elements in one request: 1000 keys of 24 bytes are 36 KB, and an attribute ends at 64 KiB.
 const ELEMENTS: usize = 1000;
 
 /// `NFT_REG32_00`, the first register of four bytes.

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Interface;
-use super::fixtures::{self, OUR_MAC, THEIR_MAC, cases, indifferent, mark, marked};
+use super::fixtures::{self, Case, OUR_MAC, THEIR_MAC, cases, indifferent, mark, marked};
 
 /// A network namespace, kept by a descriptor.
 #[derive(Debug)]
@@ -106,29 +106,44 @@ impl Router {
                 ));
                 commands.push(format!("link set {name} up"));
             }
-            commands.push(format!("addr add {}/24 dev lan", fixtures::OURS));
+            let [ours_v4, ours_v6] = fixtures::ours();
+            commands.push(format!("addr add {ours_v4}/24 dev lan"));
+            commands.push(format!("addr add {ours_v6}/64 dev lan nodad"));
             commands.push("addr add 10.0.0.1/24 dev wan".into());
-            commands.push(format!("neigh add 10.0.0.2 lladdr {theirs} nud permanent dev wan"));
-            commands.push(format!("addr add {}/32 dev lo", fixtures::HELD_VIP));
+            commands.push("addr add fd00::1/64 dev wan nodad".into());
+            commands.extend(fixtures::held().map(|address| format!("addr add {address} dev lo")));
+            for next_hop in ["10.0.0.2", "fd00::2"] {
+                commands.push(format!("neigh add {next_hop} lladdr {theirs} nud permanent dev wan"));
+            }
             commands.push("route add default via 10.0.0.2".into());
+            commands.push("-6 route add default via fd00::2".into());
             commands.iter().all(|command| ip(command))
         }) && router.wan.run(|| {
             ip("addr add 10.0.0.2/24 dev side")
                 && ip("link set side up")
                 && ip("addr add 198.51.100.7/32 dev lo")
                 && ip("route add default via 10.0.0.1")
+                && ip("addr add fd00::2/64 dev side nodad")
+                && ip("-6 route add default via fd00::1")
         }) && router.lan.run(|| {
-            ip("addr add 203.0.113.20/24 dev side")
+            let [ours_v4, ours_v6] = fixtures::ours();
+            let [real_v4, real_v6] = fixtures::real_servers();
+            ip(&format!("addr add {real_v4}/24 dev side"))
                 && ip("link set side up")
-                && ip("route add default via 203.0.113.1")
+                && ip(&format!("route add default via {ours_v4}"))
+                && ip(&format!("addr add {real_v6}/64 dev side nodad"))
+                && ip(&format!("-6 route add default via {ours_v6}"))
         });
         router
             .director
             .run(|| {
-                for (setting, value) in
-                    [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/lan/rp_filter", "0")]
-                {
-                    if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value) {
+                for (setting, value) in [
+                    ("ipv4/ip_forward", "1"),
+                    ("ipv4/conf/all/rp_filter", "0"),
+                    ("ipv4/conf/lan/rp_filter", "0"),
+                    ("ipv6/conf/all/forwarding", "1"),
+                ] {
+                    if let Err(error) = fs::write(format!("/proc/sys/net/{setting}"), value) {
                         eprintln!("skip: {setting}: {error}");
                         return false;
                     }
@@ -169,15 +184,16 @@ impl Router {
         }
     }
 
-    /// Connects from the clients' side to the VIP that the director's kernel has itself, and says how that fails.
-    pub(super) fn connect(&self, port: u16) -> io::ErrorKind {
+    /// Connects from the clients' side to the VIPs that the director's kernel has itself, of IPv4 and of IPv6, and says
+    /// how that fails.
+    pub(super) fn connect(&self, port: u16) -> [io::ErrorKind; 2] {
         // A refusal comes back within a millisecond, on a busy machine after the SYN is sent again (one second).
         let patience = Duration::from_millis(1500);
-        let address = SocketAddr::from((fixtures::HELD_VIP, port));
-        self.wan.run(|| match TcpStream::connect_timeout(&address, patience) {
+        let connect = |address| match TcpStream::connect_timeout(&SocketAddr::new(address, port), patience) {
             Ok(_) => panic!("nobody listens"),
             Err(error) => error.kind(),
-        })
+        };
+        fixtures::held().map(|address| self.wan.run(|| connect(address)))
     }
 }
 
@@ -186,9 +202,9 @@ pub(super) fn routed() -> Vec<&'static str> {
     cases().iter().filter(|case| case.routed).map(|case| case.name).collect()
 }
 
-/// What [`Router::forwarded`] should say while the fixtures' targets are taken.
-pub(super) fn left_to_the_router() -> Vec<&'static str> {
-    cases().iter().filter(|case| case.routed && !case.taken).map(|case| case.name).collect()
+/// What [`Router::forwarded`] should say while the fixtures' targets are taken by a way that takes these.
+pub(super) fn left_by(takes: fn(&Case) -> bool) -> Vec<&'static str> {
+    cases().iter().filter(|case| case.routed && !takes(case)).map(|case| case.name).collect()
 }
 
 /// The number of the frame that ends a run.

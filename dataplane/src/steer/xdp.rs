@@ -160,7 +160,6 @@ impl Xdp {
 
 impl Steering for Xdp {
     fn take(&mut self, target: Target) -> Result<(), Error> {
-        supported(target)?;
         if !self.claims.insert(target) {
             return Ok(());
         }
@@ -229,14 +228,6 @@ impl Steered {
         }
         let (mode, source) = refusal.expect("at least one mode was tried and refused");
         Err(attach_refused(&self.interface, mode, source))
-    }
-}
-
-/// Refuses what the program cannot recognise yet.
-fn supported(target: Target) -> Result<(), Error> {
-    match Place::of(target).address {
-        IpAddr::V4(_) => Ok(()),
-        IpAddr::V6(_) => Err(Error::Unsupported("IPv6")),
     }
 }
 

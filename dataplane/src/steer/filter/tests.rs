@@ -2,12 +2,13 @@
 
 use std::env;
 use std::io::ErrorKind::{ConnectionRefused, TimedOut};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::time::Duration;
 
 use super::*;
 use crate::service::Protocol;
-use crate::steer::fixtures::{self, EMBEDDED_OPTIONS, targets};
+use crate::steer::fixtures::{self, Case, targets};
 use crate::steer::netlink::{Attributes, Messages};
 use crate::steer::testbed::{self, Namespace, Router};
 
@@ -84,23 +85,21 @@ fn a_router_gets_what_the_filter_leaves() {
         assert_eq!(router.forwarded(), testbed::routed(), "the router works");
         let mut filter = Filter::install(&router.interfaces()).expect("it is our namespace");
         assert_eq!(router.forwarded(), testbed::routed(), "an empty table drops nothing");
-        assert_eq!(router.connect(80), ConnectionRefused);
+        assert_eq!(router.connect(80), [ConnectionRefused; 2]);
 
         for target in targets() {
             filter.take(target).expect("it is our table");
         }
-        filter.set_local_addresses(&[fixtures::OURS.into()]).expect("it is our table");
-        let mut left = router.forwarded();
-        left.retain(|name| *name != EMBEDDED_OPTIONS); // the one difference, in this module's documentation
-        assert_eq!(left, testbed::left_to_the_router());
-        assert_eq!(router.connect(80), TimedOut, "nobody answers");
-        assert_eq!(router.connect(81), ConnectionRefused);
+        filter.set_local_addresses(&fixtures::ours()).expect("it is our table");
+        assert_eq!(router.forwarded(), testbed::left_by(Case::is_filtered));
+        assert_eq!(router.connect(80), [TimedOut; 2], "nobody answers");
+        assert_eq!(router.connect(81), [ConnectionRefused; 2]);
 
         for target in targets() {
             filter.release(target).expect("it is our table");
         }
         assert_eq!(router.forwarded(), testbed::routed(), "released targets pass again");
-        assert_eq!(router.connect(80), ConnectionRefused);
+        assert_eq!(router.connect(80), [ConnectionRefused; 2]);
     });
 }
 
@@ -114,28 +113,29 @@ fn a_router_gets_what_other_interfaces_receive() {
             filter.take(target).expect("it is our table");
         }
         assert_eq!(router.forwarded(), testbed::routed(), "they came in by the other");
-        assert_eq!(router.connect(80), TimedOut);
+        assert_eq!(router.connect(80), [TimedOut; 2]);
     });
 }
 
 #[test]
 fn what_a_real_server_sends_to_the_machine_itself_arrives() {
     let Some(router) = Router::new() else { return };
-    let real_server = std::net::SocketAddr::from(([203, 0, 113, 20], 8080));
-    let target =
-        Target::RealServer { protocol: Protocol::Tcp, address: real_server.ip(), port: real_server.port() };
-    let _listener = router.lan.run(|| std::net::TcpListener::bind(real_server)).expect("free");
-    router.director.run(|| {
-        let check = |milliseconds| {
-            let patience = Duration::from_millis(milliseconds);
-            std::net::TcpStream::connect_timeout(&real_server, patience).map(drop)
-        };
-        let mut filter = Filter::install(&router.interfaces()).expect("it is our namespace");
-        filter.take(target).expect("it is our table");
-        check(300).expect_err("the machine has not said that this address is its own");
-        filter.set_local_addresses(&[fixtures::OURS.into()]).expect("it is our table");
-        check(5000).expect("a health check is the machine's own");
-    });
+    for address in fixtures::real_servers() {
+        let real_server = std::net::SocketAddr::new(address, 8080);
+        let target = Target::RealServer { protocol: Protocol::Tcp, address, port: 8080 };
+        let _listener = router.lan.run(|| std::net::TcpListener::bind(real_server)).expect("free");
+        router.director.run(|| {
+            let check = |milliseconds| {
+                let patience = Duration::from_millis(milliseconds);
+                std::net::TcpStream::connect_timeout(&real_server, patience).map(drop)
+            };
+            let mut filter = Filter::install(&router.interfaces()).expect("it is our namespace");
+            filter.take(target).expect("it is our table");
+            check(300).expect_err("the machine has not said that this address is its own");
+            filter.set_local_addresses(&fixtures::ours()).expect("it is our table");
+            check(5000).expect("a health check is the machine's own");
+        });
+    }
 }
 
 #[test]
@@ -145,31 +145,36 @@ fn sets_hold_what_is_taken_and_nothing_else() {
         let mut filter = Filter::install(&loopback()).expect("it is our namespace");
         let table = filter.table().to_owned();
         let sizes = || SETS.map(|(name, _)| size(&table, name));
-        assert_eq!(sizes(), [1, 0, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(sizes(), [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         for target in targets() {
             filter.take(target).expect("it is our table");
             filter.take(target).expect("taking again changes nothing");
         }
         // tcp VIP, udp VIP, sctp VIP, tcp of a held VIP | tcp of every port | their places; real servers alike.
-        assert_eq!(sizes(), [1, 0, 3, 4, 1, 5, 2, 1, 3]);
+        assert_eq!(sizes(), [1, 3, 0, 4, 1, 5, 2, 1, 3, 0, 4, 1, 5, 2, 1, 3]);
         let second =
-            Target::Service { protocol: Protocol::Tcp, address: fixtures::HELD_VIP.into(), port: 443 };
-        filter.take(second).expect("it is our table");
-        assert_eq!(sizes(), [1, 0, 3, 5, 1, 5, 2, 1, 3], "one more at the same place");
+            fixtures::held().map(|address| Target::Service { protocol: Protocol::Tcp, address, port: 443 });
+        filter.take(second[0]).expect("it is our table");
+        assert_eq!(sizes(), [1, 3, 0, 5, 1, 5, 2, 1, 3, 0, 4, 1, 5, 2, 1, 3], "one more at the same place");
+        filter.take(second[1]).expect("it is our table");
+        assert_eq!(sizes(), [1, 3, 0, 5, 1, 5, 2, 1, 3, 0, 5, 1, 5, 2, 1, 3], "one more at the same place");
 
         // More than fits one request, then fewer.
-        let many: Vec<IpAddr> = (0..5000_u32).map(|n| Ipv4Addr::from_bits(0x0a00_0000 | n).into()).collect();
+        let v4 = (0..5000).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 | n)));
+        let v6 = (0..5000).map(|n| IpAddr::from(Ipv6Addr::from_bits(0xfd << 120 | n)));
+        let many: Vec<IpAddr> = v4.chain(v6).collect();
+        let local = || [IPV4.local, IPV6.local].map(|set| size(&table, set));
         filter.set_local_addresses(&many).expect("it is our table");
-        assert_eq!(size(&table, LOCAL_ADDRESSES), 5000);
-        filter.set_local_addresses(&many[4990..]).expect("it is our table");
-        assert_eq!(size(&table, LOCAL_ADDRESSES), 10);
-        filter.set_local_addresses(&["::1".parse().expect("an address")]).expect("our table");
+        assert_eq!(local(), [5000, 5000]);
+        filter.set_local_addresses(&many[4990..5001]).expect("it is our table");
+        assert_eq!(local(), [10, 1]);
+        filter.set_local_addresses(&[]).expect("it is our table");
 
-        for target in targets().into_iter().chain([second]) {
+        for target in targets().into_iter().chain(second) {
             filter.release(target).expect("it is our table");
             filter.release(target).expect("releasing again changes nothing");
         }
-        assert_eq!(sizes(), [1, 0, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(sizes(), [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     });
 }
 
@@ -179,13 +184,11 @@ fn a_refused_change_names_its_request_and_changes_nothing() {
     namespace.run(|| {
         let mut filter = Filter::install(&loopback()).expect("it is our namespace");
         let mut batch = Batch::new();
-        filter.table.add(&mut batch, LOCAL_ADDRESSES, &[vec![10, 0, 0, 1]]);
-        filter.table.remove(&mut batch, LOCAL_ADDRESSES, &[vec![10, 0, 0, 2]]);
+        filter.table.add(&mut batch, IPV4.local, &[vec![10, 0, 0, 1]]);
+        filter.table.remove(&mut batch, IPV4.local, &[vec![10, 0, 0, 2]]);
         let error = filter.socket.commit(batch).expect_err("it was never there").to_string();
         assert!(error.starts_with("removing from an nftables set: No such file"), "{error}");
-        assert_eq!(size(filter.table(), LOCAL_ADDRESSES), 0);
-        let v6 = Target::Service { protocol: Protocol::Tcp, address: IpAddr::from([0_u16; 8]), port: 80 };
-        assert!(matches!(filter.take(v6), Err(Error::Unsupported("IPv6"))));
+        assert_eq!(size(filter.table(), IPV4.local), 0);
     });
 }
 
