@@ -12,7 +12,7 @@
 //!
 //! Three ways back to the client share this one picture, told apart by the reply's source address, so NAT and
 //! DR services can run side by side. A real server's own address (NAT) goes by way of the director, the
-//! server's default gateway. The VIP (DR, and later tunnels) goes over the back network, past the director: a
+//! server's default gateway. The VIP (DR and tunnels) goes over the back network, past the director: a
 //! rule sends it to a table of its own. The back addresses are the *direct* path without any director, which
 //! results are compared with.
 //!
@@ -30,6 +30,7 @@ use crate::director::{Director, Launcher};
 use crate::namespace::Namespace;
 use crate::netlink::{MAIN, Netlink};
 use crate::offload;
+use crate::traffic::decapsulator::{Decapsulator, Tunnel};
 use crate::traffic::server::Server;
 
 /// The virtual address, on `lo` of the director and of every real server.
@@ -167,6 +168,17 @@ impl Topology {
             let v6 = if self.has_ipv6 { &v6[..] } else { &[] };
             Server::start(&self.servers[n], n, &[&v4, v6].concat())
                 .with_context(|| format!("starting server {n}"))
+        };
+        Ok([start(0)?, start(1)?])
+    }
+
+    /// Makes both servers the far ends of these tunnels, over both families.
+    pub fn start_decapsulators(&self, tunnels: &[Tunnel]) -> Result<[Decapsulator; SERVERS]> {
+        let start = |n: usize| {
+            let addresses = [IpAddr::from(server(n)), server6(n).into()];
+            let families = if self.has_ipv6 { 2 } else { 1 };
+            Decapsulator::start(&self.servers[n], &addresses[..families], tunnels)
+                .with_context(|| format!("unwrapping at server {n}"))
         };
         Ok([start(0)?, start(1)?])
     }

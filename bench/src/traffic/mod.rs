@@ -3,6 +3,7 @@
 //! ```text
 //!  http::run ──TCP──▶ (director) ──▶ server  answers byte for byte what `answer` says, or the client reports it
 //!  udp::run  ──UDP──▶ (director) ──▶ server  counts in `Counters`, which the generator reads: that closes its loop
+//!                        └─ tunnel ─▶ decapsulator ─▶ server  on the server's own stack
 //! ```
 //!
 //! A client knows the whole answer of each server beforehand and compares every byte. So a director that
@@ -12,6 +13,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+pub mod decapsulator;
 pub mod http;
 pub mod server;
 pub mod udp;
