@@ -109,10 +109,10 @@ impl Netlink {
             .with_context(|| format!("setting the Ethernet address of {name} to {mac:02x?}"))
     }
 
-    /// Makes the kernel forget the IPv4 neighbours of an interface, as `ip neigh flush` does.
+    /// Makes the kernel forget the neighbours of an interface, as `ip neigh flush` does.
     pub fn forget_neighbours(&self, name: &str) -> Result<()> {
         let index = self.index(name)?;
-        let all = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let all = self.handle.neighbours().get().set_address_family(AddressFamily::Unspec).execute();
         self.runtime
             .block_on(async {
                 let found = all.try_collect::<Vec<_>>().await?;

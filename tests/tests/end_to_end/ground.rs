@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -19,7 +19,7 @@ use shunt_bench::director::{Director, Launcher, SOCKET};
 use shunt_bench::machine::cores;
 use shunt_bench::namespace::Namespace;
 use shunt_bench::privilege::{Privilege, current, permit_test};
-use shunt_bench::topology::{CLIENTS, SERVERS, Topology, client, server};
+use shunt_bench::topology::{CLIENTS, SERVERS, Topology, client, client6, server, server6};
 use shunt_bench::traffic::{Sources, answer};
 
 /// Longer than any answer takes on a loaded machine; a lost SYN alone costs a second.
@@ -106,13 +106,33 @@ pub fn start_workers<'t>(
     start(topology, backend, &["--cores", &list.join(",")]).map(Some)
 }
 
-/// Adds a service and both servers, as in any LVS tutorial. `how` is `-m` or `-g`.
-pub fn serve(director: &Director, protocol: &str, at: SocketAddrV4, how: &str, port: u16) -> Result<()> {
+/// Adds a service and both servers by their addresses of its family, as in any LVS tutorial. `how` is `-m` or `-g`.
+pub fn serve(
+    director: &Director,
+    protocol: &str,
+    at: impl Into<SocketAddr>,
+    how: &str,
+    port: u16,
+) -> Result<()> {
+    let at = at.into();
+    let real = |n| if at.is_ipv4() { server(n).into() } else { server6(n).into() };
+    serve_with(director, protocol, at, real, &[how], port)
+}
+
+/// The same with any servers, and any options for them.
+pub fn serve_with(
+    director: &Director,
+    protocol: &str,
+    at: SocketAddr,
+    real: impl Fn(usize) -> IpAddr,
+    how: &[&str],
+    port: u16,
+) -> Result<()> {
     let service = at.to_string();
     director.ipvsadm(&["-A", protocol, &service, "-s", "rr"])?;
     for n in 0..SERVERS {
-        let server = format!("{}:{port}", server(n));
-        director.ipvsadm(&["-a", protocol, &service, "-r", &server, how])?;
+        let server = SocketAddr::new(real(n), port).to_string();
+        director.ipvsadm(&[&["-a", protocol, &service, "-r", &server], how].concat())?;
     }
     Ok(())
 }
@@ -143,8 +163,16 @@ pub fn source() -> SocketAddr {
     SOURCES.next()
 }
 
+/// Its IPv6 twin.
+pub fn source6() -> SocketAddr {
+    static SOURCES: LazyLock<Sources> =
+        LazyLock::new(|| Sources::new((0..CLIENTS).map(|n| IpAddr::from(client6(n)))));
+    SOURCES.next()
+}
+
 /// The servers that answered so many clients, one after the other.
 pub fn get_each(topology: &Topology, target: SocketAddr, times: usize) -> Result<Vec<usize>> {
+    let source = if target.is_ipv4() { source } else { source6 };
     topology.client().run_in(|| (0..times).map(|_| get_from(source(), target)).collect())?
 }
 
@@ -159,7 +187,8 @@ pub fn connect(target: SocketAddr) -> Result<TcpStream> {
 
 /// The same from an address and port of one's own.
 pub fn connect_from(source: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
-    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     // It bounds connecting, too.
     let bound = TimeVal::seconds(PATIENCE.as_secs() as i64);
@@ -174,7 +203,9 @@ pub fn connect_from(source: SocketAddr, target: SocketAddr) -> Result<TcpStream>
 
 /// A UDP socket of the calling thread's namespace that hears only `target`.
 pub fn udp(target: SocketAddr) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("making a UDP socket")?;
+    let any: IpAddr =
+        if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).context("making a UDP socket")?;
     socket.connect(target).with_context(|| format!("connecting to {target}"))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)

@@ -3,11 +3,13 @@
 //! ```text
 //!   ground       what every test stands on: the binary, a topology, requests, listings, counters
 //!   forwarding   traffic: NAT and DR, both backends, one worker and two
+//!   tunnels      every way to forward, of both families
 //!   bystanders   what is not the director's stays the kernel's
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
 //!   lifecycle    ready, SIGTERM, SIGKILL, and the state of the machine afterwards
 //!   network      the kernel's network changes while the director runs
+//!   ipv6         what IPv6 has of its own
 //!   hostile      frames nobody should send
 //!   unprivileged in a user namespace
 //! ```
@@ -19,8 +21,10 @@ mod bystanders;
 mod forwarding;
 mod ground;
 mod hostile;
+mod ipv6;
 mod lifecycle;
 mod network;
 mod refusals;
 mod rules;
+mod tunnels;
 mod unprivileged;

@@ -254,7 +254,7 @@ fn only_server_0(director: &Director) -> Result<()> {
 }
 
 /// Waits until no new snapshot has come for a while: the mirror gathers events for a millisecond.
-fn the_mirror_has_followed(topology: &Topology) -> Result<()> {
+pub fn the_mirror_has_followed(topology: &Topology) -> Result<()> {
     let mut epoch = status(topology)?.epoch;
     for _ in 0..100 {
         std::thread::sleep(Duration::from_millis(30));
@@ -267,7 +267,8 @@ fn the_mirror_has_followed(topology: &Topology) -> Result<()> {
     bail!("the director publishes snapshots without end")
 }
 
-fn no_drops(topology: &Topology) -> Result<()> {
+/// Nothing was dropped so far.
+pub fn no_drops(topology: &Topology) -> Result<()> {
     let counters = status(topology)?.counters;
     let drops: Vec<_> = counters.iter().filter(|(name, _)| name.starts_with("drop.")).collect();
     ensure!(drops.is_empty(), "{drops:?}");
