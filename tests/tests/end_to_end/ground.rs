@@ -170,10 +170,14 @@ pub fn source6() -> SocketAddr {
     SOURCES.next()
 }
 
+/// One of the family that can reach this.
+pub fn source_for(target: SocketAddr) -> SocketAddr {
+    if target.is_ipv4() { source() } else { source6() }
+}
+
 /// The servers that answered so many clients, one after the other.
 pub fn get_each(topology: &Topology, target: SocketAddr, times: usize) -> Result<Vec<usize>> {
-    let source = if target.is_ipv4() { source } else { source6 };
-    topology.client().run_in(|| (0..times).map(|_| get_from(source(), target)).collect())?
+    topology.client().run_in(|| (0..times).map(|_| get_from(source_for(target), target)).collect())?
 }
 
 /// Connects, with bounds on everything that may take long.
@@ -205,7 +209,12 @@ pub fn connect_from(source: SocketAddr, target: SocketAddr) -> Result<TcpStream>
 pub fn udp(target: SocketAddr) -> Result<UdpSocket> {
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).context("making a UDP socket")?;
+    udp_from((any, 0).into(), target)
+}
+
+/// The same from an address and port of one's own.
+pub fn udp_from(source: SocketAddr, target: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(source).context("making a UDP socket")?;
     socket.connect(target).with_context(|| format!("connecting to {target}"))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
