@@ -1,8 +1,8 @@
 //! The comparison: each forwarding mode over each backend, under the same loads, beside no director at all.
 //!
 //! ```text
-//!  for each case (direct; nat, dr × af-xdp, af-packet):
-//!      a fresh topology ─▶ two servers ─▶ the director, its rules typed as an operator types them
+//!  for each case (ipv4, ipv6 × direct; nat, dr, tun × af-xdp, af-packet):
+//!      a fresh topology ─▶ two servers (tun: that unwrap) ─▶ the director, its rules typed as an operator types them
 //!      repeat: keep-alive requests, new connections, latency of few, small datagrams
 //!      the director must still run, and stop well
 //! ```
@@ -15,7 +15,7 @@
 //! better than any fixed place: a veth carries a frame to the far end's socket on the sender's core, so half
 //! of "the server's work" is done by the worker.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,8 +24,13 @@ use crate::director::Director;
 use crate::interrupt;
 use crate::machine;
 use crate::privilege::Privilege;
-use crate::report::{CONNECTIONS, DATAGRAMS, LATENCY_P50, LATENCY_P99, METRICS, Metric, REQUESTS, Report};
-use crate::topology::{self, Options, SERVERS, Topology, VIP, client, server, server_back};
+use crate::report::{
+    CONNECTIONS, DATAGRAMS, LATENCY_P50, LATENCY_P99, METRICS, Metric, REQUESTS, Report, Way,
+};
+use crate::topology::{
+    self, Options, SERVERS, Topology, VIP, VIP6, client, client6, server, server_back, server_back6, server6,
+};
+use crate::traffic::decapsulator::{Decapsulator, Tunnel};
 use crate::traffic::server::Server;
 use crate::traffic::{DISCARD_PORT, HTTP_PORT, Sources, http, udp};
 
@@ -38,6 +43,8 @@ pub enum Mode {
     Nat,
     /// Direct routing, replies past the director.
     Dr,
+    /// IP in IP, replies past the director.
+    Tun,
 }
 
 impl Mode {
@@ -47,7 +54,59 @@ impl Mode {
             Self::Direct => "direct",
             Self::Nat => "nat",
             Self::Dr => "dr",
+            Self::Tun => "tun",
         }
+    }
+
+    /// On ipvsadm's command line, for all but direct.
+    fn option(self) -> &'static str {
+        match self {
+            Self::Direct | Self::Nat => "-m",
+            Self::Dr => "-g",
+            Self::Tun => "-i",
+        }
+    }
+}
+
+/// Which IP clients and servers speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Family {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+
+    fn pick(self, v4: impl Into<IpAddr>, v6: impl Into<IpAddr>) -> IpAddr {
+        match self {
+            Self::Ipv4 => v4.into(),
+            Self::Ipv6 => v6.into(),
+        }
+    }
+
+    fn vip(self) -> IpAddr {
+        self.pick(VIP, VIP6)
+    }
+
+    fn client(self, n: u8) -> IpAddr {
+        self.pick(client(n), client6(n))
+    }
+
+    fn server(self, n: usize) -> IpAddr {
+        self.pick(server(n), server6(n))
+    }
+
+    fn server_back(self, n: usize) -> IpAddr {
+        self.pick(server_back(n), server_back6(n))
     }
 }
 
@@ -73,14 +132,18 @@ impl Backend {
 /// What to compare, and how long.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// In this order, all modes of one before the next.
+    pub families: Vec<Family>,
     /// In this order.
     pub modes: Vec<Mode>,
     /// In this order, for each mode but direct.
     pub backends: Vec<Backend>,
     /// Worker threads of the director, and queues of each interface.
     pub workers: usize,
-    /// Of each load.
+    /// Of each load, for IPv4 by NAT and DR and without a director.
     pub repetitions: usize,
+    /// Of each load, for all else.
+    pub fewer: usize,
     /// Of each load.
     pub window: Duration,
 }
@@ -88,15 +151,21 @@ pub struct Plan {
 impl Plan {
     /// How many times [`Progress::step`] will be called if nothing is skipped.
     pub fn steps(&self) -> usize {
-        self.cases().len() * self.repetitions * LOADS.len()
+        self.cases().iter().map(|case| case.repetitions() * LOADS.len()).sum()
     }
 
-    fn cases(&self) -> Vec<(Mode, Option<Backend>)> {
-        let each = |&mode: &Mode| match mode {
-            Mode::Direct => vec![(mode, None)],
-            _ => self.backends.iter().map(|&backend| (mode, Some(backend))).collect(),
-        };
-        self.modes.iter().flat_map(each).collect()
+    fn cases(&self) -> Vec<Case<'_>> {
+        let mut cases = Vec::new();
+        for &family in &self.families {
+            for &mode in &self.modes {
+                let case = |backend| Case { family, mode, backend, plan: self };
+                match mode {
+                    Mode::Direct => cases.push(case(None)),
+                    _ => cases.extend(self.backends.iter().map(|&backend| case(Some(backend)))),
+                }
+            }
+        }
+        cases
     }
 }
 
@@ -156,36 +225,48 @@ pub fn compare(
     mut report: Report,
     progress: &mut dyn Progress,
 ) -> Result<Report> {
-    for (mode, backend) in plan.cases() {
-        let name = backend.map_or("kernel", Backend::name);
-        if backend == Some(Backend::AfXdp) && privilege == Privilege::UserNamespace {
-            report.skip(
-                mode.name(),
-                name,
-                "loading XDP programs (bpf) is refused in a user namespace; run as root",
-            );
+    for case in plan.cases() {
+        if case.backend == Some(Backend::AfXdp) && privilege == Privilege::UserNamespace {
+            let why = "loading XDP programs (bpf) is refused in a user namespace; run as root";
+            report.skip(case.way(), why);
             continue;
         }
-        let what = format!("{} over {name}", mode.name());
-        Case { mode, backend, plan }
-            .measure(&mut report, progress)
-            .with_context(|| format!("measuring {what}"))?;
+        case.measure(&mut report, progress).with_context(|| format!("measuring {}", case.way()))?;
     }
     Ok(report)
 }
 
 struct Case<'p> {
+    family: Family,
     mode: Mode,
     backend: Option<Backend>,
     plan: &'p Plan,
 }
 
 impl Case<'_> {
+    fn way(&self) -> Way {
+        let backend = self.backend.map_or("kernel", Backend::name);
+        Way { family: self.family.name(), mode: self.mode.name(), backend }
+    }
+
+    fn repetitions(&self) -> usize {
+        let of_old = self.family == Family::Ipv4 && self.mode != Mode::Tun;
+        if of_old { self.plan.repetitions } else { self.plan.fewer }
+    }
+
     fn measure(&self, report: &mut Report, progress: &mut dyn Progress) -> Result<()> {
         let workers = self.plan.workers;
         let topology =
             Topology::new(Options { queues: u32::try_from(workers)? }).context("building the topology")?;
+        if self.family == Family::Ipv6 && !topology.has_ipv6() {
+            report.skip(self.way(), "this kernel has no IPv6");
+            return Ok(());
+        }
         let servers = topology.start_servers().context("starting the servers")?;
+        let unwrapping = match self.mode {
+            Mode::Tun => Some(topology.start_decapsulators(&[Tunnel::Ipip])?),
+            _ => None,
+        };
 
         let mut director = None;
         if let Some(backend) = self.backend {
@@ -193,7 +274,7 @@ impl Case<'_> {
                 Ok(started) => director = Some(started),
                 Err(error) => {
                     interrupt::check()?;
-                    report.skip(self.mode.name(), backend.name(), &format!("{error:#}"));
+                    report.skip(self.way(), &format!("{error:#}"));
                     return Ok(());
                 }
             }
@@ -202,7 +283,7 @@ impl Case<'_> {
             self.load_rules(director).context("loading the rules")?;
         }
 
-        let sources = Sources::new((0..topology::CLIENTS).map(|n| client(n).into()));
+        let sources = Sources::new((0..topology::CLIENTS).map(|n| self.family.client(n)));
         let stage = Stage { topology: &topology, servers, sources };
         if let Err(error) = self.put_loads_on(&stage, report, progress) {
             // The end of the director explains any other trouble.
@@ -212,6 +293,10 @@ impl Case<'_> {
         }
         for server in stage.servers {
             server.stop().context("a server failed")?;
+        }
+        for server in unwrapping.into_iter().flatten() {
+            all_in_order(&server)?;
+            server.stop().context("unwrapping failed")?;
         }
         if let Some(director) = director {
             director.stop()?;
@@ -228,26 +313,24 @@ impl Case<'_> {
 
     /// As in any LVS tutorial.
     fn load_rules(&self, director: &Director) -> Result<()> {
-        let forwarding = if self.mode == Mode::Nat { "-m" } else { "-g" };
         for (protocol, port) in [("-t", HTTP_PORT), ("-u", DISCARD_PORT)] {
-            let service = format!("{VIP}:{port}");
+            let service = SocketAddr::new(self.family.vip(), port).to_string();
             director.ipvsadm(&["-A", protocol, &service, "-s", "rr"])?;
             for n in 0..SERVERS {
-                let server = format!("{}:{port}", server(n));
-                director.ipvsadm(&["-a", protocol, &service, "-r", &server, forwarding])?;
+                let server = SocketAddr::new(self.family.server(n), port).to_string();
+                director.ipvsadm(&["-a", protocol, &service, "-r", &server, self.mode.option()])?;
             }
         }
         Ok(())
     }
 
     fn put_loads_on(&self, stage: &Stage, report: &mut Report, progress: &mut dyn Progress) -> Result<()> {
-        let backend = self.backend.map_or("kernel", Backend::name);
         let mut samples: Vec<Sample> = Vec::new();
-        for round in 1..=self.plan.repetitions {
+        let (way, rounds) = (self.way(), self.repetitions());
+        for round in 1..=rounds {
             for load in LOADS {
                 interrupt::check()?;
-                let (mode, of) = (self.mode.name(), self.plan.repetitions);
-                progress.step(&format!("{mode} over {backend}, round {round} of {of}: {}", load.name()));
+                progress.step(&format!("{way}, round {round} of {rounds}: {}", load.name()));
                 let taken = self.put_on(load, stage).with_context(|| format!("load: {}", load.name()))?;
                 samples.extend(taken);
             }
@@ -256,15 +339,11 @@ impl Case<'_> {
         for metric in METRICS {
             let values: Vec<f64> =
                 samples.iter().filter(|sample| sample.metric.name == metric.name).map(|s| s.value).collect();
-            report.add(self.mode.name(), backend, metric, &values);
+            report.add(way, metric, &values);
         }
         let loss = samples.iter().map(|sample| sample.loss).fold(0.0, f64::max);
         if loss > NOTABLE_LOSS {
-            let mode = self.mode.name();
-            progress.note(&format!(
-                "{mode} over {backend}: up to {:.1} % of the datagrams were lost",
-                loss * 100.0
-            ));
+            progress.note(&format!("{way}: up to {:.1} % of the datagrams were lost", loss * 100.0));
         }
         Ok(())
     }
@@ -320,8 +399,8 @@ impl Case<'_> {
 
     fn targets(&self, port: u16) -> Vec<SocketAddr> {
         match self.mode {
-            Mode::Direct => (0..SERVERS).map(|n| (server_back(n), port).into()).collect(),
-            Mode::Nat | Mode::Dr => vec![(VIP, port).into()],
+            Mode::Direct => (0..SERVERS).map(|n| (self.family.server_back(n), port).into()).collect(),
+            Mode::Nat | Mode::Dr | Mode::Tun => vec![(self.family.vip(), port).into()],
         }
     }
 }
@@ -346,5 +425,15 @@ fn both_took_part(by_server: [u64; SERVERS]) -> Result<()> {
     match by_server.iter().position(|&count| count == 0) {
         Some(idle) => bail!("server {idle} got nothing; the servers got {by_server:?}"),
         None => Ok(()),
+    }
+}
+
+/// A director that wraps badly is no director.
+fn all_in_order(server: &Decapsulator) -> Result<()> {
+    let refused = server.counters().refused();
+    if refused.is_empty() {
+        Ok(())
+    } else {
+        bail!("a server got tunnel packets that are not in order: {refused:?}")
     }
 }

@@ -1,11 +1,11 @@
-//! What a lab run found: the file for programs and the table for people.
+//! What a lab run found: the file for programs and the tables for people.
 //!
 //! A measurement is the median of its repetitions; its spread is (largest − smallest) ÷ median. What was not
 //! measured is listed with the reason, never left out.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
@@ -30,10 +30,10 @@ pub const DATAGRAMS: Metric =
 /// All that is measured, in the order of the table's columns.
 pub const METRICS: [Metric; 5] = [REQUESTS, CONNECTIONS, LATENCY_P50, LATENCY_P99, DATAGRAMS];
 
-/// The address family measured so far.
-pub const FAMILY: &str = "ipv4";
+/// As in [`Entry`], in the order of the tables.
+const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 
-/// The table fits a terminal of this width.
+/// The tables fit a terminal of this width.
 const WIDTH: u16 = 100;
 
 /// Something that can be measured.
@@ -46,14 +46,31 @@ pub struct Metric {
     heading: &'static str,
 }
 
+/// What was measured: how packets went, or were to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// As in [`Entry`].
+    pub family: &'static str,
+    /// As in [`Entry`].
+    pub mode: &'static str,
+    /// As in [`Entry`].
+    pub backend: &'static str,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {} over {}", self.family, self.mode, self.backend)
+    }
+}
+
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
-    /// `nat`, `dr`, or `direct` for no director at all.
+    /// `nat`, `dr`, `tun`, or `direct` for no director at all.
     pub mode: &'static str,
     /// `af-xdp`, `af-packet`, or `kernel` for no director at all.
     pub backend: &'static str,
-    /// `ipv4`.
+    /// `ipv4` or `ipv6`.
     pub family: &'static str,
     /// One of [`METRICS`].
     pub metric: &'static str,
@@ -98,21 +115,17 @@ impl Report {
     }
 
     /// Adds a measurement from its repetitions, of which there is at least one.
-    pub fn add(&mut self, mode: &'static str, backend: &'static str, metric: Metric, repetitions: &[f64]) {
+    pub fn add(&mut self, way: Way, metric: Metric, repetitions: &[f64]) {
         let (value, spread) = median_and_spread(repetitions);
         let Metric { name: metric, unit, .. } = metric;
-        self.results.push(Entry { mode, backend, family: FAMILY, metric, value, unit, spread });
+        let Way { family, mode, backend } = way;
+        self.results.push(Entry { mode, backend, family, metric, value, unit, spread });
     }
 
-    /// Lists all metrics of a mode and backend as not measured.
-    pub fn skip(&mut self, mode: &'static str, backend: &'static str, why: &str) {
-        let skipped = |metric: Metric| Skipped {
-            mode,
-            backend,
-            family: FAMILY,
-            metric: metric.name,
-            why: why.to_owned(),
-        };
+    /// Lists all metrics of a way as not measured.
+    pub fn skip(&mut self, Way { family, mode, backend }: Way, why: &str) {
+        let skipped =
+            |metric: Metric| Skipped { mode, backend, family, metric: metric.name, why: why.to_owned() };
         self.skipped.extend(METRICS.map(skipped));
     }
 
@@ -123,51 +136,71 @@ impl Report {
         fs::write(path, json).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// The table for people, and what it does not show below it.
+    /// The tables for people, one of each family, and what they do not show below them.
     pub fn to_text(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_width(WIDTH);
-        let headings = METRICS.map(|metric| Cell::new(metric.heading).set_alignment(CellAlignment::Right));
-        table.set_header([Cell::new("mode"), Cell::new("backend")].into_iter().chain(headings));
-        for (mode, backend) in self.rows() {
-            let cells = METRICS.map(|metric| {
-                Cell::new(self.cell(mode, backend, metric)).set_alignment(CellAlignment::Right)
-            });
-            table.add_row([Cell::new(mode), Cell::new(backend)].into_iter().chain(cells));
+        let mut text = String::new();
+        for family in FAMILIES {
+            let rows: Vec<_> = self.rows().into_iter().filter(|way| way.family == family).collect();
+            if !rows.is_empty() {
+                text += &format!("{}\n", self.table(family, &rows));
+            }
         }
 
         let Machine { kernel, cpu, cores, memory_mib, .. } = &self.machine;
-        let mut text = format!("{table}\n");
         text += "Medians, ± half the spread. \"direct\" is client to server with no director: what the lab's own\n";
         text += "generators reach. A director can beat it: its worker brings a second core to the packet's way.\n";
-        text += &format!(
-            "Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}, family {FAMILY}.\n"
-        );
-        let reasons: BTreeSet<_> = self.skipped.iter().map(|s| (s.mode, s.backend, &s.why)).collect();
-        for (mode, backend, why) in reasons {
-            text += &format!("Not measured: {mode} over {backend}: {why}\n");
+        text += &format!("Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}.\n");
+        let reasons: BTreeSet<_> = self.skipped.iter().map(|skipped| (skipped.way(), &skipped.why)).collect();
+        for (way, why) in reasons {
+            text += &format!("Not measured: {way}: {why}\n");
         }
         text
     }
 
-    /// Modes and backends in the order they were measured.
-    fn rows(&self) -> Vec<(&'static str, &'static str)> {
+    fn table(&self, family: &str, rows: &[Way]) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_width(WIDTH);
+        let headings = METRICS.map(|metric| Cell::new(metric.heading).set_alignment(CellAlignment::Right));
+        let first = [format!("{family}\nmode"), "\nbackend".to_owned()].map(Cell::new);
+        table.set_header(first.into_iter().chain(headings));
+        for &way in rows {
+            let cells =
+                METRICS.map(|metric| Cell::new(self.cell(way, metric)).set_alignment(CellAlignment::Right));
+            table.add_row([way.mode, way.backend].map(Cell::new).into_iter().chain(cells));
+        }
+        table
+    }
+
+    /// In the order they were measured.
+    fn rows(&self) -> Vec<Way> {
         let mut rows = Vec::new();
-        for entry in &self.results {
-            if !rows.contains(&(entry.mode, entry.backend)) {
-                rows.push((entry.mode, entry.backend));
+        for way in self.results.iter().map(Entry::way) {
+            if !rows.contains(&way) {
+                rows.push(way);
             }
         }
         rows
     }
 
-    fn cell(&self, mode: &str, backend: &str, metric: Metric) -> String {
+    fn cell(&self, way: Way, metric: Metric) -> String {
         self.results
             .iter()
-            .find(|entry| (entry.mode, entry.backend, entry.metric) == (mode, backend, metric.name))
+            .find(|entry| entry.way() == way && entry.metric == metric.name)
             .map_or_else(String::new, |entry| {
                 format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0)
             })
+    }
+}
+
+impl Entry {
+    fn way(&self) -> Way {
+        Way { family: self.family, mode: self.mode, backend: self.backend }
+    }
+}
+
+impl Skipped {
+    fn way(&self) -> Way {
+        Way { family: self.family, mode: self.mode, backend: self.backend }
     }
 }
 
@@ -210,24 +243,17 @@ mod tests {
             privilege: "root",
         };
         let mut report = Report::new(machine);
-        for (mode, backend) in [
-            ("direct", "kernel"),
-            ("nat", "af-xdp"),
-            ("nat", "af-packet"),
-            ("dr", "af-xdp"),
-            ("dr", "af-packet"),
-        ] {
-            for metric in METRICS {
-                let scale = if metric.unit == "us" { 0.01 } else { 1.0 };
-                report.add(
-                    mode,
-                    backend,
-                    metric,
-                    &[1_234_567.0, 1_000_000.0, 1_345_678.0].map(|v| v * scale),
-                );
+        let modes = [("direct", "kernel"), ("nat", "af-xdp"), ("nat", "af-packet"), ("tun", "af-packet")];
+        for family in ["ipv4", "ipv6"] {
+            for (mode, backend) in modes {
+                for metric in METRICS {
+                    let scale = if metric.unit == "us" { 0.01 } else { 1.0 };
+                    let values = [1_234_567.0, 1_000_000.0, 1_345_678.0].map(|v| v * scale);
+                    report.add(Way { family, mode, backend }, metric, &values);
+                }
             }
         }
-        report.skip("dr", "af-xdp", "no reason");
+        report.skip(Way { family: "ipv6", mode: "dr", backend: "af-xdp" }, "no reason");
         report
     }
 
@@ -240,7 +266,7 @@ mod tests {
         assert_eq!(keys(&file), "machine results skipped");
         assert_eq!(keys(&file["results"][0]), "backend family metric mode spread unit value");
         assert_eq!(keys(&file["skipped"][0]), "backend family metric mode why");
-        assert_eq!(file["results"].as_array().map(Vec::len), Some(25));
+        assert_eq!(file["results"].as_array().map(Vec::len), Some(40));
         assert_eq!(file["skipped"].as_array().map(Vec::len), Some(5));
         assert_eq!(
             file["results"][5],
@@ -258,7 +284,11 @@ mod tests {
             assert!(line.chars().count() <= usize::from(WIDTH), "{} columns: {line}", line.chars().count());
         }
         assert!(text.contains("1 234 567 ±14%"), "{text}");
-        assert!(text.contains("Not measured: dr over af-xdp: no reason"), "{text}");
+        assert!(text.contains("Not measured: ipv6 by dr over af-xdp: no reason"), "{text}");
+        // A line for each, none broken in two.
+        let rows: Vec<_> = text.lines().filter(|line| line.contains('±') && line.contains('%')).collect();
+        assert_eq!(rows.len(), 8, "{text}");
+        assert!(rows.iter().all(|row| row.matches("±14%").count() == METRICS.len()), "{text}");
     }
 
     #[test]
