@@ -58,7 +58,7 @@ const ROUNDS: usize = 3;
 const FEWER_ROUNDS: usize = 2;
 const WINDOW: Duration = Duration::from_millis(600);
 
-/// And of `--quick`, some twenty seconds.
+/// And of `--quick`, half a minute at most.
 const QUICK_ROUNDS: usize = 1;
 const QUICK_WINDOW: Duration = Duration::from_millis(200);
 
