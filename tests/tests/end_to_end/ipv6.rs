@@ -1,9 +1,11 @@
 //! What IPv6 has of its own: neighbour discovery, and a ping that stays the kernel's.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::libc::EMSGSIZE;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto, setsockopt,
     sockopt,
@@ -11,13 +13,14 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use shunt_bench::netlink::Netlink;
 use shunt_bench::topology::{
-    BACK, DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, FRONT, Options, Topology, VIP6, client6, server6,
+    BACK, DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, FRONT, Options, Topology, VIP, VIP6, client6, server6,
 };
+use shunt_bench::traffic::decapsulator::Tunnel;
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT};
 
 use crate::ground::{
-    Backend, PATIENCE, counter, echo, get, get_each, hear, permitted, resets_sent, say_to_all, serve, start,
-    udp,
+    Backend, PATIENCE, counter, echo, eventually, get, get_each, hear, permitted, resets_sent, say_to_all,
+    serve, source_for, source6, start, start_workers, status, udp, udp_from,
 };
 use crate::network::{no_drops, the_mirror_has_followed};
 
@@ -114,6 +117,120 @@ fn ping_and_neighbour_discovery_stay_the_kernels() -> Result<()> {
         director.stop()?;
     }
     Ok(())
+}
+
+/// Two workers on two queues: replies often come in by the queue of the worker that does not own their connection.
+#[test]
+fn nat_over_ipv6_with_two_workers() -> Result<()> {
+    if !permitted(nat_over_ipv6_with_two_workers)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options { queues: 2 })?;
+        let _servers = topology.start_servers()?;
+        let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
+        serve(&director, "-t", HTTP, "-m", HTTP_PORT)?;
+        serve(&director, "-u", ECHO, "-m", ECHO_PORT)?;
+        let over = || format!("over {}", backend.name());
+        let answers = get_each(&topology, HTTP.into(), 40).with_context(over)?;
+        let first = answers.iter().filter(|&&n| n == 0).count();
+        ensure!(first.abs_diff(20) <= 1, "rr gave server 0 {first} of 40 requests");
+        for n in 0..16 {
+            let run = || echo(&udp_from(source6(), ECHO.into())?, &[n; 1452]);
+            topology.client().run_in(run)?.with_context(over)?;
+        }
+        ensure!(counter(&topology, "frames.handed_off")? > 0, "no reply came in by the other worker's queue");
+        no_drops(&topology)?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+/// A closed port behind NAT; and a service without servers, for which the director itself speaks.
+#[test]
+fn icmpv6_errors_reach_the_client() -> Result<()> {
+    const CLOSED: u16 = 5353;
+    const EMPTY: u16 = 5354;
+    if !permitted(icmpv6_errors_reach_the_client)? {
+        return Ok(());
+    }
+    for backend in Backend::ALL {
+        if !backend.works()? {
+            continue;
+        }
+        let topology = Topology::new(Options { queues: 2 })?;
+        let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
+        // By default a Linux host sends one error a second to one receiver.
+        for namespace in topology.servers() {
+            namespace.set_variables(&[("ipv6/icmp/ratelimit", "0")])?;
+        }
+        let at = |port| SocketAddr::from(SocketAddrV6::new(VIP6, port, 0, 0));
+        serve(&director, "-u", at(CLOSED), "-m", CLOSED)?;
+        director.ipvsadm(&["-A", "-u", &at(EMPTY).to_string(), "-s", "rr"])?;
+        for n in 0..8 {
+            for port in [CLOSED, EMPTY] {
+                let told = topology.client().run_in(|| -> Result<_> {
+                    let socket = udp_from(source6(), at(port))?;
+                    socket.send(b"is it open")?;
+                    Ok(socket.recv(&mut [0; 16]).err())
+                })??;
+                let told = told.context("an answer from a closed port")?;
+                ensure!(
+                    told.kind() == ErrorKind::ConnectionRefused,
+                    "socket {n} to {port} over {}: {told}: {:?}",
+                    backend.name(),
+                    status(&topology)?.counters
+                );
+            }
+        }
+        director.stop()?;
+    }
+    Ok(())
+}
+
+/// Datagrams that fit the client's way but not the tunnel: the sender is told, once, and what fits goes on.
+#[test]
+fn a_datagram_too_long_for_a_tunnel_is_told_to_its_sender() -> Result<()> {
+    if !permitted(a_datagram_too_long_for_a_tunnel_is_told_to_its_sender)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let _servers = topology.start_servers()?;
+    let _unwrapping = topology.start_decapsulators(&[Tunnel::Ipip])?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    // An IPv4 and an IPv6 header and UDP's: what is left of 1500 bytes in a tunnel of the same family.
+    for (vip, header) in [(IpAddr::from(VIP), 20), (VIP6.into(), 40)] {
+        let at = SocketAddr::new(vip, ECHO_PORT);
+        serve(&director, "-u", at, "-i", ECHO_PORT)?;
+        let socket = topology.client().run_in(|| udp_from(source_for(at), at))??;
+        if header == 40 {
+            // Linux itself cuts IPv6 datagrams up unless it is told not to.
+            setsockopt(&socket, sockopt::Ipv6DontFrag, &true)?;
+        }
+        let (fits, too_long) = (1500 - 2 * header - 8, 1500 - header - 8);
+        echo(&socket, &vec![1; fits])?;
+        let replied = counter(&topology, "frames.replied")?;
+        socket.send(&vec![2; too_long])?;
+        eventually(PATIENCE, || {
+            let told = socket.take_error()?.context("the client was told nothing")?;
+            ensure!(told.raw_os_error() == Some(EMSGSIZE), "{told}");
+            Ok(())
+        })
+        .with_context(|| vip.to_string())?;
+        ensure!(counter(&topology, "frames.replied")? == replied + 1);
+        if vip.is_ipv6() {
+            // Now the client's kernel knows the longest, to the byte. IPv4's cuts up what is longer.
+            let refused =
+                socket.send(&vec![3; fits + 1]).err().context("the client's kernel knows no better")?;
+            ensure!(refused.raw_os_error() == Some(EMSGSIZE), "{refused}");
+        }
+        echo(&socket, &vec![4; fits])?;
+    }
+    no_drops(&topology)?;
+    director.stop()
 }
 
 /// One echo request and its answer (RFC 4443 §4). The kernel fills in the checksum.
