@@ -250,8 +250,8 @@ impl Case<'_> {
     }
 
     fn repetitions(&self) -> usize {
-        let of_old = self.family == Family::Ipv4 && self.mode != Mode::Tun;
-        if of_old { self.plan.repetitions } else { self.plan.fewer }
+        let central = self.family == Family::Ipv4 && self.mode != Mode::Tun;
+        if central { self.plan.repetitions } else { self.plan.fewer }
     }
 
     fn measure(&self, report: &mut Report, progress: &mut dyn Progress) -> Result<()> {

@@ -32,7 +32,7 @@ struct Way {
     how: &'static [&'static str],
     /// The family of the servers' addresses, if it is the outer packet's alone.
     through: Option<Family>,
-    /// Bytes that the director puts between its two Ethernet frames' IP headers and before them.
+    /// Bytes between the outer IP header and the inner one.
     wrapping: usize,
 }
 
