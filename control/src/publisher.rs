@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use shunt_dataplane::director::is_relieved;
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{self as data, DestId, ServiceId, Services, TunnelKind};
 use shunt_dataplane::stats::{Counters, MAX_DESTS};
@@ -259,10 +260,8 @@ impl Publisher {
                     let before = old.as_ref().and_then(|o| o.data.dests.iter().find(|d| d.id == dest.id));
                     dest.last_weight = before.map_or(0, |before| before.last_weight);
                 }
-                let upper = server.upper_threshold;
-                // A limit that is lifted or raised lets connections in at once.
-                if before.is_none_or(|before| upper == 0 || upper > before.upper_threshold) {
-                    counters.set_overloaded(dest.id, false);
+                if before != Some(server) {
+                    limit(&dest, counters);
                 }
                 Arc::new(dest)
             })
@@ -379,6 +378,18 @@ fn scheduler(
         scheduler.edited(&[], dests);
     }
     (name, Arc::from(scheduler))
+}
+
+/// Holds a real server against thresholds that may be new: from the upper one on it takes no more connections, below the lower one it
+/// does, and between them all stays as it is (`ip_vs_dest_update_overload`; Linux 6.1 does so with each edit).
+fn limit(dest: &data::Dest, counters: &Counters) {
+    let load = counters.load(dest.id);
+    let connections = load.active + load.inactive;
+    if dest.upper_threshold != 0 && connections >= u64::from(dest.upper_threshold) {
+        counters.set_overloaded(dest.id, true);
+    } else if is_relieved(dest, connections) {
+        counters.set_overloaded(dest.id, false);
+    }
 }
 
 fn wrapping(tunnel: Tunnel) -> data::Tunnel {
