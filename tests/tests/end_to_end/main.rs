@@ -3,6 +3,7 @@
 //! ```text
 //!   ground       what every test stands on: the binary, a topology, requests, listings, counters
 //!   forwarding   traffic: NAT and DR, both backends, one worker and two
+//!   fragments    datagrams larger than the wire
 //!   bystanders   what is not the director's stays the kernel's
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
@@ -17,6 +18,7 @@
 
 mod bystanders;
 mod forwarding;
+mod fragments;
 mod ground;
 mod hostile;
 mod lifecycle;
