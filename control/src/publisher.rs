@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use shunt_dataplane::director::is_relieved;
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{self as data, DestId, ServiceId, Services, TunnelKind};
 use shunt_dataplane::stats::{Counters, MAX_DESTS};
@@ -39,7 +40,7 @@ type Endpoint = (data::Protocol, IpAddr, u16);
 pub struct Publisher {
     services: HashMap<ServiceKey, Published>,
     servers: HashMap<ServiceKey, HashMap<ServerKey, Server>>,
-    /// Removed real servers whose replies are still taken, as last published.
+    /// Real servers whose replies are still taken though the rules no longer say so, as last published.
     lingering: HashSet<Endpoint>,
     free: Vec<DestId>,
     /// Identities below these were given out at least once.
@@ -68,8 +69,17 @@ struct Server {
     zero: Totals,
     /// When it was removed, or last seen with connections after that.
     removed: Option<Instant>,
-    /// Whether it was last reached by NAT.
-    masqueraded: bool,
+    /// Whether it is reached by NAT now.
+    by_nat: bool,
+    /// Whether connections may remain from when it was: a connection keeps its forwarding method.
+    was_by_nat: bool,
+}
+
+impl Server {
+    fn remove(&mut self, now: Instant) {
+        self.removed.get_or_insert(now);
+        self.by_nat = false;
+    }
 }
 
 /// There is no identity left for one more real server.
@@ -96,7 +106,7 @@ impl Publisher {
             let stays = rules.service(key).is_some();
             if !stays {
                 for server in self.servers.get_mut(key).into_iter().flat_map(HashMap::values_mut) {
-                    server.removed.get_or_insert(now);
+                    server.remove(now);
                 }
             }
             stays
@@ -138,7 +148,7 @@ impl Publisher {
         !self.lingering.is_empty() && self.find_lingering(counters) != self.lingering
     }
 
-    /// Removed real servers with connections by NAT. With its last service the director, like IPVS, lets go of everything.
+    /// Real servers with connections by NAT that are removed, or reached in another way by now. With its last service the director, like IPVS, lets go of everything.
     fn find_lingering(&self, counters: &Counters) -> HashSet<Endpoint> {
         if self.services.is_empty() {
             return HashSet::new();
@@ -148,7 +158,7 @@ impl Publisher {
             let ServiceKey::Address { protocol, .. } = *service else { continue };
             for (key, server) in servers {
                 let load = counters.load(server.id);
-                if server.removed.is_some() && server.masqueraded && load.active + load.inactive > 0 {
+                if server.was_by_nat && !server.by_nat && load.active + load.inactive > 0 {
                     lingering.insert((wire(protocol), key.address, key.port));
                 }
             }
@@ -236,7 +246,7 @@ impl Publisher {
                 if let Some(server) =
                     self.servers.get_mut(&key).and_then(|servers| servers.get_mut(&gone.key))
                 {
-                    server.removed = Some(now);
+                    server.remove(now);
                 }
             }
         }
@@ -250,10 +260,8 @@ impl Publisher {
                     let before = old.as_ref().and_then(|o| o.data.dests.iter().find(|d| d.id == dest.id));
                     dest.last_weight = before.map_or(0, |before| before.last_weight);
                 }
-                let upper = server.upper_threshold;
-                // A limit that is lifted or raised lets connections in at once.
-                if before.is_none_or(|before| upper == 0 || upper > before.upper_threshold) {
-                    counters.set_overloaded(dest.id, false);
+                if before != Some(server) {
+                    limit(&dest, counters);
                 }
                 Arc::new(dest)
             })
@@ -295,12 +303,15 @@ impl Publisher {
                     joined: now,
                     zero: now,
                     removed: None,
-                    masqueraded: false,
+                    by_nat: false,
+                    was_by_nat: false,
                 })
             }
         };
         known.removed = None;
-        known.masqueraded = config.forwarding == Forwarding::Masq;
+        let load = counters.load(known.id);
+        known.by_nat = config.forwarding == Forwarding::Masq;
+        known.was_by_nat = known.by_nat || known.was_by_nat && load.active + load.inactive > 0;
         if known.service != service {
             (known.service, known.joined) = (service, totals(counters, known.id));
         }
@@ -367,6 +378,18 @@ fn scheduler(
         scheduler.edited(&[], dests);
     }
     (name, Arc::from(scheduler))
+}
+
+/// Holds a real server against thresholds that may be new: from the upper one on it takes no more connections, below the lower one it
+/// does, and between them all stays as it is (`ip_vs_dest_update_overload`; Linux 6.1 does so with each edit).
+fn limit(dest: &data::Dest, counters: &Counters) {
+    let load = counters.load(dest.id);
+    let connections = load.active + load.inactive;
+    if dest.upper_threshold != 0 && connections >= u64::from(dest.upper_threshold) {
+        counters.set_overloaded(dest.id, true);
+    } else if is_relieved(dest, connections) {
+        counters.set_overloaded(dest.id, false);
+    }
 }
 
 fn wrapping(tunnel: Tunnel) -> data::Tunnel {
@@ -449,6 +472,26 @@ mod tests {
         let services = publisher.publish(&without, &counters, now).unwrap();
         assert!(!takes_replies(&publisher, &without) && !publisher.is_outdated(&counters));
         assert!(!services.is_masqueraded(Ipv4Addr::new(10, 2, 0, 11), 8080, 6));
+    }
+
+    #[test]
+    fn replies_of_a_server_that_is_edited_away_from_nat_are_taken_as_long() {
+        let counters = Counters::new(1).unwrap();
+        let route = rules(&[SERVICE, "-a -t 10.9.0.1:80 -r 10.2.0.11:80 -g"]);
+        let nat = rules(&[SERVICE, "-a -t 10.9.0.1:80 -r 10.2.0.11:80 -m"]);
+        let takes = |publisher: &Publisher, rules: &Rules| {
+            publisher.targets(rules).any(|target| matches!(target, Target::RealServer { port: 80, .. }))
+        };
+        let mut publisher = Publisher::default();
+        publisher.publish(&nat, &counters, Instant::now()).unwrap();
+        let connections = &counters.worker(WorkerId(0)).dest(DestId(0)).active;
+        connections.store(1, Ordering::Relaxed);
+        publisher.publish(&route, &counters, Instant::now()).unwrap();
+        assert!(takes(&publisher, &route) && !publisher.is_outdated(&counters));
+        connections.store(0, Ordering::Relaxed);
+        assert!(publisher.is_outdated(&counters));
+        publisher.publish(&route, &counters, Instant::now()).unwrap();
+        assert!(!takes(&publisher, &route));
     }
 
     #[test]

@@ -45,8 +45,12 @@ reasons! {
     BadIpChecksum = "drop.bad_ip_checksum",
     /// The packet ends inside its transport header.
     TruncatedTransport = "drop.truncated_transport",
-    /// A fragment. The director does not follow fragments yet.
-    Fragment = "drop.fragment",
+    /// A later fragment that begins inside the transport header.
+    TinyFragment = "drop.tiny_fragment",
+    /// A later fragment whose first did not come in time.
+    FragmentTimeout = "drop.fragment_timeout",
+    /// Too many later fragments wait for their first.
+    FragmentQueueFull = "drop.fragment_queue_full",
     /// The connection's real server was removed; the connection waits for it to come back, or for its timeout.
     NoDest = "drop.no_dest",
     /// A RST that belongs to no connection. Nobody may answer one.
@@ -109,6 +113,8 @@ events! {
     HandedOff = "frames.handed_off",
     /// Packets of no connection that were routed as the kernel would have.
     Routed = "frames.routed",
+    /// Later fragments that came before their first and began to wait for it.
+    FragmentWaited = "fragment.waited",
     /// Packets that began to wait for a neighbour.
     Waited = "neighbour.waited",
     /// Connections created.

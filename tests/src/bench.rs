@@ -42,6 +42,8 @@ pub struct Bench {
     now: Tick,
     start: Instant,
     mtu: [u16; 2],
+    /// Later fragments whose first has not come yet, as a worker keeps them.
+    kept: Vec<(PortId, Vec<u8>)>,
 }
 
 /// What became of a frame.
@@ -80,6 +82,7 @@ impl Default for Bench {
             now,
             start: Instant::now(),
             mtu: [1500; 2],
+            kept: Vec::new(),
         }
     }
 }
@@ -92,6 +95,21 @@ impl Bench {
         let code = ipvsadm::main("ipvsadm", &words, self, &mut io::empty(), &mut stdout, &mut stderr);
         let text = |bytes| String::from_utf8(bytes).expect("ipvsadm prints text");
         (code, text(stdout), text(stderr))
+    }
+
+    /// A frame comes in by a port, and those that were kept are tried again. Gives all that is sent.
+    pub fn frame_and_kept(&mut self, port: PortId, bytes: &[u8]) -> Vec<(PortId, Vec<u8>)> {
+        let mut sent = Vec::new();
+        let mut tried = vec![(port, bytes.to_vec())];
+        tried.append(&mut self.kept);
+        for (port, bytes) in tried {
+            let outcome = self.frame(port, &bytes);
+            match outcome.verdict {
+                Verdict::Keep => self.kept.push((port, bytes)),
+                _ => sent.extend(outcome.sent),
+            }
+        }
+        sent
     }
 
     /// A frame comes in by a port.

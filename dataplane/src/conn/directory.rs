@@ -87,6 +87,19 @@ impl Directory {
         }
     }
 
+    /// Says that a tuple is `worker`'s from now on, whoever's it was. For what is short-lived and never contended.
+    pub fn claim(&self, hash: u64, worker: WorkerId) -> Announced {
+        let new = tag(hash) | (u64::from(worker.0) + 1);
+        for word in self.words(hash) {
+            let old = word.load(Ordering::Relaxed);
+            if is(old, hash) && word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            {
+                return Announced::Ours;
+            }
+        }
+        self.announce(hash, worker)
+    }
+
     /// Takes a tuple's announcement back, if it is `worker`'s.
     pub fn withdraw(&self, hash: u64, worker: WorkerId) {
         let ours = tag(hash) | (u64::from(worker.0) + 1);
@@ -134,7 +147,9 @@ mod tests {
         assert_eq!(directory.announce(hash, WorkerId(1)), Announced::Ours);
         directory.withdraw(hash, WorkerId(0));
         assert_eq!(directory.owner(hash), Some(WorkerId(1)), "only the owner withdraws");
-        directory.withdraw(hash, WorkerId(1));
+        assert_eq!(directory.claim(hash, WorkerId(0)), Announced::Ours);
+        assert_eq!(directory.owner(hash), Some(WorkerId(0)));
+        directory.withdraw(hash, WorkerId(0));
         assert_eq!(directory.owner(hash), None);
     }
 

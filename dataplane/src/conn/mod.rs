@@ -4,6 +4,7 @@
 //! (NAT needs to be found from both sides).
 
 pub mod directory;
+pub mod fragments;
 pub mod index;
 pub mod memory;
 pub mod table;

@@ -246,7 +246,7 @@ mod tests {
 
     use super::*;
     use crate::conn::State;
-    use crate::packet::V4;
+    use crate::packet::{V4, V6};
     use crate::service::{DestId, Forwarding};
 
     const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
@@ -270,9 +270,9 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_connection_is_one_cache_line() {
-        assert_eq!(size_of::<Conn<V4>>(), 64);
-        assert_eq!(align_of::<Conn<V4>>(), 64);
+    fn an_ipv4_connection_is_one_cache_line_and_an_ipv6_one_two() {
+        assert_eq!((size_of::<Conn<V4>>(), align_of::<Conn<V4>>()), (64, 64));
+        assert_eq!((size_of::<Conn<V6>>(), align_of::<Conn<V6>>()), (128, 64));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::hops::{HopCache, Toward};
 use super::{Shared, Verdict, is_relieved};
+use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
 use crate::forward::icmp::{Message, Problem};
@@ -23,6 +24,7 @@ const EMBRYO: u32 = 3_000;
 pub struct Family<A> {
     conns: Table<A>,
     hops: HopCache,
+    fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     next_id: u16,
 }
@@ -68,6 +70,7 @@ impl<A: Address> Family<A> {
         Ok(Self {
             conns: Table::with_capacity(capacity, secret, now)?,
             hops: HopCache::default(),
+            fragments: Fragments::default(),
             next_id: 0,
         })
     }
@@ -98,15 +101,57 @@ impl<A: Address> Family<A> {
         now: Tick,
     ) -> Verdict {
         if meta.tuple.protocol == A::ICMP {
-            return self.icmp(shared, packet, meta, handed, now);
+            return match meta.fragment {
+                None => self.icmp(shared, packet, meta, handed, now),
+                Some(_) => Verdict::Pass,
+            };
         }
-        match self.find(shared, &meta.tuple, hash, now) {
+        if meta.is_later_fragment() {
+            return self.later_fragment(shared, packet, meta, handed, now);
+        }
+        let verdict = match self.find(shared, &meta.tuple, hash, now) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
             None => match shared.owner_elsewhere(hash, handed) {
                 Some(owner) => Verdict::HandOff(owner),
                 None => self.admit(shared, packet, meta, hash, now),
             },
+        };
+        if let (Some(key), Verdict::Forward(_)) = (Fragments::key(meta), verdict) {
+            let hash = self.conns.hash(&key);
+            shared.claim(hash);
+            if let Some(displaced) = self.fragments.remember(key, hash, meta.tuple, now) {
+                shared.withdraw(self.conns.hash(&displaced));
+            }
+        }
+        verdict
+    }
+
+    /// A part of a datagram that has no transport header: it goes the way its first part went.
+    fn later_fragment(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        handed: bool,
+        now: Tick,
+    ) -> Verdict {
+        let Some(key) = Fragments::key(meta) else { return Verdict::Pass };
+        let hash = self.conns.hash(&key);
+        let Some(flow) = self.fragments.flow(&key, hash, now) else {
+            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
+                return Verdict::HandOff(owner);
+            }
+            let tuple = &meta.tuple;
+            let services = &shared.snapshot.services;
+            let may_be_ours = services.may_concern(tuple.source, tuple.destination, tuple.protocol);
+            return if may_be_ours { Verdict::Keep } else { Verdict::Pass };
+        };
+        let hash = self.conns.hash(&flow);
+        match self.find(shared, &flow, hash, now) {
+            Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
+            Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
+            None => Verdict::Drop(Reason::FragmentTimeout),
         }
     }
 
@@ -311,10 +356,13 @@ impl<A: Address> Family<A> {
         Some(id)
     }
 
-    /// Follows the connection's state and keeps it alive.
+    /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
     fn track(&mut self, shared: &mut Shared, id: ConnId, meta: &Meta<A>, direction: Direction, now: Tick) {
         let conn = self.conns.conn_mut(id);
         conn.last_seen = now;
+        if meta.is_later_fragment() {
+            return;
+        }
         let old_timeout = conn.timeout;
         let new = if meta.tuple.protocol == TCP {
             let side = match direction {

@@ -52,6 +52,8 @@ pub enum Verdict {
     HandOff(WorkerId),
     /// The Ethernet address of a neighbour must be asked for; try again when it is known. The frame is as it came.
     Wait(PortId, IpAddr),
+    /// A later fragment whose first has not come; try again in a moment. The frame is as it came.
+    Keep,
 }
 
 /// One worker's director.
@@ -211,6 +213,15 @@ impl Shared {
         }
     }
 
+    /// Takes a tuple for this worker, whoever had it.
+    fn claim(&self, hash: u64) {
+        if let Some(directory) = &self.directory
+            && directory.claim(hash, self.worker) == Announced::Full
+        {
+            self.mine().count(Event::DirectoryFull, 1);
+        }
+    }
+
     fn withdraw(&self, hash: u64) {
         if let Some(directory) = &self.directory {
             directory.withdraw(hash, self.worker);
@@ -230,6 +241,8 @@ impl Shared {
             Verdict::Drop(reason) => counters.drop(reason),
             Verdict::HandOff(_) => counters.count(Event::HandedOff, 1),
             Verdict::Wait(..) => counters.count(Event::Waited, 1),
+            // Tried again and again; the worker counts it once.
+            Verdict::Keep => {}
         }
     }
 }

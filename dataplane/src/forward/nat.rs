@@ -1,7 +1,7 @@
 //! NAT: requests get the real server's address and port as their destination, replies the virtual ones as their source.
 //!
 //! Checksums are adjusted by what changes. IPVS never verifies them, so a wrong one stays wrong by as much. One exception, IPVS's too: a UDP
-//! packet without a checksum leaves with one.
+//! packet without a checksum leaves with one. (Not so when it comes in fragments, which the kernel puts together first.)
 
 use super::{frame, ip};
 use crate::packet::checksum::{Change, pseudo_header};
@@ -39,13 +39,16 @@ fn rewrite<A: Address>(
     let (ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
 
     let old_address = A::read(ip, address_at);
-    let old_port = be16(segment, port_at);
     address.write(ip, address_at);
-    put16(segment, port_at, port);
-
     let change = old_address.becomes(address, Change::default());
     A::adjust_header(ip, change);
     A::age(ip);
+    if meta.is_later_fragment() {
+        return;
+    }
+
+    let old_port = be16(segment, port_at);
+    put16(segment, port_at, port);
 
     let change = change.word(old_port, port);
     match meta.tuple.protocol {
@@ -55,6 +58,8 @@ fn rewrite<A: Address>(
         }
         UDP => {
             let checksum = match be16(segment, 6) {
+                // The rest of the datagram would be needed, and has not come yet.
+                0 if meta.fragment.is_some() => return,
                 0 => pseudo_header(
                     A::read(ip, A::SOURCE),
                     A::read(ip, A::DESTINATION),

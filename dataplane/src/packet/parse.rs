@@ -4,7 +4,7 @@
 //! reason of its own; what is not for the director is passed.
 
 use super::checksum::Sum;
-use super::{Address, Tuple, V4, V6, be16};
+use super::{Address, Tuple, V4, V6, be16, be32};
 use crate::stats::Reason;
 
 /// Length of an Ethernet header without tags.
@@ -48,6 +48,18 @@ pub struct Meta<A> {
     pub end: u16,
     /// TCP flags; 0 for other protocols.
     pub flags: u8,
+    /// Which part of a datagram it is, if it is not a whole one.
+    pub fragment: Option<Fragment>,
+}
+
+/// A part of a datagram (RFC 791 §3.2, RFC 8200 §4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// What the parts of a datagram have in common, besides addresses and protocol.
+    pub id: u32,
+    /// Where it belongs in the datagram, in units of 8 bytes. The first part, at 0, has the transport header; a later one has none, and its
+    /// ports are read as 0.
+    pub offset: u16,
 }
 
 /// A packet of either family.
@@ -60,6 +72,12 @@ pub enum Parsed {
 }
 
 impl<A> Meta<A> {
+    /// Whether it is a later part of a datagram, without a transport header.
+    #[inline]
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment.is_some_and(|fragment| fragment.offset != 0)
+    }
+
     /// Bytes from the IP header on, as IPVS counts them.
     #[inline]
     pub fn length(&self) -> u16 {
@@ -104,8 +122,10 @@ fn parse_v4(frame: &[u8], network: usize) -> Result<Meta<V4>, NotOurs> {
     if Sum::default().bytes(&ip[..header]).field() != 0 {
         return Err(NotOurs::Drop(Reason::BadIpChecksum));
     }
-    let is_fragment = be16(ip, 6) & 0x3fff != 0;
-    transport(frame, network, network + header, network + total, ip[9], is_fragment)
+    let part = be16(ip, 6);
+    let is_fragment = part & 0x3fff != 0;
+    let fragment = is_fragment.then(|| Fragment { id: be16(ip, 4).into(), offset: part & 0x1fff });
+    transport(frame, network, network + header, network + total, ip[9], fragment)
 }
 
 #[inline]
@@ -119,7 +139,7 @@ fn parse_v6(frame: &[u8], network: usize) -> Result<Meta<V6>, NotOurs> {
         return Err(NotOurs::Drop(Reason::BadIpHeader));
     }
     let ip = &ip[..total];
-    let (mut next, mut at, mut is_fragment) = (ip[6], V6::HEADER, false);
+    let (mut next, mut at, mut fragment) = (ip[6], V6::HEADER, None);
     for _ in 0..=MAX_EXTENSIONS {
         // Each extension says what comes next and how long it is (RFC 8200 §4, RFC 4302 §2.2).
         let length = match next {
@@ -127,21 +147,19 @@ fn parse_v6(frame: &[u8], network: usize) -> Result<Meta<V6>, NotOurs> {
             AUTHENTICATION => ip.get(at + 1).map(|n| (usize::from(*n) + 2) * 4),
             FRAGMENT => {
                 // An "atomic" fragment is a whole packet (RFC 6946).
-                is_fragment |= ip.get(at + 2..at + 4).is_some_and(|field| be16(field, 0) & 0xfff9 != 0);
+                let part = ip.get(at + 2..at + 8).filter(|field| be16(field, 0) & 0xfff9 != 0);
+                fragment = part.map(|f| Fragment { id: be32(f, 2), offset: be16(f, 0) >> 3 }).or(fragment);
                 Some(8)
             }
             protocol => {
-                return transport(frame, network, network + at, network + total, protocol, is_fragment);
+                return transport(frame, network, network + at, network + total, protocol, fragment);
             }
         };
         let after = length.map(|length| at + length).filter(|after| *after <= total);
         let Some(after) = after else { return Err(NotOurs::Drop(Reason::BadIpHeader)) };
-        // Behind the header of a later fragment stands data.
-        if next == FRAGMENT && is_fragment && be16(ip, at + 2) & 0xfff8 != 0 {
-            return match ip[at] {
-                TCP | UDP | V6::ICMP => Err(NotOurs::Drop(Reason::Fragment)),
-                _ => Err(NotOurs::Pass),
-            };
+        // Behind the header of a later fragment stands data, whatever it looks like.
+        if next == FRAGMENT && fragment.is_some_and(|fragment| fragment.offset != 0) {
+            return transport(frame, network, network + after, network + total, ip[at], fragment);
         }
         (next, at) = (ip[at], after);
     }
@@ -162,7 +180,7 @@ fn transport<A: Address>(
     at: usize,
     end: usize,
     protocol: u8,
-    is_fragment: bool,
+    fragment: Option<Fragment>,
 ) -> Result<Meta<A>, NotOurs> {
     let least = match protocol {
         TCP => 20,
@@ -170,15 +188,19 @@ fn transport<A: Address>(
         protocol if protocol == A::ICMP => 8,
         _ => return Err(NotOurs::Pass),
     };
-    if is_fragment {
-        return Err(NotOurs::Drop(Reason::Fragment));
-    }
     let payload = &frame[at..end];
-    if payload.len() < least {
+    let is_later = fragment.is_some_and(|fragment| fragment.offset != 0);
+    if is_later {
+        // RFC 1858, RFC 3128: a part that begins inside the transport header is meant to get past somebody.
+        if payload.is_empty() || usize::from(fragment.map_or(0, |f| f.offset)) * 8 < least {
+            return Err(NotOurs::Drop(Reason::TinyFragment));
+        }
+    } else if payload.len() < least {
         return Err(NotOurs::Drop(Reason::TruncatedTransport));
     }
+    let has_ports = protocol != A::ICMP && !is_later;
     let (source_port, destination_port) =
-        if protocol == A::ICMP { (0, 0) } else { (be16(payload, 0), be16(payload, 2)) };
+        if has_ports { (be16(payload, 0), be16(payload, 2)) } else { (0, 0) };
     Ok(Meta {
         tuple: Tuple {
             source: A::read(frame, network + A::SOURCE),
@@ -190,7 +212,8 @@ fn transport<A: Address>(
         network: network as u16,
         transport: at as u16,
         end: end as u16,
-        flags: if protocol == TCP { payload[13] } else { 0 },
+        flags: if protocol == TCP && !is_later { payload[13] } else { 0 },
+        fragment,
     })
 }
 
@@ -328,9 +351,12 @@ mod tests {
 
         let first: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 7];
         let later: &[u8] = &[0, 0, 4, 0, 0, 0, 0, 7];
-        for fragment in [first, later] {
-            assert_eq!(parse(&v6(&[(FRAGMENT, fragment)])), Err(NotOurs::Drop(Reason::Fragment)));
-        }
+        let part = |fragment| match parse(&v6(&[(FRAGMENT, fragment)])) {
+            Ok(Parsed::V6(meta)) => (meta.fragment, meta.tuple.destination_port),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(part(first), (Some(Fragment { id: 7, offset: 0 }), 53));
+        assert_eq!(part(later), (Some(Fragment { id: 7, offset: 0x80 }), 0));
         let many = [(DESTINATION_OPTIONS, options); MAX_EXTENSIONS + 1];
         assert!(parse(&v6(&many[1..])).is_ok());
         assert_eq!(parse(&v6(&many)), Err(NotOurs::Drop(Reason::BadIpHeader)));

@@ -14,6 +14,7 @@
 //! it started in through a ring, so that no pool runs dry because traffic flows one way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -30,8 +31,12 @@ pub const HEADROOM: usize = 256;
 /// The longest frame that one chunk can hold.
 pub const MAX_FRAME: usize = CHUNK - HEADROOM;
 
+/// Tells memories apart. A process makes one, its tests some thousands.
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+
 /// The mapping that all frames of all workers live in.
 pub struct FrameMemory {
+    id: u32,
     map: MmapRaw,
     frames: u32,
     per_worker: u32,
@@ -40,9 +45,11 @@ pub struct FrameMemory {
 
 /// The right to one chunk of frame memory, and where its data lies in it.
 ///
-/// Not `Clone`: two tokens for one chunk would be two mutable views of the same bytes.
+/// Not `Clone`: two tokens for one chunk would be two mutable views of the same bytes. It knows its memory, for in another one its chunk may
+/// have a token already.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
+    memory: u32,
     chunk: u32,
     start: u16,
     len: u16,
@@ -80,7 +87,8 @@ impl FrameMemory {
             Ok(map) => map,
             Err(_) => MmapOptions::new().len(bytes).populate().map_anon()?,
         });
-        let memory = Arc::new(Self { map, frames, per_worker, huge: is_huge });
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let memory = Arc::new(Self { id, map, frames, per_worker, huge: is_huge });
 
         let mut homes: Vec<Vec<Option<Sender>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut returns: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
@@ -99,7 +107,7 @@ impl FrameMemory {
         let pools = homes.into_iter().zip(returns).enumerate().map(|(worker, (homes, returns))| {
             let worker = worker as u32;
             let free = (worker * per_worker..(worker + 1) * per_worker)
-                .map(|chunk| Frame { chunk, start: HEADROOM as u16, len: 0, port: 0 })
+                .map(|chunk| Frame { memory: id, chunk, start: HEADROOM as u16, len: 0, port: 0 })
                 .collect();
             Pool { memory: Arc::clone(&memory), worker, free, homes, returns }
         });
@@ -123,10 +131,10 @@ impl FrameMemory {
 
     /// The whole chunk of a frame. The frame's data is `chunk[frame.start()..][..frame.len()]`.
     pub fn chunk<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
-        assert!(frame.chunk < self.frames, "a frame of another memory");
+        assert!(frame.memory == self.id, "a frame of another memory");
         let offset = frame.chunk as usize * CHUNK;
-        // SAFETY: the chunk lies inside the mapping (checked above), which lives as long as `self`. Tokens are unique
-        // (created once per chunk, not Clone) and `frame` is borrowed mutably for as long as the slice lives, so no
+        // SAFETY: the frame is one of this memory's (checked above), so its chunk lies inside the mapping, which lives as long as `self`. Tokens
+        // are unique (created once per chunk, not Clone) and `frame` is borrowed mutably for as long as the slice lives, so no
         // other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
         #[allow(unsafe_code)]
         unsafe {
@@ -147,7 +155,8 @@ impl FrameMemory {
     pub(super) fn reclaim(&self, offset: u64, len: u32) -> Option<Frame> {
         let chunk = u32::try_from(offset / CHUNK as u64).ok().filter(|c| *c < self.frames)?;
         let start = (offset % CHUNK as u64) as u16;
-        (start as usize + len as usize <= CHUNK).then_some(Frame { chunk, start, len: len as u16, port: 0 })
+        let frame = Frame { memory: self.id, chunk, start, len: len as u16, port: 0 };
+        (start as usize + len as usize <= CHUNK).then_some(frame)
     }
 }
 
@@ -177,14 +186,16 @@ impl Frame {
         (self.chunk as u64 * CHUNK as u64 + self.start as u64, self.len as u32)
     }
 
-    /// The token as a word, for a ring between workers.
-    pub(crate) fn into_word(self) -> u64 {
-        (self.chunk as u64) << 40 | (self.port as u64) << 32 | (self.start as u64) << 16 | self.len as u64
+    /// The token as a word, for a ring between workers, and the memory it is of.
+    pub(crate) fn into_word(self) -> (u32, u64) {
+        let place = (self.start as u64) << 16 | self.len as u64;
+        (self.memory, (self.chunk as u64) << 40 | (self.port as u64) << 32 | place)
     }
 
-    /// The token again. Callers must pass each word of [`into_word`](Self::into_word) once.
-    pub(crate) fn from_word(word: u64) -> Self {
+    /// The token again. Callers must pass each pair of [`into_word`](Self::into_word) once.
+    pub(crate) fn from_word(memory: u32, word: u64) -> Self {
         Self {
+            memory,
             chunk: (word >> 40) as u32,
             port: (word >> 32) as u8,
             start: (word >> 16) as u16,
@@ -240,9 +251,18 @@ mod tests {
 
     #[test]
     fn a_frame_survives_the_way_through_a_word() {
-        let frame = Frame { chunk: 0xabcdef, start: 2047, len: 1514, port: 7 };
-        let word = Frame { chunk: 0xabcdef, start: 2047, len: 1514, port: 7 }.into_word();
-        assert_eq!(Frame::from_word(word), frame);
+        let frame = || Frame { memory: 9, chunk: 0xabcdef, start: 2047, len: 1514, port: 7 };
+        let (memory, word) = frame().into_word();
+        assert_eq!(Frame::from_word(memory, word), frame());
+    }
+
+    #[test]
+    #[should_panic(expected = "another memory")]
+    fn a_frame_of_another_memory_is_refused() {
+        let (_, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
+        let (other, _) = FrameMemory::with_pools(1, 4).unwrap();
+        let mut frame = pools[0].take().unwrap();
+        other.chunk(&mut frame);
     }
 
     #[test]

@@ -15,8 +15,6 @@ impl Scheduler for Failover {
         heaviest(service, |dest| is_eligible(dest, counters)).cloned()
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

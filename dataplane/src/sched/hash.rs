@@ -51,6 +51,8 @@ impl FromIterator<u32> for Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sched::bench::{self, Bench};
+    use crate::service::HASH_PORT;
 
     #[test]
     fn the_kernels_buckets() {
@@ -58,6 +60,42 @@ mod tests {
         let clients = ["10.0.0.1", "10.0.0.2", "192.168.1.100", "203.0.113.7"];
         assert_eq!(clients.map(|client| of(client, 0)), [39, 137, 89, 124]);
         assert_eq!(clients.map(|client| of(client, 40_000)), [203, 45, 253, 32]);
+    }
+
+    /// What Linux 6.1 chose for these clients, from the ports 1000, 40000 and 65535 each, and for these destinations.
+    #[test]
+    fn the_kernels_choices_for_ipv6() {
+        let clients = [
+            "2001:db8:a::2",
+            "2001:db8:a::1234:5678",
+            "2001:db8:a:5:dead:beef:0:7",
+            "2001:db8:a:5:ffff:ffff:ffff:ffff",
+            "2001:db8:a::9:0",
+            "2001:db8:a:5:1:2:3:4",
+        ];
+        let virtual_addresses =
+            ["2001:db8:f::1", "2001:db8:f:1::9", "2001:db8:f:2:3:4:5:6", "2001:db8:ffff::abcd"];
+        let dests = [('E', 5), ('D', 2), ('C', 1), ('B', 3)].map(|(name, weight)| {
+            let address = IpAddr::from([0x2001, 0xdb8, 0xb, 0, 0, 0, 0, name as u16 - b'B' as u16 + 0xb]);
+            Arc::new(Dest { address, ..bench::dest(name, weight, weight) })
+        });
+        for (name, flags, expected) in [
+            ("sh", 0, "EEEEEEDDDEEEEEEBBB"),
+            ("sh", HASH_PORT, "DBEDBCCEBBEBECEECE"),
+            ("mh", 0, "DDDDDDCCCDDDBBBEEE"),
+            ("mh", HASH_PORT, "BEECEEEEBEEEEDDBEE"),
+        ] {
+            let mut bench = Bench::new(name);
+            bench.replace(dests.to_vec());
+            bench.flags(flags);
+            let ports = |client| [1000, 40_000, 65_535].map(|port| (client, port));
+            let chosen: String =
+                clients.into_iter().flat_map(ports).map(|(c, port)| bench.client(c, port)).collect();
+            assert_eq!(chosen, expected, "{name} {flags}");
+        }
+        let mut bench = Bench::new("dh");
+        bench.replace(dests.to_vec());
+        assert_eq!(virtual_addresses.map(|address| bench.destination(address)).concat(), "EEDB");
     }
 
     #[test]

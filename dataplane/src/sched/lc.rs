@@ -16,8 +16,6 @@ impl Scheduler for LeastConnection {
         least(&service.dests, counters, |dest| overhead(dest, counters), |_| 1).cloned()
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

@@ -50,8 +50,8 @@ pub trait Scheduler: Send + Sync {
     /// Chooses among the service's real servers; `None` when none may take the connection.
     fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>>;
 
-    /// Learns that the service's real servers were `old` and are now those of `new`.
-    fn edited(&mut self, old: &[Arc<Dest>], new: &[Arc<Dest>]);
+    /// Learns that the service's real servers were `old` and are now those of `new`. One that remembers nothing need not know.
+    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
 
     /// A copy, for another worker.
     fn boxed(&self) -> Box<dyn Scheduler>;

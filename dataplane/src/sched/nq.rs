@@ -21,8 +21,6 @@ impl Scheduler for NeverQueue {
         }
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

@@ -20,8 +20,6 @@ impl Scheduler for Overflow {
         heaviest(service, |dest| is_eligible(dest, counters) && has_room(dest)).cloned()
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

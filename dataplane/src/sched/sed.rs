@@ -17,8 +17,6 @@ impl Scheduler for ShortestExpectedDelay {
             .cloned()
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

@@ -38,8 +38,6 @@ impl Scheduler for TwoChoices {
         Some(Arc::clone(if is_better { two } else { one }))
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

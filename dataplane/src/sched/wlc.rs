@@ -16,8 +16,6 @@ impl Scheduler for WeightedLeastConnection {
         least(&service.dests, counters, |dest| overhead(dest, counters), |dest| dest.weight.into()).cloned()
     }
 
-    fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
-
     fn boxed(&self) -> Box<dyn Scheduler> {
         Box::new(*self)
     }

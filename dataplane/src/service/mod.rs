@@ -119,6 +119,8 @@ pub struct Services {
     by_address: HashMap<(IpAddr, u16, u8), Arc<Service>>,
     dests: Vec<Option<Arc<Dest>>>,
     masqueraded: HashSet<(IpAddr, u16, u8)>,
+    /// Virtual addresses and NAT real servers by protocol, for packets without ports.
+    addresses: HashSet<(IpAddr, u8)>,
 }
 
 /// A virtual service.
@@ -207,8 +209,10 @@ impl Services {
                 tables.dests[id] = Some(Arc::clone(dest));
                 if dest.forwarding == Forwarding::Masq {
                     tables.masqueraded.insert((dest.address, dest.port, protocol));
+                    tables.addresses.insert((dest.address, protocol));
                 }
             }
+            tables.addresses.insert((service.address, protocol));
             tables.by_address.insert((service.address, service.port, protocol), service);
         }
         tables
@@ -218,9 +222,8 @@ impl Services {
     #[must_use]
     pub fn remembering(mut self, removed: impl IntoIterator<Item = (Protocol, IpAddr, u16)>) -> Self {
         for (protocol, address, port) in removed {
-            if let IpAddr::V4(server) = address {
-                self.masqueraded.insert((server.into(), port, protocol as u8));
-            }
+            self.masqueraded.insert((address, port, protocol as u8));
+            self.addresses.insert((address, protocol as u8));
         }
         self
     }
@@ -229,6 +232,17 @@ impl Services {
     #[inline]
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
         self.by_address.get(&(address.into(), port, protocol))
+    }
+
+    /// Whether a packet without ports may be to a service, or from a real server reached by NAT.
+    pub fn may_concern(
+        &self,
+        source: impl Into<IpAddr>,
+        destination: impl Into<IpAddr>,
+        protocol: u8,
+    ) -> bool {
+        self.addresses.contains(&(destination.into(), protocol))
+            || self.addresses.contains(&(source.into(), protocol))
     }
 
     /// Every service.

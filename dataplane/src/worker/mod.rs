@@ -10,6 +10,7 @@
 //! ([`ring`]), counters that only this worker writes. A worker with nothing to do spins for a moment, then sleeps in poll(2) until a frame, a command or a
 //! hand-over comes.
 
+mod kept;
 pub mod link;
 pub mod ring;
 mod waiting;
@@ -24,6 +25,7 @@ use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
 use crate::service::{Epoch, PortId, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason};
+use kept::Kept;
 use link::{Answer, Command, Link};
 use ring::{Receiver, Sender};
 use waiting::Waiting;
@@ -110,6 +112,7 @@ pub struct Worker {
     counters: std::sync::Arc<Counters>,
     clock: Clock,
     waiting: Waiting,
+    kept: Kept,
     /// Frames on their way out, by port.
     out: Vec<Burst>,
     reached: Epoch,
@@ -159,6 +162,7 @@ impl Worker {
             counters,
             clock,
             waiting: Waiting::default(),
+            kept: Kept::default(),
             out,
             reached,
             asked: clock.now(),
@@ -212,6 +216,21 @@ impl Worker {
         for peer in self.peers.to.iter_mut().flatten().filter(|peer| peer.fresh) {
             peer.fresh = false;
             peer.bell.ring_if_asleep();
+        }
+        for (frame, since) in self.kept.due(now) {
+            let mut burst = Burst::new();
+            burst.push(frame);
+            // Not handed: its first part may have gone to another worker meanwhile.
+            let verdicts = self.judge(&mut burst, false, now);
+            for (frame, verdict) in burst.into_iter().zip(verdicts) {
+                match verdict {
+                    Verdict::Keep if Kept::is_overdue(since, now) => {
+                        self.lose(frame, Reason::FragmentTimeout)
+                    }
+                    Verdict::Keep => self.keep(frame, since),
+                    verdict => self.settle(frame, verdict, now),
+                }
+            }
         }
         while let Some(frame) = self.waiting.overdue(now) {
             self.lose(frame, Reason::NeighbourTimeout);
@@ -271,6 +290,10 @@ impl Worker {
             // The director has counted these two.
             Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
             Verdict::HandOff(owner) => self.hand_off(frame, owner),
+            Verdict::Keep => {
+                self.counters.worker(self.id).count(Event::FragmentWaited, 1);
+                self.keep(frame, now);
+            }
             Verdict::Wait(port, neighbour) => {
                 if self.waiting.is_new(port, neighbour, now) {
                     self.link.answer(Answer::Resolve(port, neighbour));
@@ -279,6 +302,12 @@ impl Worker {
                     self.lose(frame, Reason::NeighbourQueueFull);
                 }
             }
+        }
+    }
+
+    fn keep(&mut self, frame: Frame, since: Tick) {
+        if let Err(frame) = self.kept.push(frame, since) {
+            self.lose(frame, Reason::FragmentQueueFull);
         }
     }
 
@@ -386,7 +415,8 @@ impl Worker {
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
         // An interrupted sleep is a short one.
-        let _ = nix::poll::poll(&mut fds, PollTimeout::from(NAP));
+        let nap = if self.kept.is_empty() { NAP } else { kept::PAUSE as u8 };
+        let _ = nix::poll::poll(&mut fds, PollTimeout::from(nap));
         drop(fds);
         self.link.wake();
     }

@@ -5,13 +5,15 @@
 //! release store, and a cache line moves between the cores once a batch rather than once a frame.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam::utils::CachePadded;
 
 use crate::port::Frame;
 
 struct Shared {
+    /// The memory of the frames in the ring, set with the first one; 0 before.
+    memory: AtomicU32,
     slots: Box<[AtomicU64]>,
     /// Frames ever received; written by the receiver.
     head: CachePadded<AtomicUsize>,
@@ -22,6 +24,7 @@ struct Shared {
 /// The sending end.
 pub struct Sender {
     shared: Arc<Shared>,
+    memory: u32,
     tail: usize,
     known_head: usize,
 }
@@ -36,9 +39,11 @@ pub struct Receiver {
 /// A ring for at least `capacity` frames (rounded up to a power of two).
 pub fn channel(capacity: usize) -> (Sender, Receiver) {
     let slots = (0..capacity.next_power_of_two()).map(|_| AtomicU64::new(0)).collect();
-    let shared = Arc::new(Shared { slots, head: CachePadded::default(), tail: CachePadded::default() });
+    let memory = AtomicU32::new(0);
+    let shared =
+        Arc::new(Shared { memory, slots, head: CachePadded::default(), tail: CachePadded::default() });
     (
-        Sender { shared: Arc::clone(&shared), tail: 0, known_head: 0 },
+        Sender { shared: Arc::clone(&shared), memory: 0, tail: 0, known_head: 0 },
         Receiver { shared, head: 0, known_tail: 0 },
     )
 }
@@ -48,6 +53,9 @@ impl Sender {
     ///
     /// # Errors
     /// Gives the frame back when the ring is full.
+    ///
+    /// # Panics
+    /// When the frame is of another memory than the first one sent.
     pub fn send(&mut self, frame: Frame) -> Result<(), Frame> {
         let slots = &self.shared.slots;
         if self.tail.wrapping_sub(self.known_head) == slots.len() {
@@ -57,7 +65,14 @@ impl Sender {
                 return Err(frame);
             }
         }
-        slots[self.tail & (slots.len() - 1)].store(frame.into_word(), Ordering::Relaxed);
+        let (memory, word) = frame.into_word();
+        if self.memory != memory {
+            assert!(self.memory == 0, "frames of two memories in one ring");
+            self.memory = memory;
+            // Relaxed: published with the index, below.
+            self.shared.memory.store(memory, Ordering::Relaxed);
+        }
+        slots[self.tail & (slots.len() - 1)].store(word, Ordering::Relaxed);
         self.tail = self.tail.wrapping_add(1);
         // Release: the slot, and the frame's bytes, are written before the receiver can see the index.
         self.shared.tail.store(self.tail, Ordering::Release);
@@ -85,7 +100,7 @@ impl Receiver {
         self.head = self.head.wrapping_add(1);
         // Release: the slot was read before the sender may fill it again.
         self.shared.head.store(self.head, Ordering::Release);
-        Some(Frame::from_word(word))
+        Some(Frame::from_word(self.shared.memory.load(Ordering::Relaxed), word))
     }
 }
 

@@ -55,7 +55,7 @@ fn broken_frames(test: impl Fn() -> Result<()>, backend: Backend) -> Result<()> 
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
         frame
     };
-    let fragment = refitted(&|frame| frame[20..22].copy_from_slice(&[0x20, 0]));
+    let fragment = refitted(&|frame| frame[20..22].copy_from_slice(&[0, 1]));
     let stub = refitted(&|frame| {
         frame[16..18].copy_from_slice(&28u16.to_be_bytes());
         frame.truncate(14 + 28);
@@ -73,7 +73,7 @@ fn broken_frames(test: impl Fn() -> Result<()>, backend: Backend) -> Result<()> 
         ("IPv6 behind an ethertype of IPv4", spoilt(14, 0x65), seen("drop.bad_ip_header")),
         ("a packet that ends inside its TCP header", stub, Some("drop.truncated_transport")),
         ("a frame that ends inside its IPv4 header", syn[..24].to_vec(), seen("drop.bad_ip_header")),
-        ("a first fragment", fragment, Some("drop.fragment")),
+        ("a part that begins inside the header", fragment, Some("drop.tiny_fragment")),
         ("an ACK of no connection, damaged", ack, Some("drop.bad_checksum")),
         ("a RST of no connection", reset, Some("drop.stray_reset")),
     ];

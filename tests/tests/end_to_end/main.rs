@@ -4,6 +4,7 @@
 //!   ground       what every test stands on: the binary, a topology, requests, listings, counters
 //!   forwarding   traffic: NAT and DR, both backends, one worker and two
 //!   tunnels      every way to forward, of both families
+//!   fragments    datagrams larger than the wire
 //!   bystanders   what is not the director's stays the kernel's
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
@@ -19,6 +20,7 @@
 
 mod bystanders;
 mod forwarding;
+mod fragments;
 mod ground;
 mod hostile;
 mod ipv6;
