@@ -73,8 +73,7 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
 fn status() -> anyhow::Result<()> {
     let path = socket::path();
     let asked = Client::connect(&path).and_then(|mut client| client.call(&Request::Status));
-    let answer =
-        asked.with_context(|| format!("no director answers on {} (shunt run starts one)", path.display()))?;
+    let answer = asked.context("start the director with shunt run, or name its socket in SHUNT_SOCKET")?;
     let Some(Response::Status(status)) = answer.into_iter().next() else {
         anyhow::bail!("the director on {} does not say how it is doing", path.display());
     };

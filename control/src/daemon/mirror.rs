@@ -32,6 +32,8 @@ pub struct Mirror {
     handle: Handle,
     /// The director's interfaces, by [`PortId`].
     interfaces: Vec<u32>,
+    /// Their names.
+    names: Vec<String>,
 }
 
 /// What the mirror shows.
@@ -43,6 +45,13 @@ pub struct View {
     pub local: Vec<IpAddr>,
     /// Neighbours that do not answer, by interface index.
     pub failed: Vec<(u32, IpAddr)>,
+}
+
+impl View {
+    /// Whether an address is the machine's own.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.network.is_local(address)
+    }
 }
 
 impl Mirror {
@@ -70,7 +79,7 @@ impl Mirror {
             }
             interfaces.push(index);
         }
-        Ok((Self { handle, interfaces }, messages.map(|_| ())))
+        Ok((Self { handle, interfaces, names: names.to_vec() }, messages.map(|_| ())))
     }
 
     /// Waits until events have stopped coming for a moment.
@@ -88,20 +97,20 @@ impl Mirror {
     /// Reads everything.
     ///
     /// # Errors
-    /// When the kernel refuses, or an interface is gone.
+    /// When the kernel refuses.
     pub async fn read(&self) -> anyhow::Result<View> {
         let (local, first) = self.addresses().await?;
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
-        let interfaces = self
-            .interfaces
-            .iter()
-            .map(|index| {
-                let link = links.iter().find(|link| link.header.index == *index);
-                let link = link.with_context(|| format!("interface {index} is gone"))?;
-                let addresses = first.iter().find(|(i, _)| i == index).map_or([None; 2], |(_, both)| *both);
-                Ok(interface(link, addresses))
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let interfaces = self.interfaces.iter().zip(&self.names);
+        let interfaces = interfaces.map(|(index, name)| {
+            let addresses = first.iter().find(|(i, _)| i == index).map_or([None; 2], |(_, both)| *both);
+            // One that was deleted is one that no route leads through; the others carry on.
+            links.iter().find(|link| link.header.index == *index).map_or_else(
+                || Interface { name: name.clone(), index: *index, mac: [0; 6], mtu: 0, addresses: [None; 2] },
+                |link| interface(link, addresses),
+            )
+        });
+        let interfaces: Vec<_> = interfaces.collect();
         let (neighbours, failed) = self.neighbours().await?;
         let network = Network::new(interfaces, self.routes().await?, neighbours)
             .on_machine(local.iter().copied(), is_router());

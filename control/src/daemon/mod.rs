@@ -12,8 +12,10 @@
 
 pub mod backend;
 mod calls;
+mod claim;
 mod engine;
 mod mirror;
+mod watch;
 
 use std::collections::HashSet;
 use std::io::IsTerminal as _;
@@ -43,8 +45,10 @@ use crate::rules::{Capabilities, Change, Refusal, Rules};
 use crate::socket;
 use backend::Backend;
 use calls::{Answer, Call};
+use claim::Claim;
 use engine::Engine;
 use mirror::{Mirror, View};
+use watch::Watch;
 
 /// Connections a worker's table holds. At 64 bytes an entry and as much again of index they are 128 MiB of address space, touched
 /// as used.
@@ -53,9 +57,10 @@ const CONNECTIONS: usize = 1 << 20;
 /// How often control looks after things: workers alive, neighbours that did not answer asked again.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Ticks between two reminders to the kernel that the real servers' neighbours are in use. The kernel does not see our traffic, would let
-/// them grow stale and never notice that one is gone; its own traffic would make it check every 15 to 45 s.
-const REMIND: u64 = 15;
+/// Ticks (seconds) between two reminders to the kernel that the real servers' neighbours are in use. The kernel does not see our traffic, would let
+/// them grow stale and never notice that one is gone; its own traffic would make it check within 5 s of using a stale one
+/// (`delay_first_probe_time`).
+const REMIND: u64 = 5;
 
 /// How the director runs.
 #[derive(Clone, Debug, clap::Args)]
@@ -175,6 +180,9 @@ struct Control {
     taken: HashSet<Target>,
     ways: Vec<(String, String)>,
     cores: Vec<usize>,
+    watch: Watch,
+    /// Held for as long as the interfaces are.
+    _claim: Claim,
     ticks: u64,
 }
 
@@ -187,6 +195,13 @@ impl Control {
         view: View,
         cores: Vec<usize>,
     ) -> anyhow::Result<Self> {
+        if let Some(address) =
+            rules.services().flat_map(|s| &s.servers).map(|s| s.key.address).find(|a| view.is_own(*a))
+        {
+            bail!("real server {address} is the director itself; that is not supported yet");
+        }
+        let claim = Claim::stake(view.network.interfaces())?;
+        Watch::mtus(&view.network);
         let Backend { ports, pools, steering, ways } =
             backend::open(options.backend, view.network.interfaces(), cores.len())?;
         for (name, way) in &ways {
@@ -262,11 +277,14 @@ impl Control {
             taken: HashSet::new(),
             ways,
             cores,
+            watch: Watch::default(),
+            _claim: claim,
             ticks: 0,
         };
         control.steering.set_local_addresses(&control.view.local)?;
         let targets = control.publisher.targets(&control.rules).collect();
         control.steer(targets)?;
+        control.watch.network(&control.view.network, &control.rules);
         Ok(control)
     }
 
@@ -292,6 +310,12 @@ impl Control {
 
     /// Carries out a change, or nothing of it.
     async fn change(&mut self, request: &Request) -> Result<Response, Refusal> {
+        if let Request::AddServer(_, server) | Request::EditServer(_, server) = request
+            && self.view.is_own(server.key.address)
+        {
+            let why = "A real server that is the director itself is not supported yet".to_owned();
+            return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why });
+        }
         let mut rules = self.rules.clone();
         match rules.apply(request)? {
             Change::Nothing => {}
@@ -306,6 +330,7 @@ impl Control {
                     return Err(Refusal { errno: nix::libc::ENOMEM, why: format!("{error:#}") });
                 }
                 self.rules = rules;
+                self.watch.network(&self.view.network, &self.rules);
             }
         }
         Ok(Response::Done)
@@ -340,6 +365,7 @@ impl Control {
             self.engine.route(view.network.clone()).await?;
         }
         self.view = view;
+        self.watch.network(&self.view.network, &self.rules);
         self.resolve_wanted().await;
         Ok(())
     }
@@ -358,6 +384,7 @@ impl Control {
             bail!("a worker has ended by itself; this is a bug in shunt, its last words are above");
         }
         self.ticks += 1;
+        self.watch.losses(self.engine.counters(), Instant::now());
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;
         }

@@ -136,7 +136,7 @@ pub enum Error {
     },
     /// Another XDP program is attached to the interface.
     #[error(
-        "another XDP program is attached to {interface}; detach it first (ip link set {interface} xdp off)"
+        "another XDP program is attached to {interface}; stop the program that holds it, or detach it (ip link set {interface} xdp off)"
     )]
     Occupied {
         /// The interface's name.
