@@ -12,6 +12,7 @@ use shunt_bench::machine::cores;
 use shunt_bench::privilege::{Privilege, current};
 use shunt_bench::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Options, Topology, VIP};
 use shunt_bench::traffic::HTTP_PORT;
+use shunt_dataplane::steer::{Interface, Preference, Xdp};
 
 use crate::ground::{
     Backend, eventually, get_each, launcher, permitted, run_to_end, say, serve, start, status,
@@ -84,21 +85,44 @@ fn more_workers_than_queues_are_refused_with_the_cure() -> Result<()> {
 }
 
 #[test]
+fn an_interface_with_another_director_is_refused() -> Result<()> {
+    if !permitted(an_interface_with_another_director_is_refused)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let http = SocketAddrV4::new(VIP, HTTP_PORT);
+    serve(&director, "-t", http, "-m", HTTP_PORT)?;
+    for backend in ["auto", "af-packet"] {
+        let expected = [DIRECTOR_CLIENT_SIDE, "another shunt"];
+        refused(&topology, both(&["--backend", backend])?, &expected)?;
+    }
+    // The one that was there goes on.
+    get_each(&topology, http.into(), 4)?;
+    director.stop()
+}
+
+/// Somebody else's program: this test's own, which passes everything.
+#[test]
 fn an_interface_with_another_xdp_program_is_refused() -> Result<()> {
     if !permitted(an_interface_with_another_xdp_program_is_refused)? || !Backend::AfXdp.works()? {
         return Ok(());
     }
     let topology = Topology::new(Options::default())?;
-    let _servers = topology.start_servers()?;
-    let director = start(&topology, Backend::AfXdp, &[])?;
-    let http = SocketAddrV4::new(VIP, HTTP_PORT);
-    serve(&director, "-t", http, "-m", HTTP_PORT)?;
-
-    let expected = [DIRECTOR_CLIENT_SIDE, "another XDP program"];
-    refused(&topology, both(&["--backend", "af-xdp"])?, &expected)?;
-    // The one that was there goes on.
-    get_each(&topology, http.into(), 4)?;
-    director.stop()
+    let other = topology.director().run_in(|| -> Result<_> {
+        let index = nix::net::if_::if_nametoindex(DIRECTOR_CLIENT_SIDE)?;
+        let name = DIRECTOR_CLIENT_SIDE.to_owned();
+        let mut other = Xdp::load(&[Interface { name, index, mac: [0; 6] }])?;
+        other.attach(Preference::Fastest)?;
+        Ok(other)
+    })??;
+    for backend in ["auto", "af-xdp"] {
+        let expected = [DIRECTOR_CLIENT_SIDE, "another XDP program"];
+        refused(&topology, both(&["--backend", backend])?, &expected)?;
+    }
+    drop(other);
+    start(&topology, Backend::AfXdp, &[])?.stop()
 }
 
 #[test]
