@@ -22,7 +22,7 @@ fn the_direct_baseline_is_measured_and_written() -> Result<()> {
     }
     let directory = Directory::new("baseline")?;
     let file = directory.0.join("results.json");
-    let output = lab().args(["--quick", "--mode", "direct", "--json"]).arg(&file).output()?;
+    let output = lab().args(["--quick", "--mode", "direct", "--family", "ipv4", "--json"]).arg(&file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(said.contains("requests/s") && said.contains("direct"), "{said}");
@@ -46,11 +46,11 @@ fn a_backend_that_does_not_start_is_skipped_in_the_directors_words() -> Result<(
     let directory = Directory::new("refusal")?;
     let shunt = directory.program("echo 'this NIC is a toaster' >&2; exit 3")?;
     let output = lab()
-        .args(["--quick", "--mode", "nat", "--backend", "af-packet"])
+        .args(["--quick", "--mode", "nat", "--family", "ipv4", "--backend", "af-packet"])
         .env("SHUNT_BIN", shunt)
         .output()?;
     let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(said.contains("Not measured: nat over af-packet"), "{said}");
+    ensure!(said.contains("Not measured: ipv4 by nat over af-packet"), "{said}");
     ensure!(said.contains("this NIC is a toaster"), "{said}");
     // It is the only one, so nothing was measured, and that is a failure.
     ensure!(output.status.code() == Some(1), "{}", output.status);
@@ -85,7 +85,7 @@ fn lab_with_a_director(directory: &Directory) -> Result<(Child, String)> {
     let shunt =
         directory.program(&format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 60", id.display()))?;
     let mut lab = lab()
-        .args(["--quick", "--mode", "nat", "--backend", "af-packet"])
+        .args(["--quick", "--mode", "nat", "--family", "ipv4", "--backend", "af-packet"])
         .env("SHUNT_BIN", shunt)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
