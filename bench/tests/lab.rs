@@ -22,7 +22,8 @@ fn the_direct_baseline_is_measured_and_written() -> Result<()> {
     }
     let directory = Directory::new("baseline")?;
     let file = directory.0.join("results.json");
-    let output = lab().args(["--quick", "--mode", "direct", "--family", "ipv4", "--json"]).arg(&file).output()?;
+    let output =
+        lab().args(["--quick", "--mode", "direct", "--family", "ipv4", "--json"]).arg(&file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(said.contains("requests/s") && said.contains("direct"), "{said}");

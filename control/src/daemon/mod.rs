@@ -40,6 +40,7 @@ use shunt_dataplane::worker::{self, Clock, Worker, link};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Request, Response, Status};
+use crate::cli::in_one_line;
 use crate::publisher::Publisher;
 use crate::rules::{Capabilities, Change, Refusal, Rules};
 use crate::socket;
@@ -181,6 +182,8 @@ struct Control {
     ways: Vec<(String, String)>,
     cores: Vec<usize>,
     watch: Watch,
+    /// Whether the network has changed in a way that could not be followed yet.
+    is_behind: bool,
     /// Held for as long as the interfaces are.
     _claim: Claim,
     ticks: u64,
@@ -278,6 +281,7 @@ impl Control {
             ways,
             cores,
             watch: Watch::default(),
+            is_behind: false,
             _claim: claim,
             ticks: 0,
         };
@@ -355,12 +359,25 @@ impl Control {
         Ok(())
     }
 
-    /// Looks at the network again and tells the workers if it has changed.
+    /// Looks at the network again and tells the workers if it has changed. If the kernel does not say, what is known stays in force and
+    /// the next tick looks again.
     async fn follow(&mut self) -> anyhow::Result<()> {
-        let view = self.mirror.read().await?;
-        if view.local != self.view.local {
-            self.steering.set_local_addresses(&view.local)?;
-        }
+        let looked = match self.mirror.read().await {
+            Ok(view) if view.local == self.view.local => Ok(view),
+            Ok(view) => match self.steering.set_local_addresses(&view.local) {
+                Ok(()) => Ok(view),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => Err(error),
+        };
+        self.is_behind = looked.is_err();
+        let view = match looked {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::warn!("a change of the network could not be followed yet: {}", in_one_line(&error));
+                return Ok(());
+            }
+        };
         if view.network != self.view.network {
             self.engine.route(view.network.clone()).await?;
         }
@@ -391,6 +408,9 @@ impl Control {
         if self.publisher.is_outdated(self.engine.counters()) {
             let rules = self.rules.clone();
             self.put_in_force(&rules).await?;
+        }
+        if self.is_behind {
+            self.follow().await?;
         }
         if self.ticks.is_multiple_of(REMIND) {
             for (port, neighbour) in self.next_hops() {
