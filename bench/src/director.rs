@@ -45,11 +45,6 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// The lab is this very program, whatever its file is called by now.
-    pub fn this_program() -> Self {
-        Self { lab: PathBuf::from("/proc/self/exe"), shunt: std::env::var_os("SHUNT_BIN") }
-    }
-
     /// Finds the lab: this very process, or, from a test, `SHUNT_LAB` or the `shunt-lab` that cargo built
     /// beside it.
     pub fn find() -> Result<Self> {
