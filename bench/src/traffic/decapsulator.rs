@@ -20,7 +20,6 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -28,6 +27,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, recvfrom, sendto, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::background::Background;
 use crate::namespace::Namespace;
 use crate::topology::{VIP, VIP6};
 
@@ -98,22 +98,19 @@ impl Counters {
 /// Unwraps in a namespace, on a thread of its own. Dropping it ends it.
 pub struct Decapsulator {
     counters: Arc<Counters>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    background: Background,
 }
 
 impl Decapsulator {
     /// Starts one that takes what is sent to these addresses, and returns once it listens.
     pub fn start(namespace: &Namespace, addresses: &[IpAddr], tunnels: &[Tunnel]) -> Result<Self> {
         let counters = Arc::new(Counters::default());
-        let stop = Arc::new(AtomicBool::new(false));
         let ends = namespace.run_in(|| Ends::open(addresses, tunnels))??;
-        let work = {
-            let (counters, stop) = (counters.clone(), stop.clone());
-            move || ends.run(&counters, &stop)
-        };
-        let thread = namespace.thread("decapsulator", work)?;
-        Ok(Self { counters, stop, thread: Some(thread) })
+        let background = Background::start(namespace, "decapsulator", {
+            let counters = counters.clone();
+            move |stop| ends.run(&counters, stop)
+        })?;
+        Ok(Self { counters, background })
     }
 
     /// What it has seen so far.
@@ -122,24 +119,8 @@ impl Decapsulator {
     }
 
     /// Ends it; the error is what made it end before.
-    pub fn stop(mut self) -> Result<()> {
-        self.end().unwrap_or(Ok(()))
-    }
-
-    fn end(&mut self) -> Option<Result<()>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take()?;
-        Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    }
-}
-
-impl Drop for Decapsulator {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // Its error would have been `stop`'s; a drop is for when something else went wrong already.
-            let _ = thread.join();
-        }
+    pub fn stop(self) -> Result<()> {
+        self.background.stop()
     }
 }
 

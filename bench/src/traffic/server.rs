@@ -13,13 +13,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, setsockopt, sockopt};
 
+use super::background::Background;
 use super::{Counters, DISCARD_PORT, ECHO_PORT, HTTP_PORT, answer, long_answer, udp};
 use crate::namespace::Namespace;
 
@@ -49,8 +49,7 @@ const FIRST_CONNECTION: u64 = 1024;
 /// A server running in a namespace. Dropping it ends it.
 pub struct Server {
     counters: Arc<Counters>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    background: Background,
 }
 
 impl Server {
@@ -58,15 +57,12 @@ impl Server {
     /// sent to, so each of `echo_addresses` gets a socket; everything else listens on all addresses.
     pub fn start(namespace: &Namespace, n: usize, echo_addresses: &[IpAddr]) -> Result<Self> {
         let counters = Arc::new(Counters::default());
-        let stop = Arc::new(AtomicBool::new(false));
-        let echo_addresses = echo_addresses.to_vec();
-        let sockets = namespace.run_in(|| Sockets::open(&echo_addresses))??;
-        let work = {
-            let (counters, stop) = (counters.clone(), stop.clone());
-            move || Service::new(n, sockets, counters)?.run(&stop)
-        };
-        let thread = namespace.thread(&format!("server-{n}"), work)?;
-        Ok(Self { counters, stop, thread: Some(thread) })
+        let sockets = namespace.run_in(|| Sockets::open(echo_addresses))??;
+        let background = Background::start(namespace, &format!("server-{n}"), {
+            let counters = counters.clone();
+            move |stop| Service::new(n, sockets, counters)?.run(stop)
+        })?;
+        Ok(Self { counters, background })
     }
 
     /// What it has seen so far.
@@ -75,24 +71,8 @@ impl Server {
     }
 
     /// Ends it; the error is what made it end before.
-    pub fn stop(mut self) -> Result<()> {
-        self.end().unwrap_or(Ok(()))
-    }
-
-    fn end(&mut self) -> Option<Result<()>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take()?;
-        Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // Its error would have been `stop`'s; a drop is for when something else went wrong already.
-            let _ = thread.join();
-        }
+    pub fn stop(self) -> Result<()> {
+        self.background.stop()
     }
 }
 
