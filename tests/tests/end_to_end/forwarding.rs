@@ -3,7 +3,6 @@
 //! With two workers a NAT reply often comes in by the other worker's queue: on veth a frame's receive queue is its sender's
 //! transmit queue, which the kernel picks by a hash of the flow, for each direction on its own.
 
-use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::thread;
 
@@ -16,7 +15,7 @@ use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 
 use crate::ground::{
     Backend, ask, connect, counter, echo, get_each, hear, permitted, say_to_all, serve, services, start,
-    start_workers, status, udp,
+    start_workers, status, told_that_it_is_closed, udp,
 };
 
 /// A way to forward.
@@ -239,18 +238,10 @@ fn a_servers_icmp_errors_reach_the_client() -> Result<()> {
         let at = SocketAddrV4::new(VIP, CLOSED);
         serve(&director, "-u", at, "-m", CLOSED)?;
         for n in 0..12 {
-            let error = topology.client().run_in(|| -> Result<_> {
-                let socket = udp(at.into())?;
-                socket.send(b"is it open")?;
-                Ok(socket.recv(&mut [0; 16]).err())
-            })??;
-            let error = error.context("an answer from a closed port")?;
-            ensure!(
-                error.kind() == ErrorKind::ConnectionRefused,
-                "socket {n} over {}: {error}: {:?}",
-                backend.name(),
-                status(&topology)?.counters
-            );
+            topology.client().run_in(|| told_that_it_is_closed(&udp(at.into())?))?.with_context(|| {
+                let counters = status(&topology).map(|status| status.counters);
+                format!("socket {n} over {}: {counters:?}", backend.name())
+            })?;
         }
         director.stop()?;
     }

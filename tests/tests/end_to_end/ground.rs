@@ -1,7 +1,7 @@
 //! What every test stands on.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -226,6 +226,14 @@ pub fn echo(socket: &UdpSocket, payload: &[u8]) -> Result<()> {
     let mut said = [0; 2048];
     let length = socket.recv(&mut said).context("waiting for the echo")?;
     ensure!(&said[..length] == payload, "another echo than what was sent: {:02x?}", &said[..length]);
+    Ok(())
+}
+
+/// Sends one datagram to where nobody takes it and waits for the ICMP error that says so.
+pub fn told_that_it_is_closed(socket: &UdpSocket) -> Result<()> {
+    socket.send(b"is it open")?;
+    let error = socket.recv(&mut [0; 16]).err().context("an answer from a closed port")?;
+    ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
     Ok(())
 }
 

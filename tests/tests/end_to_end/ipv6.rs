@@ -1,6 +1,5 @@
 //! What IPv6 has of its own: neighbour discovery, and a ping that stays the kernel's.
 
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
@@ -20,9 +19,9 @@ use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT};
 
 use crate::ground::{
     Backend, PATIENCE, counter, echo, eventually, get, get_each, hear, permitted, resets_sent, say_to_all,
-    serve, source_for, source6, start, start_workers, status, udp, udp_from,
+    serve, source_for, source6, start, start_workers, status, told_that_it_is_closed, udp_from,
 };
-use crate::network::{no_drops, the_mirror_has_followed};
+use crate::network::{a_datagram_waits_for_unknown_neighbours, no_drops};
 
 const HTTP: SocketAddrV6 = SocketAddrV6::new(VIP6, HTTP_PORT, 0, 0);
 const ECHO: SocketAddrV6 = SocketAddrV6::new(VIP6, ECHO_PORT, 0, 0);
@@ -38,29 +37,7 @@ fn a_packet_to_an_unknown_ipv6_neighbour_waits_and_is_sent_on() -> Result<()> {
     if !permitted(a_packet_to_an_unknown_ipv6_neighbour_waits_and_is_sent_on)? {
         return Ok(());
     }
-    for backend in Backend::ALL {
-        if !backend.works()? {
-            continue;
-        }
-        let topology = Topology::new(Options::default())?;
-        let _servers = topology.start_servers()?;
-        let director = start(&topology, backend, &[])?;
-        serve(&director, "-u", ECHO, "-m", ECHO_PORT)?;
-        let socket = topology.client().run_in(|| udp(ECHO.into()))??;
-        for round in 1..=5u8 {
-            // To the server and back to the client: a datagram meets two of them, and nobody repeats it.
-            for interface in [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE] {
-                topology.director().run_in(|| Netlink::open()?.forget_neighbours(interface))??;
-            }
-            the_mirror_has_followed(&topology)?;
-            echo(&socket, &[round; 32]).with_context(|| format!("round {round} over {}", backend.name()))?;
-        }
-        let waited = counter(&topology, "neighbour.waited")?;
-        ensure!(waited >= 5, "only {waited} packets had to wait, of ten");
-        no_drops(&topology)?;
-        director.stop()?;
-    }
-    Ok(())
+    a_datagram_waits_for_unknown_neighbours(ECHO.into())
 }
 
 /// Everybody asks for everybody's Ethernet address again, and the director's kernel must hear it and answer.
@@ -172,18 +149,13 @@ fn icmpv6_errors_reach_the_client() -> Result<()> {
         director.ipvsadm(&["-A", "-u", &at(EMPTY).to_string(), "-s", "rr"])?;
         for n in 0..8 {
             for port in [CLOSED, EMPTY] {
-                let told = topology.client().run_in(|| -> Result<_> {
-                    let socket = udp_from(source6(), at(port))?;
-                    socket.send(b"is it open")?;
-                    Ok(socket.recv(&mut [0; 16]).err())
-                })??;
-                let told = told.context("an answer from a closed port")?;
-                ensure!(
-                    told.kind() == ErrorKind::ConnectionRefused,
-                    "socket {n} to {port} over {}: {told}: {:?}",
-                    backend.name(),
-                    status(&topology)?.counters
-                );
+                topology
+                    .client()
+                    .run_in(|| told_that_it_is_closed(&udp_from(source6(), at(port))?))?
+                    .with_context(|| {
+                        let counters = status(&topology).map(|status| status.counters);
+                        format!("socket {n} to {port} over {}: {counters:?}", backend.name())
+                    })?;
             }
         }
         director.stop()?;

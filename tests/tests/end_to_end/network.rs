@@ -1,6 +1,6 @@
 //! The kernel's network, mirrored: neighbours nobody has asked for yet, dead ones, and changes while the director runs.
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,6 +25,11 @@ fn a_packet_to_an_unknown_neighbour_waits_and_is_sent_on() -> Result<()> {
     if !permitted(a_packet_to_an_unknown_neighbour_waits_and_is_sent_on)? {
         return Ok(());
     }
+    a_datagram_waits_for_unknown_neighbours(ECHO.into())
+}
+
+/// Of either family: `at` is the echo service.
+pub fn a_datagram_waits_for_unknown_neighbours(at: SocketAddr) -> Result<()> {
     for backend in Backend::ALL {
         if !backend.works()? {
             continue;
@@ -32,15 +37,15 @@ fn a_packet_to_an_unknown_neighbour_waits_and_is_sent_on() -> Result<()> {
         let topology = Topology::new(Options::default())?;
         let _servers = topology.start_servers()?;
         let director = start(&topology, backend, &[])?;
-        serve(&director, "-u", ECHO, "-m", ECHO_PORT)?;
-        let socket = topology.client().run_in(|| udp(ECHO.into()))??;
+        serve(&director, "-u", at, "-m", ECHO_PORT)?;
+        let socket = topology.client().run_in(|| udp(at))??;
         for round in 1..=5u8 {
             // To the server and back to the client: a datagram meets two of them, and nobody repeats it.
             for interface in [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE] {
                 topology.director().run_in(|| Netlink::open()?.forget_neighbours(interface))??;
             }
             the_mirror_has_followed(&topology)?;
-            echo(&socket, &[round; 32])?;
+            echo(&socket, &[round; 32]).with_context(|| format!("round {round} over {}", backend.name()))?;
         }
         let waited = counter(&topology, "neighbour.waited")?;
         ensure!(waited >= 5, "only {waited} packets had to wait, of ten");
@@ -254,7 +259,7 @@ fn only_server_0(director: &Director) -> Result<()> {
 }
 
 /// Waits until no new snapshot has come for a while: the mirror gathers events for a millisecond.
-pub fn the_mirror_has_followed(topology: &Topology) -> Result<()> {
+fn the_mirror_has_followed(topology: &Topology) -> Result<()> {
     let mut epoch = status(topology)?.epoch;
     for _ in 0..100 {
         std::thread::sleep(Duration::from_millis(30));
