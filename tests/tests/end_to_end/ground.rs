@@ -33,7 +33,16 @@ pub enum Backend {
 }
 
 impl Backend {
-    pub const ALL: [Self; 2] = [Self::AfXdp, Self::AfPacket];
+    /// Those that can work here.
+    pub fn that_work() -> Result<Vec<Self>> {
+        let mut those = Vec::new();
+        for backend in [Self::AfXdp, Self::AfPacket] {
+            if backend.works()? {
+                those.push(backend);
+            }
+        }
+        Ok(those)
+    }
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {

@@ -30,10 +30,7 @@ fn a_packet_to_an_unknown_neighbour_waits_and_is_sent_on() -> Result<()> {
 
 /// Of either family: `at` is the echo service.
 pub fn a_datagram_waits_for_unknown_neighbours(at: SocketAddr) -> Result<()> {
-    for backend in Backend::ALL {
-        if !backend.works()? {
-            continue;
-        }
+    for backend in Backend::that_work()? {
         let topology = Topology::new(Options::default())?;
         let _servers = topology.start_servers()?;
         let director = start(&topology, backend, &[])?;
@@ -174,10 +171,7 @@ fn a_new_address_of_the_director_is_left_to_the_kernel_at_once() -> Result<()> {
     if !permitted(a_new_address_of_the_director_is_left_to_the_kernel_at_once)? {
         return Ok(());
     }
-    for backend in Backend::ALL {
-        if !backend.works()? {
-            continue;
-        }
+    for backend in Backend::that_work()? {
         let topology = Topology::new(Options::default())?;
         let _servers = topology.start_servers()?;
         let director = start(&topology, backend, &[])?;
@@ -199,10 +193,7 @@ fn an_interface_that_was_down_for_a_while_carries_on() -> Result<()> {
     if !permitted(an_interface_that_was_down_for_a_while_carries_on)? {
         return Ok(());
     }
-    for backend in Backend::ALL {
-        if !backend.works()? {
-            continue;
-        }
+    for backend in Backend::that_work()? {
         let topology = Topology::new(Options::default())?;
         let _servers = topology.start_servers()?;
         let mut director = start(&topology, backend, &[])?;

@@ -304,10 +304,7 @@ fn checksums_left_to_the_hardware_are_finished_before_a_tunnel() -> Result<()> {
     if !permitted(checksums_left_to_the_hardware_are_finished_before_a_tunnel)? {
         return Ok(());
     }
-    for backend in Backend::ALL {
-        if !backend.works()? {
-            continue;
-        }
+    for backend in Backend::that_work()? {
         let topology = Topology::new(Options { queues: 2 })?;
         let _servers = topology.start_servers()?;
         topology.servers().iter().try_for_each(acknowledge_uploads)?;
