@@ -1,5 +1,5 @@
-//! Frames, edits and time into one or two directors. The body is [`shunt_tests::harness::director`], which `cargo test` runs too.
+//! Frames, edits and time into one or two directors. The body is [`shunt_tests::targets::director`], which `cargo test` runs too.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| shunt_tests::harness::director(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| shunt_tests::targets::director(bytes));

@@ -12,7 +12,8 @@ use shunt_dataplane::director::Verdict;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{CLIENTS, SERVERS, VIP};
 use shunt_tests::frames::{C0, S0, client_mac, server_mac};
-use shunt_tests::harness::{Edit, Hex, Op, Play, SERVICES, Shape, client, macs_from};
+use shunt_tests::harness::{Play, macs_from};
+use shunt_tests::ops::{Edit, Hex, Op, SERVICES, Shape, client};
 use shunt_tests::oracle::{Packet, Rewrite, forwarded};
 use shunt_tests::rig::{Rig, macs_to};
 

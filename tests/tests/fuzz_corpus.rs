@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use shunt_tests::harness;
+use shunt_tests::targets;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
@@ -23,17 +23,17 @@ fn replay(target: &str, run: fn(&[u8])) {
 
 #[test]
 fn director() {
-    replay("director", harness::director);
+    replay("director", targets::director);
 }
 
 #[test]
 fn request() {
-    replay("request", harness::request);
+    replay("request", targets::request);
 }
 
 #[test]
 fn ipvsadm() {
-    replay("ipvsadm", harness::ipvsadm);
+    replay("ipvsadm", targets::ipvsadm);
 }
 
 /// A refusal that repeats what it refuses could be longer than a message may be, and the client got no answer at all.
@@ -45,6 +45,6 @@ fn a_refusal_of_a_very_long_name_fits_a_message() {
             r#"{{"version":1,"request":{{"add_service":{{"key":{{"mark":{{"mark":1,"family":"ipv4"}}}},"scheduler":"{scheduler}","flags":0,"persistent":null,"one_packet":false,"engine":{engine}}}}}}}"#
         );
         assert!(message.len() < shunt::api::MAX_MESSAGE);
-        harness::request(message.as_bytes());
+        targets::request(message.as_bytes());
     }
 }
