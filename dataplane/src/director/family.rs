@@ -8,11 +8,11 @@ use super::{Shared, Verdict, is_relieved};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
-use crate::forward::icmp::{Message, Problem};
-use crate::forward::{self, dr, icmp, nat, reset, tunnel};
-use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::forward::icmp::Problem;
+use crate::forward::{self, dr, nat, tunnel};
+use crate::packet::parse::tcp_flags;
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Dest, DestId, Forwarding, Hop, PortId, Protocol, Snapshot, Tick, Unreachable};
+use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
 use crate::stats::{Event, Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -22,8 +22,8 @@ const EMBRYO: u32 = 3_000;
 
 /// One family's connections and next hops.
 pub struct Family<A> {
-    conns: Table<A>,
-    hops: HopCache,
+    pub(super) conns: Table<A>,
+    pub(super) hops: HopCache,
     fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     next_id: u16,
@@ -157,7 +157,7 @@ impl<A: Address> Family<A> {
 
     /// The connection of a tuple. One whose time is over, and which the wheel has not come to yet, ends here.
     #[inline]
-    fn find(
+    pub(super) fn find(
         &mut self,
         shared: &Shared,
         tuple: &Tuple<A>,
@@ -175,7 +175,7 @@ impl<A: Address> Family<A> {
     }
 
     /// A packet from the client of a known connection.
-    fn request(
+    pub(super) fn request(
         &mut self,
         shared: &mut Shared,
         packet: &mut Packet,
@@ -243,7 +243,7 @@ impl<A: Address> Family<A> {
     }
 
     /// A packet from the real server of a known NAT connection. It is translated also when the real server was removed.
-    fn reply(
+    pub(super) fn reply(
         &mut self,
         shared: &mut Shared,
         packet: &mut Packet,
@@ -278,7 +278,7 @@ impl<A: Address> Family<A> {
     }
 
     /// A packet of no known connection: the first of a new one, or a stray.
-    fn admit(
+    pub(super) fn admit(
         &mut self,
         shared: &mut Shared,
         packet: &mut Packet,
@@ -316,7 +316,13 @@ impl<A: Address> Family<A> {
     }
 
     /// Creates the connection of a packet to a real server.
-    fn begin(&mut self, shared: &mut Shared, meta: &Meta<A>, dest: &Dest, now: Tick) -> Option<ConnId> {
+    pub(super) fn begin(
+        &mut self,
+        shared: &mut Shared,
+        meta: &Meta<A>,
+        dest: &Dest,
+        now: Tick,
+    ) -> Option<ConnId> {
         // Control refuses real servers of another family for these methods.
         // A tunnel may lead to the other family.
         let server = A::of(dest.address).unwrap_or_default();
@@ -357,7 +363,14 @@ impl<A: Address> Family<A> {
     }
 
     /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
-    fn track(&mut self, shared: &mut Shared, id: ConnId, meta: &Meta<A>, direction: Direction, now: Tick) {
+    pub(super) fn track(
+        &mut self,
+        shared: &mut Shared,
+        id: ConnId,
+        meta: &Meta<A>,
+        direction: Direction,
+        now: Tick,
+    ) {
         let conn = self.conns.conn_mut(id);
         conn.last_seen = now;
         if meta.is_later_fragment() {
@@ -419,223 +432,7 @@ impl<A: Address> Family<A> {
         }
     }
 
-    /// An ICMP packet: perhaps an error about a connection.
-    fn icmp(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        handed: bool,
-        now: Tick,
-    ) -> Verdict {
-        let quote = match icmp::read(packet, meta) {
-            Message::Other | Message::Unusable => return Verdict::Pass,
-            Message::Error(quote) => quote,
-        };
-        // The quoted packet went the other way: turned round it is one of its receiver's own.
-        let tuple = quote.tuple;
-        let turned = tuple.turned();
-        let hash = self.conns.hash(&turned);
-        let Some((id, direction)) = self.find(shared, &turned, hash, now) else {
-            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
-                return Verdict::HandOff(owner);
-            }
-            let services = &shared.snapshot.services;
-            if services.find(tuple.source, tuple.source_port, tuple.protocol).is_some() {
-                return Verdict::Drop(Reason::StrayIcmp);
-            }
-            return self.stray(shared, packet, meta, &turned, now);
-        };
-        let conn = *self.conns.conn(id);
-        let toward = match direction {
-            Direction::Request => Toward::Server,
-            Direction::Reply => Toward::Client,
-        };
-        if direction == Direction::Request && !shared.snapshot.services.has_dest(conn.dest) {
-            return Verdict::Drop(Reason::NoDest);
-        }
-        if conn.forwarding == Forwarding::Masq && !icmp::is_sound(packet, meta) {
-            return Verdict::Drop(Reason::BadChecksum);
-        }
-        if forward::hops_left(packet, meta) <= 1 {
-            // Nobody answers an error with an error.
-            return Verdict::Drop(Reason::StrayIcmp);
-        }
-        let hop = match self.hop(shared, id, toward) {
-            Ok(hop) => hop,
-            Err(why) => return why.into(),
-        };
-        let mtu = match direction {
-            Direction::Request => mtu(shared, &conn, &hop),
-            Direction::Reply => hop.mtu,
-        };
-        if forward::exceeds(packet, meta, mtu).is_some() {
-            // As above: its sender cannot be told.
-            return Verdict::Drop(Reason::TooBig);
-        }
-        let counters = shared.mine().dest(conn.dest);
-        let length = u64::from(meta.length());
-        match direction {
-            Direction::Request => {
-                add(&counters.in_packets, 1);
-                add(&counters.in_bytes, length);
-                match conn.forwarding {
-                    Forwarding::Route => dr::request(packet, meta, &hop),
-                    Forwarding::Tunnel => {
-                        if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
-                            return Verdict::Drop(Reason::NoRoute);
-                        }
-                    }
-                    Forwarding::Masq => {
-                        let side = icmp::Side::ToServer;
-                        let server = (conn.server, conn.server_port);
-                        icmp::translate(packet, meta, &quote, side, server, &hop);
-                    }
-                }
-            }
-            Direction::Reply => {
-                add(&counters.out_packets, 1);
-                add(&counters.out_bytes, length);
-                let service = (conn.virtual_address, conn.virtual_port);
-                icmp::translate(packet, meta, &quote, icmp::Side::ToClient, service, &hop);
-            }
-        }
-        Verdict::Forward(hop.port)
-    }
-
-    /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
-    /// the kernel in case it was about a connection, so the director does the kernel's work and routes it. `tuple` tells the real server: the
-    /// packet's own, or for an error that of the packet it quotes, turned round.
-    fn stray(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        tuple: &Tuple<A>,
-        now: Tick,
-    ) -> Verdict {
-        let Snapshot { services, network, .. } = &*shared.snapshot;
-        if !services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
-            || network.is_local(meta.tuple.destination)
-        {
-            return Verdict::Pass;
-        }
-        if !network.forwards(meta.tuple.destination) {
-            return Verdict::Drop(Reason::NotWanted);
-        }
-        let hop = match network.hop(meta.tuple.destination) {
-            Ok(hop) => hop,
-            Err(why) => return why.into(),
-        };
-        if forward::hops_left(packet, meta) <= 1 {
-            return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
-        }
-        match forward::exceeds(packet, meta, hop.mtu) {
-            Some(true) => {
-                return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
-            }
-            Some(false) => return Verdict::Drop(Reason::TooBig),
-            None => {}
-        }
-        forward::route(packet, meta, &hop);
-        shared.mine().count(Event::Routed, 1);
-        Verdict::Forward(hop.port)
-    }
-
-    /// Answers a segment that belongs to no connection and cannot begin one.
-    fn reset(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Verdict {
-        if meta.flags & tcp_flags::RST != 0 {
-            return Verdict::Drop(Reason::StrayReset);
-        }
-        if !reset::is_sound(packet, meta) {
-            return Verdict::Drop(Reason::BadChecksum);
-        }
-        let back = self.way_back(shared, packet, meta);
-        reset::answer(packet, meta);
-        send_back(packet, back)
-    }
-
-    /// Tells the client what is wrong, from the virtual address.
-    fn refuse(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        problem: Problem,
-        conn: Option<ConnId>,
-        now: Tick,
-    ) -> Verdict {
-        let verdict = self.answer(shared, packet, meta, problem, meta.tuple.destination, now);
-        // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
-        if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
-            let conn = self.conns.conn(id);
-            if conn.forwarding != Forwarding::Masq {
-                let counters = shared.mine().dest(conn.dest);
-                add(&counters.out_packets, 1);
-                add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
-            }
-        }
-        verdict
-    }
-
-    /// Tells the sender what is wrong, from the director's own address on the sender's side.
-    fn refuse_as_router(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        problem: Problem,
-        now: Tick,
-    ) -> Verdict {
-        if meta.tuple.protocol == A::ICMP {
-            // Only errors come this far, and nobody answers an error with an error.
-            return Verdict::Drop(Reason::StrayIcmp);
-        }
-        let network = &shared.snapshot.network;
-        let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
-        match network
-            .interface(port)
-            .and_then(|interface| interface.address_towards(meta.tuple.source))
-            .and_then(A::of)
-        {
-            Some(address) => self.answer(shared, packet, meta, problem, address, now),
-            None => Verdict::Drop(Reason::NoRoute),
-        }
-    }
-
-    fn answer(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        problem: Problem,
-        source: A,
-        now: Tick,
-    ) -> Verdict {
-        if problem.is_limited() && !shared.limiter.allows(meta.tuple.source.into(), now) {
-            return Verdict::Drop(Reason::RateLimited);
-        }
-        let back = self.way_back(shared, packet, meta);
-        icmp::answer(packet, meta, problem, source);
-        send_back(packet, back)
-    }
-
-    /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
-    fn way_back(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> (PortId, [u8; 12]) {
-        match self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()) {
-            Ok(hop) => (hop.port, hop.macs),
-            Err(_) => {
-                let port = packet.port;
-                let came = packet.data();
-                let mut macs = [0; 12];
-                macs[..6].copy_from_slice(&came[6..12]);
-                macs[6..].copy_from_slice(&came[..6]);
-                (port, macs)
-            }
-        }
-    }
-
-    fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
+    pub(super) fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let conn = self.conns.conn_mut(id);
         let (dest, server, client) = (conn.dest, conn.server, conn.client);
@@ -647,7 +444,7 @@ impl<A: Address> Family<A> {
     }
 
     /// Wraps a packet and sends it to the real server; `None` when the director has no address of its own on the way.
-    fn tunnel(
+    pub(super) fn tunnel(
         &mut self,
         shared: &Shared,
         packet: &mut Packet,
@@ -712,7 +509,7 @@ impl<A: Address> Family<A> {
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
-fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
+pub(super) fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
     if conn.forwarding != Forwarding::Tunnel {
         return hop.mtu;
     }
@@ -728,9 +525,4 @@ impl From<Unreachable> for Verdict {
             Unreachable::NoNeighbour => Verdict::Drop(Reason::NoNeighbour),
         }
     }
-}
-
-fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {
-    packet.data()[..12].copy_from_slice(&macs);
-    Verdict::Reply(port)
 }

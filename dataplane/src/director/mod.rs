@@ -14,6 +14,8 @@
 //! The order of the steps is IPVS's (`ip_vs_in_hook`, `ip_vs_out_hook`), with one difference: the next hop is found before anything is
 //! counted, so that a packet which must wait for a neighbour can be tried again as if it had just come.
 
+mod answers;
+mod errors;
 mod family;
 mod hops;
 mod services;

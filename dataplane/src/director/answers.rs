@@ -1,0 +1,155 @@
+//! What the director says and does in the kernel's place: resets, ICMP errors of its own, and the routing of what was kept from the kernel.
+
+use super::family::Family;
+use super::{Shared, Verdict};
+use crate::conn::ConnId;
+use crate::forward::icmp::Problem;
+use crate::forward::{self, icmp, reset};
+use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::{Address, Meta, Packet, Tuple};
+use crate::service::{Forwarding, PortId, Snapshot, Tick};
+use crate::stats::{Event, Reason, add};
+
+impl<A: Address> Family<A> {
+    /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
+    /// the kernel in case it was about a connection, so the director does the kernel's work and routes it. `tuple` tells the real server: the
+    /// packet's own, or for an error that of the packet it quotes, turned round.
+    pub(super) fn stray(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        tuple: &Tuple<A>,
+        now: Tick,
+    ) -> Verdict {
+        let Snapshot { services, network, .. } = &*shared.snapshot;
+        if !services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
+            || network.is_local(meta.tuple.destination)
+        {
+            return Verdict::Pass;
+        }
+        if !network.forwards(meta.tuple.destination) {
+            return Verdict::Drop(Reason::NotWanted);
+        }
+        let hop = match network.hop(meta.tuple.destination) {
+            Ok(hop) => hop,
+            Err(why) => return why.into(),
+        };
+        if forward::hops_left(packet, meta) <= 1 {
+            return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
+        }
+        match forward::exceeds(packet, meta, hop.mtu) {
+            Some(true) => {
+                return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
+            }
+            Some(false) => return Verdict::Drop(Reason::TooBig),
+            None => {}
+        }
+        forward::route(packet, meta, &hop);
+        shared.mine().count(Event::Routed, 1);
+        Verdict::Forward(hop.port)
+    }
+
+    /// Answers a segment that belongs to no connection and cannot begin one.
+    pub(super) fn reset(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Verdict {
+        if meta.flags & tcp_flags::RST != 0 {
+            return Verdict::Drop(Reason::StrayReset);
+        }
+        if !reset::is_sound(packet, meta) {
+            return Verdict::Drop(Reason::BadChecksum);
+        }
+        let back = self.way_back(shared, packet, meta);
+        reset::answer(packet, meta);
+        send_back(packet, back)
+    }
+
+    /// Tells the client what is wrong, from the virtual address.
+    pub(super) fn refuse(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        problem: Problem,
+        conn: Option<ConnId>,
+        now: Tick,
+    ) -> Verdict {
+        let verdict = self.answer(shared, packet, meta, problem, meta.tuple.destination, now);
+        // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
+        if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
+            let conn = self.conns.conn(id);
+            if conn.forwarding != Forwarding::Masq {
+                let counters = shared.mine().dest(conn.dest);
+                add(&counters.out_packets, 1);
+                add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+            }
+        }
+        verdict
+    }
+
+    /// Tells the sender what is wrong, from the director's own address on the sender's side.
+    pub(super) fn refuse_as_router(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        problem: Problem,
+        now: Tick,
+    ) -> Verdict {
+        if meta.tuple.protocol == A::ICMP {
+            // Only errors come this far, and nobody answers an error with an error.
+            return Verdict::Drop(Reason::StrayIcmp);
+        }
+        let network = &shared.snapshot.network;
+        let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
+        match network
+            .interface(port)
+            .and_then(|interface| interface.address_towards(meta.tuple.source))
+            .and_then(A::of)
+        {
+            Some(address) => self.answer(shared, packet, meta, problem, address, now),
+            None => Verdict::Drop(Reason::NoRoute),
+        }
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        problem: Problem,
+        source: A,
+        now: Tick,
+    ) -> Verdict {
+        if problem.is_limited() && !shared.limiter.allows(meta.tuple.source.into(), now) {
+            return Verdict::Drop(Reason::RateLimited);
+        }
+        let back = self.way_back(shared, packet, meta);
+        icmp::answer(packet, meta, problem, source);
+        send_back(packet, back)
+    }
+
+    /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
+    pub(super) fn way_back(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+    ) -> (PortId, [u8; 12]) {
+        match self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()) {
+            Ok(hop) => (hop.port, hop.macs),
+            Err(_) => {
+                let port = packet.port;
+                let came = packet.data();
+                let mut macs = [0; 12];
+                macs[..6].copy_from_slice(&came[6..12]);
+                macs[6..].copy_from_slice(&came[..6]);
+                (port, macs)
+            }
+        }
+    }
+}
+
+fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {
+    packet.data()[..12].copy_from_slice(&macs);
+    Verdict::Reply(port)
+}

@@ -1,0 +1,97 @@
+//! ICMP errors about connections, on their way through the director.
+
+use super::family::{Family, mtu};
+use super::hops::Toward;
+use super::{Shared, Verdict};
+use crate::conn::Direction;
+use crate::forward::icmp::Message;
+use crate::forward::{self, dr, icmp};
+use crate::packet::{Address, Meta, Packet};
+use crate::service::{Forwarding, Tick};
+use crate::stats::{Reason, add};
+
+impl<A: Address> Family<A> {
+    /// An ICMP packet: perhaps an error about a connection.
+    pub(super) fn icmp(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        handed: bool,
+        now: Tick,
+    ) -> Verdict {
+        let quote = match icmp::read(packet, meta) {
+            Message::Other | Message::Unusable => return Verdict::Pass,
+            Message::Error(quote) => quote,
+        };
+        // The quoted packet went the other way: turned round it is one of its receiver's own.
+        let tuple = quote.tuple;
+        let turned = tuple.turned();
+        let hash = self.conns.hash(&turned);
+        let Some((id, direction)) = self.find(shared, &turned, hash, now) else {
+            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
+                return Verdict::HandOff(owner);
+            }
+            let services = &shared.snapshot.services;
+            if services.find(tuple.source, tuple.source_port, tuple.protocol).is_some() {
+                return Verdict::Drop(Reason::StrayIcmp);
+            }
+            return self.stray(shared, packet, meta, &turned, now);
+        };
+        let conn = *self.conns.conn(id);
+        let toward = match direction {
+            Direction::Request => Toward::Server,
+            Direction::Reply => Toward::Client,
+        };
+        if direction == Direction::Request && !shared.snapshot.services.has_dest(conn.dest) {
+            return Verdict::Drop(Reason::NoDest);
+        }
+        if conn.forwarding == Forwarding::Masq && !icmp::is_sound(packet, meta) {
+            return Verdict::Drop(Reason::BadChecksum);
+        }
+        if forward::hops_left(packet, meta) <= 1 {
+            // Nobody answers an error with an error.
+            return Verdict::Drop(Reason::StrayIcmp);
+        }
+        let hop = match self.hop(shared, id, toward) {
+            Ok(hop) => hop,
+            Err(why) => return why.into(),
+        };
+        let mtu = match direction {
+            Direction::Request => mtu(shared, &conn, &hop),
+            Direction::Reply => hop.mtu,
+        };
+        if forward::exceeds(packet, meta, mtu).is_some() {
+            // As above: its sender cannot be told.
+            return Verdict::Drop(Reason::TooBig);
+        }
+        let counters = shared.mine().dest(conn.dest);
+        let length = u64::from(meta.length());
+        match direction {
+            Direction::Request => {
+                add(&counters.in_packets, 1);
+                add(&counters.in_bytes, length);
+                match conn.forwarding {
+                    Forwarding::Route => dr::request(packet, meta, &hop),
+                    Forwarding::Tunnel => {
+                        if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
+                            return Verdict::Drop(Reason::NoRoute);
+                        }
+                    }
+                    Forwarding::Masq => {
+                        let side = icmp::Side::ToServer;
+                        let server = (conn.server, conn.server_port);
+                        icmp::translate(packet, meta, &quote, side, server, &hop);
+                    }
+                }
+            }
+            Direction::Reply => {
+                add(&counters.out_packets, 1);
+                add(&counters.out_bytes, length);
+                let service = (conn.virtual_address, conn.virtual_port);
+                icmp::translate(packet, meta, &quote, icmp::Side::ToClient, service, &hop);
+            }
+        }
+        Verdict::Forward(hop.port)
+    }
+}
