@@ -69,7 +69,7 @@ reasons! {
     NeighbourQueueFull = "drop.neighbour_queue_full",
     /// The packet waited for a neighbour in vain.
     NeighbourTimeout = "drop.neighbour_timeout",
-    /// The packet is longer than the next hop's MTU, and cutting it up is not possible yet.
+    /// The packet is longer than the next hop's MTU, its sender cannot be told, and it cannot be cut up.
     TooBig = "drop.too_big",
     /// An answer (RST, ICMP) to this sender would exceed its rate.
     RateLimited = "drop.rate_limited",
@@ -113,6 +113,8 @@ events! {
     HandedOff = "frames.handed_off",
     /// Packets of no connection that were routed as the kernel would have.
     Routed = "frames.routed",
+    /// Packets that were cut up because they were too long for the next hop.
+    CutUp = "fragment.cut_up",
     /// Later fragments that came before their first and began to wait for it.
     FragmentWaited = "fragment.waited",
     /// Packets that began to wait for a neighbour.

@@ -51,8 +51,8 @@ pub struct Bench {
 pub struct Outcome {
     /// The director's verdict.
     pub verdict: Verdict,
-    /// The frame, if it was sent: by this port, with these bytes.
-    pub sent: Option<(PortId, Vec<u8>)>,
+    /// What was sent: by which port, with which bytes.
+    pub sent: Vec<(PortId, Vec<u8>)>,
 }
 
 impl Default for Bench {
@@ -120,10 +120,10 @@ impl Bench {
         let mut verdicts = Default::default();
         self.director.burst(&mut packets, false, self.now, &mut verdicts);
         let verdict = verdicts[0];
-        let sent = match verdict {
-            Verdict::Forward(port) | Verdict::Reply(port) => Some((port, packets[0].data().to_vec())),
-            _ => None,
-        };
+        let mut sent: Vec<_> = self.director.extras().map(|(port, bytes)| (port, bytes.to_vec())).collect();
+        if let Verdict::Forward(port) | Verdict::Reply(port) = verdict {
+            sent.push((port, packets[0].data().to_vec()));
+        }
         Outcome { verdict, sent }
     }
 

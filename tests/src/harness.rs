@@ -139,7 +139,11 @@ impl Play {
         let before: Vec<_> = self.rig.connections().collect();
         let delivery = self.rig.deliver(usize::from(worker) % self.rig.workers(), side, bytes);
         let checked = match delivery.verdict {
-            Verdict::Forward(port) => self.forwarded(&before, bytes, &delivery.bytes, port),
+            Verdict::Forward(port) => {
+                let pieces = [&delivery.pieces[..], std::slice::from_ref(&delivery.bytes)].concat();
+                oracle::together(&pieces, self.rig.mtu(port))
+                    .and_then(|whole| self.forwarded(&before, bytes, &whole, port))
+            }
             Verdict::Reply(_) => oracle::replied(bytes, &delivery.bytes),
             verdict => self.kept(&before, bytes, verdict),
         };
@@ -159,9 +163,6 @@ impl Play {
         port: PortId,
     ) -> Result<(), String> {
         let packet = Packet::read(input)?;
-        if output.len() - 14 > usize::from(self.rig.mtu(port)) {
-            return Err("longer than the link takes".to_owned());
-        }
         let flow = if packet.protocol() == ICMP {
             // The quoted packet went the other way.
             packet.quoted().map(|(from, to, protocol)| (to, from, protocol))
@@ -171,10 +172,12 @@ impl Play {
         let flow = flow.ok_or("not a flow's packet")?;
         let mut tried = Vec::new();
         for (_, conn) in self.rig.connections() {
+            let (server, local) = ((ip(conn.server), conn.server_port), (ip(conn.local), conn.local_port));
             let rewrite = match conn.forwarding {
-                data::Forwarding::Masq => Rewrite::Destination(ip(conn.server), conn.server_port),
+                data::Forwarding::Masq => Rewrite::destination(server.0, server.1),
+                data::Forwarding::FullNat => Rewrite { source: Some(local), destination: Some(server) },
                 // The harness makes no tunnels.
-                data::Forwarding::Route | data::Forwarding::Tunnel => Rewrite::Nothing,
+                data::Forwarding::Route | data::Forwarding::Tunnel => Rewrite::NOTHING,
             };
             if tuple_flow(&conn.request()) == flow {
                 tried.push(self.is_kept(before, &conn, &packet).and_then(|()| {
@@ -183,16 +186,20 @@ impl Play {
                 }));
             }
             if conn.reply().is_some_and(|reply| tuple_flow(&reply) == flow) {
-                let source = Rewrite::Source(ip(conn.virtual_address), conn.virtual_port);
+                let back = Rewrite {
+                    source: Some((ip(conn.virtual_address), conn.virtual_port)),
+                    destination: (conn.forwarding == data::Forwarding::FullNat)
+                        .then_some((ip(conn.client), conn.client_port)),
+                };
                 tried.push(
-                    oracle::forwarded(input, output, source)
+                    oracle::forwarded(input, output, back)
                         .and_then(|()| goes_to(output, ip(conn.client), port)),
                 );
             }
         }
         if tried.is_empty() && self.is_masqueraded(flow.0, flow.2) {
             tried.push(
-                oracle::forwarded(input, output, Rewrite::Nothing)
+                oracle::forwarded(input, output, Rewrite::NOTHING)
                     .and_then(|()| goes_to(output, packet.destination(), port)),
             );
         }
@@ -316,10 +323,14 @@ fn error(conn: &Conn<V4>, about_reply: bool, kind: u8, quoted: u8) -> (PortId, V
     let client = (ip(conn.client), conn.client_port);
     let vip = (ip(conn.virtual_address), conn.virtual_port);
     let server = match conn.forwarding {
-        data::Forwarding::Masq => (ip(conn.server), conn.server_port),
+        data::Forwarding::Masq | data::Forwarding::FullNat => (ip(conn.server), conn.server_port),
         data::Forwarding::Route | data::Forwarding::Tunnel => vip,
     };
-    let (side, from, to) = if about_reply { (CLIENTS, vip, client) } else { (SERVERS, client, server) };
+    let beyond = match conn.forwarding {
+        data::Forwarding::FullNat => (ip(conn.local), conn.local_port),
+        _ => client,
+    };
+    let (side, from, to) = if about_reply { (CLIENTS, vip, client) } else { (SERVERS, beyond, server) };
     let shape = Shape { flags: 0x10, ttl: 63, ..Shape::default() };
     let about = shape.frame(macs_from(from.0, side), from, to, conn.protocol);
     let quote = &about[14..about.len().min(14 + 20 + usize::from(quoted))];

@@ -22,19 +22,32 @@ pub struct Packet<'a> {
     header: usize,
 }
 
-/// What a translation puts in, and where.
+/// What a translation puts in. The time to live changes in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rewrite {
-    /// Nothing but the time to live changes.
-    Nothing,
-    /// A new destination.
-    Destination(Ipv4Addr, u16),
+pub struct Rewrite {
     /// A new source.
-    Source(Ipv4Addr, u16),
+    pub source: Option<(Ipv4Addr, u16)>,
+    /// A new destination.
+    pub destination: Option<(Ipv4Addr, u16)>,
 }
 
 /// Addresses and ports: source, destination, protocol.
 pub type Flow = ((Ipv4Addr, u16), (Ipv4Addr, u16), u8);
+
+impl Rewrite {
+    /// Nothing but the time to live changes.
+    pub const NOTHING: Rewrite = Rewrite { source: None, destination: None };
+
+    /// A new source.
+    pub fn source(address: Ipv4Addr, port: u16) -> Self {
+        Self { source: Some((address, port)), ..Self::NOTHING }
+    }
+
+    /// A new destination.
+    pub fn destination(address: Ipv4Addr, port: u16) -> Self {
+        Self { destination: Some((address, port)), ..Self::NOTHING }
+    }
+}
 
 impl<'a> Packet<'a> {
     /// Reads a frame; says what is wrong with it.
@@ -148,12 +161,8 @@ pub fn forwarded(input: &[u8], output: &[u8], rewrite: Rewrite) -> Result<(), St
 
     let mut expected = before.ip.to_vec();
     expected[8] -= 1;
-    let (place, port_at, new) = match rewrite {
-        Rewrite::Nothing => (0, 0, None),
-        Rewrite::Destination(address, port) => (16, 2, Some((address, port))),
-        Rewrite::Source(address, port) => (12, 0, Some((address, port))),
-    };
-    if let Some((address, port)) = new {
+    for (end, place, port_at) in [(rewrite.source, 12, 0), (rewrite.destination, 16, 2)] {
+        let Some((address, port)) = end else { continue };
         expected[place..place + 4].copy_from_slice(&address.octets());
         if before.protocol() == ICMP {
             rewrite_quote(&before, &mut expected, place, (address, port));
@@ -161,14 +170,15 @@ pub fn forwarded(input: &[u8], output: &[u8], rewrite: Rewrite) -> Result<(), St
             expected[before.header + port_at..][..2].copy_from_slice(&port.to_be_bytes());
         }
     }
+    let translates = rewrite != Rewrite::NOTHING;
     let mut got = after.ip.to_vec();
     must(got.len() == expected.len(), "the length changed")?;
-    if before.protocol() == ICMP && new.is_some() {
+    if before.protocol() == ICMP && translates {
         must(after.residue() == 0, "the ICMP checksum is wrong")?;
         quote_is_adjusted(&before, &after)?;
     } else if before.protocol() == UDP && before.checksum_field() == 0 {
         let filled_in = after.checksum_field() != 0 && after.residue() == 0;
-        must(filled_in == new.is_some(), "a datagram without checksum")?;
+        must(filled_in == translates, "a datagram without checksum")?;
     } else {
         must(after.residue() == before.residue(), "the checksum's error changed")?;
         must(before.protocol() != UDP || after.checksum_field() != 0, "a checksum became none")?;
@@ -177,6 +187,44 @@ pub fn forwarded(input: &[u8], output: &[u8], rewrite: Rewrite) -> Result<(), St
         mask(packet, before.header);
     }
     must(got == expected, "other bytes changed")
+}
+
+/// Puts the pieces of a packet together that was cut up for a link that takes `mtu` bytes. Says what is wrong with them.
+pub fn together(pieces: &[Vec<u8>], mtu: u16) -> Result<Vec<u8>, String> {
+    const MORE: u16 = 0x2000;
+    let (mut whole, mut next) = (Vec::new(), 0);
+    for (n, piece) in pieces.iter().enumerate() {
+        must(piece.len() - 14 <= usize::from(mtu), "longer than the link takes")?;
+        if pieces.len() == 1 {
+            return Ok(piece.clone());
+        }
+        let packet = Packet { tags: 0, ip: &piece[14..], header: usize::from(piece[14] & 15) * 4 };
+        let part = word(packet.ip, 6);
+        must(
+            packet.header_is_right() && usize::from(word(packet.ip, 2)) == packet.ip.len(),
+            "a piece's header",
+        )?;
+        must(part & 0x4000 == 0, "a packet that forbids it was cut up")?;
+        if n == 0 {
+            whole.clone_from(piece);
+        } else {
+            must(part & 0x1fff == next, "a hole between pieces")?;
+            whole.extend(packet.segment());
+        }
+        next = (part & 0x1fff) + (packet.segment().len() / 8) as u16;
+        if n + 1 < pieces.len() {
+            must(part & MORE != 0 && packet.segment().len() % 8 == 0, "a piece that others follow")?;
+        } else {
+            let [high, low] = ((word(&whole, 20) & 0x1fff) | (part & MORE)).to_be_bytes();
+            whole[20..22].copy_from_slice(&[high, low]);
+        }
+    }
+    let total = (whole.len() - 14) as u16;
+    whole[16..18].copy_from_slice(&total.to_be_bytes());
+    whole[24..26].fill(0);
+    let sum = checksum(&whole[14..14 + usize::from(whole[14] & 15) * 4]);
+    whole[24..26].copy_from_slice(&sum.to_be_bytes());
+    Ok(whole)
 }
 
 /// Holds an answer of the director's own against the frame that it answers.

@@ -66,6 +66,8 @@ pub struct Delivery {
     pub verdict: Verdict,
     /// The bytes afterwards.
     pub bytes: Vec<u8>,
+    /// What was sent before it: its first pieces, if it was cut up.
+    pub pieces: Vec<Vec<u8>>,
 }
 
 impl Rig {
@@ -187,7 +189,8 @@ impl Rig {
         if matches!(verdict, Verdict::Pass | Verdict::Wait(..) | Verdict::HandOff(_)) {
             assert_eq!(bytes, frame, "changed, though it is to be looked at again: {verdict:?}");
         }
-        Delivery { worker: WorkerId(worker as u8), verdict, bytes }
+        let pieces = self.directors[worker].extras().map(|(_, bytes)| bytes.to_vec()).collect();
+        Delivery { worker: WorkerId(worker as u8), verdict, bytes, pieces }
     }
 
     /// A burst comes to the first worker, by the clients' port. Gives the verdicts and the bytes.

@@ -145,7 +145,7 @@ proptest! {
         let request = there.frame(macs_from(from.0, CLIENTS), from, vip, protocol);
         let went = rig.deliver(0, CLIENTS, &request);
         let server = Ipv4Addr::new(10, 1, 0, server_of(went.verdict, &went.bytes).expect("it is forwarded"));
-        forwarded(&request, &went.bytes, Rewrite::Destination(server, port)).map_err(TestCaseError::fail)?;
+        forwarded(&request, &went.bytes, Rewrite::destination(server, port)).map_err(TestCaseError::fail)?;
 
         let reply = back.frame((server_mac(server), S0), (server, port), from, protocol);
         let came = rig.deliver(0, SERVERS, &reply);
@@ -160,7 +160,7 @@ proptest! {
                 prop_assert_eq!(&came.bytes, &direct);
             }
         }
-        forwarded(&reply, &came.bytes, Rewrite::Source(VIP, 80)).map_err(TestCaseError::fail)?;
+        forwarded(&reply, &came.bytes, Rewrite::source(VIP, 80)).map_err(TestCaseError::fail)?;
     }
 
     /// Flows against a map: whatever is done to other servers, and to its own server's weight, a flow stays where it is.
@@ -202,7 +202,7 @@ proptest! {
                     let frame = Shape::flags(SYN | ACK).frame((server_mac(server), S0), (server, port), from, protocol);
                     let came = rig.deliver(worker, SERVERS, &frame);
                     prop_assert_eq!(came.verdict, Verdict::Forward(CLIENTS), "also from a removed server");
-                    forwarded(&frame, &came.bytes, Rewrite::Source(VIP, 80)).map_err(TestCaseError::fail)?;
+                    forwarded(&frame, &came.bytes, Rewrite::source(VIP, 80)).map_err(TestCaseError::fail)?;
                 }
                 3 => rig.wait(Duration::from_secs(1)),
                 _ => {
@@ -350,8 +350,8 @@ fn no_udp_checksum_becomes_none() {
     let back = Shape::default().frame((server_mac(server.0), S0), server, from, UDP);
     for checksum in 1..=u16::MAX {
         for (side, frame, rewrite) in [
-            (CLIENTS, &there, Rewrite::Destination(server.0, server.1)),
-            (SERVERS, &back, Rewrite::Source(VIP, 80)),
+            (CLIENTS, &there, Rewrite::destination(server.0, server.1)),
+            (SERVERS, &back, Rewrite::source(VIP, 80)),
         ] {
             let mut frame = frame.clone();
             frame[40..42].copy_from_slice(&checksum.to_be_bytes());
@@ -370,9 +370,9 @@ fn the_oracle_sees_a_wrong_byte() {
     let frame = Shape::flags(SYN).frame(macs_from(from.0, CLIENTS), from, (VIP, 80), TCP);
     let went = rig.deliver(0, CLIENTS, &frame);
     let server = Packet::read(&went.bytes).expect("a packet").destination();
-    let right = Rewrite::Destination(server, 8080);
+    let right = Rewrite::destination(server, 8080);
     assert_eq!(forwarded(&frame, &went.bytes, right), Ok(()));
-    assert!(forwarded(&frame, &went.bytes, Rewrite::Nothing).is_err());
+    assert!(forwarded(&frame, &went.bytes, Rewrite::NOTHING).is_err());
     for at in 12..went.bytes.len() {
         let mut wrong = went.bytes.clone();
         wrong[at] ^= 0x10;
@@ -392,7 +392,8 @@ fn a_routed_packet_and_an_icmp_error_are_held_to_the_mtu() {
     let told = rig.deliver(0, SERVERS, &stray(4));
     assert_eq!(told.verdict, Verdict::Reply(SERVERS));
     assert_eq!(told.bytes[34..36], [3, 4], "fragmentation needed");
-    assert_eq!(rig.deliver(0, SERVERS, &stray(0)).verdict, Verdict::Drop(Reason::TooBig));
+    let cut = rig.deliver(0, SERVERS, &stray(0));
+    assert_eq!((cut.verdict, cut.pieces.len()), (Verdict::Forward(CLIENTS), 1), "cut in two");
 
     let mut play = Play::new(1);
     play.step(&Op::Request { worker: 0, client: 0, service: 0, shape: Shape::flags(SYN) });

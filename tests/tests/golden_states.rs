@@ -145,7 +145,7 @@ fn send(bench: &mut Bench, is_udp: bool, packet: &str) -> String {
 }
 
 fn describe(outcome: &Outcome) -> String {
-    let Some((port, frame)) = &outcome.sent else {
+    let Some((port, frame)) = outcome.sent.last() else {
         return match outcome.verdict {
             Verdict::Pass => "the kernel".to_owned(),
             _ => "nothing".to_owned(),

@@ -33,44 +33,70 @@ pub struct Conn<A> {
     pub virtual_address: A,
     /// The real server's address; zero when it is of the other family, as only a tunnel's may be.
     pub server: A,
+    /// The director's own address towards the real server, under FullNAT.
+    pub local: A,
     /// The client's port.
     pub client_port: u16,
     /// The virtual port.
     pub virtual_port: u16,
     /// The real server's port.
     pub server_port: u16,
+    /// The port at `local`.
+    pub local_port: u16,
     /// IP protocol number; 0 marks a free entry.
     pub protocol: u8,
     /// Where it is in its life.
     pub state: State,
     /// How its packets reach the real server.
     pub forwarding: Forwarding,
-    /// How they are wrapped, when in a tunnel.
+    /// What else is known of it.
+    pub marks: Marks,
+    /// How its packets are wrapped, when in a tunnel.
     pub tunnel: Tunnel,
-    /// No reply was seen, and none is expected: the client's half decides the state.
-    pub no_output: bool,
-    /// Whether it is counted as active at its real server.
-    pub active: bool,
     /// Its real server, which also tells the service.
     pub dest: DestId,
     /// When its last packet came.
     pub last_seen: Tick,
     /// Milliseconds it lives without packets.
     pub timeout: u32,
-    /// Packets from the client, as IPVS counts them for synchronisation and load shedding.
-    pub in_packets: u32,
     /// Cached next hops, as numbers of the worker's own list.
     pub hops: Hops,
     pub(crate) links: wheel::Links,
+    /// Packets from the client, as IPVS counts them for synchronisation and load shedding. It wraps.
+    pub in_packets: u16,
+}
+
+/// Yes-or-no facts of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
+#[repr(transparent)]
+pub struct Marks(u8);
+
+impl Marks {
+    /// No reply was seen, and none is expected: the client's half decides the state.
+    pub const NO_OUTPUT: Marks = Marks(1 << 0);
+    /// It is counted as active at its real server.
+    pub const ACTIVE: Marks = Marks(1 << 1);
+
+    /// Whether any of `marks` is there.
+    #[inline]
+    pub fn has(self, marks: Marks) -> bool {
+        self.0 & marks.0 != 0
+    }
+
+    /// Puts `marks` there or takes them away.
+    #[inline]
+    pub fn set(&mut self, marks: Marks, there: bool) {
+        self.0 = if there { self.0 | marks.0 } else { self.0 & !marks.0 };
+    }
 }
 
 /// Next hops of a connection, valid while `generation` is the worker's.
 #[derive(Clone, Copy, Debug, Default, FromZeros)]
 pub struct Hops {
     /// To the real server.
-    pub to_server: u32,
+    pub to_server: u16,
     /// To the client.
-    pub to_client: u32,
+    pub to_client: u16,
     /// The worker's generation of hops that the numbers are of; 0 is never a current one.
     pub generation: u32,
 }
@@ -89,13 +115,22 @@ impl<A: Address> Conn<A> {
 
     /// What its replies look like on the wire, if they come through the director.
     pub fn reply(&self) -> Option<Tuple<A>> {
-        (self.forwarding == Forwarding::Masq).then_some(Tuple {
+        self.forwarding.translates_replies().then(|| self.beyond())
+    }
+
+    /// The tuple on the real server's side of a translated connection, as its replies have it.
+    pub fn beyond(&self) -> Tuple<A> {
+        let (destination, destination_port) = match self.forwarding {
+            Forwarding::FullNat => (self.local, self.local_port),
+            _ => (self.client, self.client_port),
+        };
+        Tuple {
             source: self.server,
-            destination: self.client,
+            destination,
             source_port: self.server_port,
-            destination_port: self.client_port,
+            destination_port,
             protocol: self.protocol,
-        })
+        }
     }
 
     /// Milliseconds it has left to live at `now`.

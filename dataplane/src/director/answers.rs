@@ -7,7 +7,7 @@ use crate::forward::icmp::Problem;
 use crate::forward::{self, icmp, reset};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Forwarding, PortId, Snapshot, Tick};
+use crate::service::{PortId, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
 
 impl<A: Address> Family<A> {
@@ -42,12 +42,11 @@ impl<A: Address> Family<A> {
             Some(true) => {
                 return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
             }
-            Some(false) => return Verdict::Drop(Reason::TooBig),
-            None => {}
+            Some(false) | None => {}
         }
         forward::route(packet, meta, &hop);
         shared.mine().count(Event::Routed, 1);
-        Verdict::Forward(hop.port)
+        self.send(shared, packet, &hop)
     }
 
     /// Answers a segment that belongs to no connection and cannot begin one.
@@ -77,7 +76,7 @@ impl<A: Address> Family<A> {
         // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
         if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
             let conn = self.conns.conn(id);
-            if conn.forwarding != Forwarding::Masq {
+            if !conn.forwarding.translates_replies() {
                 let counters = shared.mine().dest(conn.dest);
                 add(&counters.out_packets, 1);
                 add(&counters.out_bytes, (packet.len - ETHERNET) as u64);

@@ -46,7 +46,7 @@ impl<A: Address> Family<A> {
         if direction == Direction::Request && !shared.snapshot.services.has_dest(conn.dest) {
             return Verdict::Drop(Reason::NoDest);
         }
-        if conn.forwarding == Forwarding::Masq && !icmp::is_sound(packet, meta) {
+        if conn.forwarding.translates_replies() && !icmp::is_sound(packet, meta) {
             return Verdict::Drop(Reason::BadChecksum);
         }
         if forward::hops_left(packet, meta) <= 1 {
@@ -67,31 +67,40 @@ impl<A: Address> Family<A> {
         }
         let counters = shared.mine().dest(conn.dest);
         let length = u64::from(meta.length());
-        match direction {
+        let is_full = conn.forwarding == Forwarding::FullNat;
+        let new = match direction {
             Direction::Request => {
                 add(&counters.in_packets, 1);
                 add(&counters.in_bytes, length);
                 match conn.forwarding {
-                    Forwarding::Route => dr::request(packet, meta, &hop),
+                    Forwarding::Route => {
+                        dr::request(packet, meta, &hop);
+                        return Verdict::Forward(hop.port);
+                    }
                     Forwarding::Tunnel => {
-                        if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
-                            return Verdict::Drop(Reason::NoRoute);
-                        }
+                        return match self.tunnel(shared, packet, meta, (&conn, hash), &hop) {
+                            Some(()) => self.send(shared, packet, &hop),
+                            None => Verdict::Drop(Reason::NoRoute),
+                        };
                     }
-                    Forwarding::Masq => {
-                        let side = icmp::Side::ToServer;
-                        let server = (conn.server, conn.server_port);
-                        icmp::translate(packet, meta, &quote, side, server, &hop);
-                    }
+                    Forwarding::Masq | Forwarding::FullNat => icmp::Translated {
+                        source: if is_full { conn.local } else { meta.tuple.source },
+                        destination: conn.server,
+                        quoted: conn.beyond(),
+                    },
                 }
             }
             Direction::Reply => {
                 add(&counters.out_packets, 1);
                 add(&counters.out_bytes, length);
-                let service = (conn.virtual_address, conn.virtual_port);
-                icmp::translate(packet, meta, &quote, icmp::Side::ToClient, service, &hop);
+                icmp::Translated {
+                    source: conn.virtual_address,
+                    destination: if is_full { conn.client } else { meta.tuple.destination },
+                    quoted: conn.request(),
+                }
             }
-        }
+        };
+        icmp::translate(packet, meta, &quote, &new, &hop);
         Verdict::Forward(hop.port)
     }
 }

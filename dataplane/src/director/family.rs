@@ -7,10 +7,11 @@ use super::hops::{HopCache, Toward};
 use super::{Shared, Verdict, is_relieved};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
+use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table};
+use crate::forward::cut::Cut;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, dr, nat, tunnel};
-use crate::packet::parse::tcp_flags;
+use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
 use crate::stats::{Event, Reason, add, sub};
@@ -227,19 +228,22 @@ impl<A: Address> Family<A> {
                 let problem = Problem::TooBig(mtu);
                 return self.refuse(shared, packet, meta, problem, Some(id), now);
             }
-            Some(false) => return Verdict::Drop(Reason::TooBig),
-            None => {}
+            Some(false) | None => {}
         }
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
-            Forwarding::Masq => nat::request(packet, meta, conn.server, conn.server_port, &hop),
+            Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
+            Forwarding::FullNat => {
+                let local = (conn.local, conn.local_port);
+                nat::both(packet, meta, local, (conn.server, conn.server_port), &hop);
+            }
             Forwarding::Tunnel => {
                 if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
                     return Verdict::Drop(Reason::NoRoute);
                 }
             }
         }
-        Verdict::Forward(hop.port)
+        self.send(shared, packet, &hop)
     }
 
     /// A packet from the real server of a known NAT connection. It is translated also when the real server was removed.
@@ -270,11 +274,16 @@ impl<A: Address> Family<A> {
             Some(true) => {
                 return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
             }
-            Some(false) => return Verdict::Drop(Reason::TooBig),
-            None => {}
+            Some(false) | None => {}
         }
-        nat::reply(packet, meta, conn.virtual_address, conn.virtual_port, &hop);
-        Verdict::Forward(hop.port)
+        let service = (conn.virtual_address, conn.virtual_port);
+        match conn.forwarding {
+            Forwarding::FullNat => {
+                nat::both(packet, meta, service, (conn.client, conn.client_port), &hop);
+            }
+            _ => nat::reply(packet, meta, service, &hop),
+        }
+        self.send(shared, packet, &hop)
     }
 
     /// A packet of no known connection: the first of a new one, or a stray.
@@ -327,6 +336,8 @@ impl<A: Address> Family<A> {
         // A tunnel may lead to the other family.
         let server = A::of(dest.address).unwrap_or_default();
         let tuple = &meta.tuple;
+        let mut marks = Marks::default();
+        marks.set(Marks::NO_OUTPUT, !dest.forwarding.translates_replies());
         let conn = Conn {
             client: tuple.source,
             virtual_address: tuple.destination,
@@ -337,7 +348,7 @@ impl<A: Address> Family<A> {
             protocol: tuple.protocol,
             forwarding: dest.forwarding,
             tunnel: dest.tunnel,
-            no_output: dest.forwarding != Forwarding::Masq,
+            marks,
             dest: dest.id,
             last_seen: now,
             timeout: EMBRYO,
@@ -379,7 +390,7 @@ impl<A: Address> Family<A> {
         let old_timeout = conn.timeout;
         let new = if meta.tuple.protocol == TCP {
             let side = match direction {
-                Direction::Request if conn.no_output => Side::InputOnly,
+                Direction::Request if conn.marks.has(Marks::NO_OUTPUT) => Side::InputOnly,
                 Direction::Request => Side::Input,
                 Direction::Reply => Side::Output,
             };
@@ -389,8 +400,8 @@ impl<A: Address> Family<A> {
         };
         conn.state = new;
         conn.timeout = shared.snapshot.timeouts.of(new);
-        let (dest, was_active) = (conn.dest, conn.active);
-        conn.active = new.is_active();
+        let (dest, was_active) = (conn.dest, conn.marks.has(Marks::ACTIVE));
+        conn.marks.set(Marks::ACTIVE, new.is_active());
         if conn.timeout < old_timeout {
             self.conns.hasten(id);
         }
@@ -416,7 +427,7 @@ impl<A: Address> Family<A> {
             }
         }
         let counters = shared.mine().dest(conn.dest);
-        sub(if conn.active { &counters.active } else { &counters.inactive }, 1);
+        sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
         Self::release(shared, conn.dest);
     }
 
@@ -441,6 +452,27 @@ impl<A: Address> Family<A> {
             Toward::Server => services.dest(dest).map_or_else(|| server.into(), |dest| dest.address),
             Toward::Client => client.into(),
         })
+    }
+
+    /// Sends a finished packet by a hop, in pieces if it is too long for it.
+    pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
+        if packet.len <= ETHERNET + usize::from(hop.mtu) {
+            return Verdict::Forward(hop.port);
+        }
+        self.next_id = self.next_id.wrapping_add(1);
+        match Cut::of(packet.data(), ETHERNET, hop.mtu, self.next_id.into()) {
+            Some(cut) if cut.pieces() <= shared.outbox.room() => {
+                for piece in 0..cut.pieces() - 1 {
+                    if let Some(out) = shared.outbox.add(hop.port, cut.length(piece)) {
+                        cut.write(packet.data(), piece, out);
+                    }
+                }
+                cut.keep_last(packet);
+                shared.mine().count(Event::CutUp, 1);
+                Verdict::Forward(hop.port)
+            }
+            _ => Verdict::Drop(Reason::TooBig),
+        }
     }
 
     /// Wraps a packet and sends it to the real server; `None` when the director has no address of its own on the way.

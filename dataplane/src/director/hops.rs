@@ -12,11 +12,11 @@ use crate::conn::Hops;
 use crate::service::{Hop, Network, Unreachable};
 
 /// No hop is remembered.
-const UNKNOWN: u32 = u32::MAX;
+const UNKNOWN: u16 = u16::MAX;
 
 /// Addresses remembered at most. Clients behind a router share its hop but not its address, so a flood of forged sources fills
 /// this; it is then emptied and filled again by those that matter.
-const MOST: usize = 65_536;
+const MOST: usize = UNKNOWN as usize;
 
 /// Which end of a connection a packet goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Toward {
 pub struct HopCache {
     generation: u32,
     hops: Vec<Hop>,
-    by_address: HashMap<IpAddr, u32>,
+    by_address: HashMap<IpAddr, u16>,
 }
 
 impl Default for HopCache {
@@ -89,7 +89,7 @@ impl HopCache {
         self.by_address.clear();
     }
 
-    fn number(&mut self, network: &Network, address: IpAddr) -> Result<u32, Unreachable> {
+    fn number(&mut self, network: &Network, address: IpAddr) -> Result<u16, Unreachable> {
         if let Some(number) = self.by_address.get(&address) {
             return Ok(*number);
         }
@@ -101,7 +101,7 @@ impl HopCache {
         let number = self.hops.iter().rposition(|known| *known == hop).unwrap_or_else(|| {
             self.hops.push(hop);
             self.hops.len() - 1
-        }) as u32;
+        }) as u16;
         self.by_address.insert(address, number);
         Ok(number)
     }

@@ -18,6 +18,7 @@ mod answers;
 mod errors;
 mod family;
 mod hops;
+mod outbox;
 mod services;
 
 use std::net::IpAddr;
@@ -35,6 +36,7 @@ use crate::service::{Dest, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use family::Family;
 pub use family::{Listed, Place};
+use outbox::Outbox;
 use services::Schedulers;
 
 use crate::forward::limit::Limiter;
@@ -42,7 +44,7 @@ use crate::forward::limit::Limiter;
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was rewritten; send it by this port.
+    /// It was rewritten; send it by this port, after the [extras](Director::extras) of its burst.
     Forward(PortId),
     /// It was turned into an answer to its sender; send it by this port.
     Reply(PortId),
@@ -73,6 +75,7 @@ struct Shared {
     directory: Option<Arc<Directory>>,
     counters: Arc<Counters>,
     limiter: Limiter,
+    outbox: Outbox,
 }
 
 /// What a director is made of. The secret must be the same for all workers and unknown to everybody else.
@@ -100,9 +103,9 @@ impl Director {
         let Parts { worker, snapshot, capacity, secret, directory, counters } = parts;
         let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
-        let limiter = Limiter::default();
+        let (limiter, outbox) = Default::default();
         Ok(Self {
-            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter },
+            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter, outbox },
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
         })
@@ -118,6 +121,7 @@ impl Director {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
+        self.shared.outbox.clear();
         let mut parsed: ArrayVec<(Result<Parsed, NotOurs>, u64), BURST> = ArrayVec::new();
         for packet in packets.iter_mut().take(BURST) {
             let what = parse(packet.data());
@@ -148,6 +152,11 @@ impl Director {
             self.shared.count(verdict);
             verdicts.push(verdict);
         }
+    }
+
+    /// Frames to be sent besides those of the last burst, before them, each with the port to send it by.
+    pub fn extras(&self) -> impl Iterator<Item = (PortId, &[u8])> {
+        self.shared.outbox.frames()
     }
 
     /// Begins to work by another snapshot; gives the old one back, to be dropped where time does not matter.

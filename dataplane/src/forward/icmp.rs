@@ -148,39 +148,36 @@ pub fn is_sound<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> bool {
     sum(message, meta.tuple.source, meta.tuple.destination).field() == 0
 }
 
-/// Which addresses of an error change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// It goes to the real server: outer destination, quoted source.
-    ToServer,
-    /// It goes to the client: outer source, quoted destination.
-    ToClient,
+/// What an error about a translated connection becomes.
+#[derive(Clone, Copy, Debug)]
+pub struct Translated<A> {
+    /// The outer source address.
+    pub source: A,
+    /// The outer destination address.
+    pub destination: A,
+    /// The tuple of the packet it quotes.
+    pub quoted: Tuple<A>,
 }
 
-/// Translates an error about a NAT connection: `address` and `port` take the place of the other side's, outside and in the quote. Sends
-/// it to `hop`.
+/// Translates an error about a NAT or FullNAT connection, outside and in the quote. Sends it to `hop`.
 pub fn translate<A: Address>(
     packet: &mut Packet,
     meta: &Meta<A>,
     quote: &Quote<A>,
-    side: Side,
-    (address, port): (A, u16),
+    new: &Translated<A>,
     hop: &Hop,
 ) {
-    let (outer_at, inner_at, port_at) = match side {
-        Side::ToServer => (A::DESTINATION, A::SOURCE, 0),
-        Side::ToClient => (A::SOURCE, A::DESTINATION, 2),
-    };
     let data = &mut packet.data()[..usize::from(meta.end)];
 
-    // The quote: address, port, its IP checksum, and its transport checksum if that was quoted too.
+    // The quote: addresses, ports, its IP checksum, and its transport checksum if that was quoted too.
     let (inner, segment) =
         data[usize::from(quote.network)..].split_at_mut(usize::from(quote.transport - quote.network));
-    let change = A::read(inner, inner_at).becomes(address, Change::default());
-    address.write(inner, inner_at);
-    A::adjust_header(inner, change);
-    let change = change.word(be16(segment, port_at), port);
-    put16(segment, port_at, port);
+    let change = readdress(inner, new.quoted.source, new.quoted.destination);
+    let change = change
+        .word(be16(segment, 0), new.quoted.source_port)
+        .word(be16(segment, 2), new.quoted.destination_port);
+    put16(segment, 0, new.quoted.source_port);
+    put16(segment, 2, new.quoted.destination_port);
     let checksum_at = if quote.tuple.protocol == TCP { 16 } else { 6 };
     if segment.len() >= checksum_at + 2 && (quote.tuple.protocol == TCP || be16(segment, 6) != 0) {
         let checksum = change.apply(be16(segment, checksum_at));
@@ -189,12 +186,20 @@ pub fn translate<A: Address>(
 
     // The outer header, then the message: its sum is taken anew, for it is rare and short.
     let (outer, message) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
-    let change = A::read(outer, outer_at).becomes(address, Change::default());
-    address.write(outer, outer_at);
-    A::adjust_header(outer, change);
+    readdress(outer, new.source, new.destination);
     A::age(outer);
     put16(message, 2, 0);
-    let checksum = sum(message, A::read(outer, A::SOURCE), A::read(outer, A::DESTINATION)).field();
+    let checksum = sum(message, new.source, new.destination).field();
     put16(message, 2, checksum);
     frame(packet, meta, hop);
+}
+
+/// Gives a header other addresses. Says how that changes sums that cover them.
+fn readdress<A: Address>(ip: &mut [u8], source: A, destination: A) -> Change {
+    let change = A::read(ip, A::SOURCE).becomes(source, Change::default());
+    let change = A::read(ip, A::DESTINATION).becomes(destination, change);
+    source.write(ip, A::SOURCE);
+    destination.write(ip, A::DESTINATION);
+    A::adjust_header(ip, change);
+    change
 }

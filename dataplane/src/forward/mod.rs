@@ -4,6 +4,7 @@
 //! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`]; [`icmp`] and [`reset`] serve all. Both address
 //! families go through the same lines.
 
+pub mod cut;
 pub mod dr;
 pub mod icmp;
 pub mod limit;

@@ -1,4 +1,5 @@
-//! NAT: requests get the real server's address and port as their destination, replies the virtual ones as their source.
+//! NAT: requests get the real server's address and port as their destination, replies the virtual ones as their source. FullNAT: both ends of
+//! both are replaced.
 //!
 //! Checksums are adjusted by what changes. IPVS never verifies them, so a wrong one stays wrong by as much. One exception, IPVS's too: a UDP
 //! packet without a checksum leaves with one. (Not so when it comes in fragments, which the kernel puts together first.)
@@ -11,46 +12,59 @@ use crate::service::Hop;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Sends a request to the real server at `server` and `port`.
+/// An end of a connection: an address and a port.
+pub type End<A> = (A, u16);
+
+/// Sends a request to the real server.
 #[inline]
-pub fn request<A: Address>(packet: &mut Packet, meta: &Meta<A>, server: A, port: u16, hop: &Hop) {
-    rewrite(packet, meta, A::DESTINATION, 2, server, port);
+pub fn request<A: Address>(packet: &mut Packet, meta: &Meta<A>, server: End<A>, hop: &Hop) {
+    rewrite(packet, meta, None, Some(server));
     frame(packet, meta, hop);
 }
 
-/// Sends a reply to the client, from the virtual `address` and `port`.
+/// Sends a reply to the client, from the virtual address and port.
 #[inline]
-pub fn reply<A: Address>(packet: &mut Packet, meta: &Meta<A>, address: A, port: u16, hop: &Hop) {
-    rewrite(packet, meta, A::SOURCE, 0, address, port);
+pub fn reply<A: Address>(packet: &mut Packet, meta: &Meta<A>, service: End<A>, hop: &Hop) {
+    rewrite(packet, meta, Some(service), None);
     frame(packet, meta, hop);
 }
 
-/// Replaces the address at `address_at` in the IP header and the port at `port_at` in the transport header, and ages
-/// the packet.
+/// FullNAT: sends a packet on from and to other ends.
+#[inline]
+pub fn both<A: Address>(packet: &mut Packet, meta: &Meta<A>, source: End<A>, destination: End<A>, hop: &Hop) {
+    rewrite(packet, meta, Some(source), Some(destination));
+    frame(packet, meta, hop);
+}
+
+/// Replaces the packet's ends, each address in the IP header with its port in the transport header, and ages the packet.
 #[inline]
 fn rewrite<A: Address>(
     packet: &mut Packet,
     meta: &Meta<A>,
-    address_at: usize,
-    port_at: usize,
-    address: A,
-    port: u16,
+    source: Option<End<A>>,
+    destination: Option<End<A>>,
 ) {
     let (ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
 
-    let old_address = A::read(ip, address_at);
-    address.write(ip, address_at);
-    let change = old_address.becomes(address, Change::default());
+    let mut change = Change::default();
+    for (end, at) in [(source, A::SOURCE), (destination, A::DESTINATION)] {
+        if let Some((address, _)) = end {
+            change = A::read(ip, at).becomes(address, change);
+            address.write(ip, at);
+        }
+    }
     A::adjust_header(ip, change);
     A::age(ip);
     if meta.is_later_fragment() {
         return;
     }
 
-    let old_port = be16(segment, port_at);
-    put16(segment, port_at, port);
-
-    let change = change.word(old_port, port);
+    for (end, at) in [(source, 0), (destination, 2)] {
+        if let Some((_, port)) = end {
+            change = change.word(be16(segment, at), port);
+            put16(segment, at, port);
+        }
+    }
     match meta.tuple.protocol {
         TCP => {
             let checksum = change.apply(be16(segment, 16));

@@ -67,6 +67,9 @@ pub enum Forwarding {
     Tunnel = 2,
     /// Direct routing: the frame goes to the real server's MAC unchanged, replies go past the director.
     Route = 3,
+    /// FullNAT: both ends are translated, so that the real server answers the director without knowing that it is one. The kernel lacks it; the
+    /// number is that of Alibaba's LVS and DPVS.
+    FullNat = 5,
 }
 
 /// How a tunnel wraps packets. Means nothing for other forwarding methods.
@@ -79,6 +82,14 @@ pub struct Tunnel {
     pub checksum: bool,
     /// GUE's destination port.
     pub port: u16,
+}
+
+impl Forwarding {
+    /// Whether replies come back through the director, which translates them.
+    #[inline]
+    pub fn translates_replies(self) -> bool {
+        matches!(self, Forwarding::Masq | Forwarding::FullNat)
+    }
 }
 
 /// Kinds of tunnels.

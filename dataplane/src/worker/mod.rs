@@ -275,7 +275,22 @@ impl Worker {
         for (frame, (start, len)) in burst.iter_mut().zip(places) {
             frame.set_data(start, len);
         }
+        self.send_extras(now);
         verdicts
+    }
+
+    /// Puts what the director sends besides the burst into frames of this worker's own.
+    fn send_extras(&mut self, now: Tick) {
+        for n in 0.. {
+            let Some((port, bytes)) = self.director.extras().nth(n) else { return };
+            let Some(mut frame) = self.pool.take() else {
+                self.counters.worker(self.id).drop(Reason::TransmitFull);
+                continue;
+            };
+            frame.set_data(frame.start(), bytes.len());
+            self.pool.memory().data(&mut frame).copy_from_slice(bytes);
+            self.settle(frame, Verdict::Forward(port), now);
+        }
     }
 
     fn settle(&mut self, frame: Frame, verdict: Verdict, now: Tick) {
