@@ -38,6 +38,10 @@ impl Backend for Rules {
                 part(self.entries(key.as_ref()).map_or_else(Response::from, Response::Services))?;
                 part(Response::Done)
             }
+            (Change::Nothing, Request::Locals(key)) => {
+                part(self.locals(key.as_ref()).map_or_else(Response::from, Response::Locals))?;
+                part(Response::Done)
+            }
             (Change::Nothing, Request::Timeouts) => part(Response::Timeouts(self.timeouts())),
             (Change::Nothing, Request::Daemons) => part(Response::Daemons(Vec::new())),
             (Change::Nothing, Request::Status) => part(Response::Status(Status {

@@ -391,6 +391,7 @@ impl<'a> Draft<'a> {
             persistent: self.persistence.map(|timeout| Persistence { timeout, prefix, mask }),
             one_packet,
             engine: self.engine.filter(|name| !name.is_empty()),
+            ..ServiceConfig::new(key, DEFAULT_SCHEDULER)
         })
     }
 

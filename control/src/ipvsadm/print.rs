@@ -191,6 +191,7 @@ fn cut(text: String, width: usize) -> String {
 fn forward_name(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Masq => "Masq",
+        Forwarding::FullNat => "FullNat",
         Forwarding::Local => "Local",
         Forwarding::Tunnel(_) => "Tunnel",
         Forwarding::Route => "Route",

@@ -65,6 +65,7 @@ fn service_settings(config: &ServiceConfig) -> String {
 fn server_settings(config: &ServerConfig) -> String {
     let (method, tunnel) = match config.forwarding {
         Forwarding::Masq => ("-m", String::new()),
+        Forwarding::FullNat => ("--fullnat", String::new()),
         // A server on this machine was asked for as one to route to.
         Forwarding::Route | Forwarding::Local => ("-g", String::new()),
         Forwarding::Tunnel(tunnel) => ("-i", tunnel_settings(tunnel)),

@@ -7,7 +7,7 @@ fn vip(address: &str, port: u16) -> ServiceKey {
 }
 
 fn service(key: ServiceKey) -> ServiceConfig {
-    ServiceConfig { key, scheduler: "rr".into(), flags: 0, persistent: None, one_packet: false, engine: None }
+    ServiceConfig::new(key, "rr")
 }
 
 fn server(address: &str) -> ServerConfig {
@@ -40,7 +40,7 @@ fn a_change_names_what_changed() {
     assert_eq!(rules.apply(&Request::Zero(None)), Ok(Change::Zeroed(None)));
     assert_eq!(rules.apply(&Request::Services(None)), Ok(Change::Nothing));
     assert_eq!(rules.apply(&Request::DeleteServer(key, rs.key)), Ok(Change::ServerRemoved(key, rs)));
-    let removed = Service { config: service(key), servers: vec![] };
+    let removed = Service { config: service(key), servers: vec![], locals: vec![] };
     assert_eq!(rules.clone().apply(&Request::Flush), Ok(Change::Flushed(vec![removed.clone()])));
     assert_eq!(rules.apply(&Request::DeleteService(key)), Ok(Change::ServiceRemoved(removed)));
     assert_eq!(rules.services().count(), 0);
@@ -119,6 +119,8 @@ fn what_the_director_cannot_do_is_refused_with_a_sentence() {
         marks: false,
         sctp: false,
         thresholds: false,
+        fullnat: false,
+        fullnat_across: false,
     };
     let mut rules = Rules::new(little);
     let key = vip("10.9.0.1", 80);
