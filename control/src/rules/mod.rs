@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 pub use capabilities::Capabilities;
-pub use check::Refusal;
+pub use check::{MIN_MSS, Refusal};
 pub use restore::RestoreError;
 
 use crate::api::{
