@@ -4,9 +4,10 @@
 //! request a client sends on a connection may be anything; a daemon that does not know it answers [`Response::Refused`].
 //! The words are those of IPVS: a *service* is a virtual service, a *server* a real server of one service.
 //!
-//! A list comes in as many [`Response::Services`] or [`Response::Connections`] as it needs, none longer than
-//! [`MAX_MESSAGE`], ended by [`Response::Done`]. A service with more servers than one message holds is continued: the
-//! next message begins with an entry of the same key that carries further servers. Every other answer is one message.
+//! A list comes in as many [`Response::Services`], [`Response::Locals`] or [`Response::Connections`] as it needs, none
+//! longer than [`MAX_MESSAGE`], ended by [`Response::Done`]. A service with more servers or local addresses than one
+//! message holds is continued: the next message begins with an entry of the same key that carries further ones. Every
+//! other answer is one message.
 
 use std::net::IpAddr;
 
@@ -44,12 +45,19 @@ pub enum Request {
     EditServer(ServiceKey, ServerConfig),
     /// Remove a server.
     DeleteServer(ServiceKey, ServerKey),
+    /// Give a service one more local address. `ESRCH` when the service is missing, `EEXIST` when it has that address,
+    /// `EINVAL` for what no packet can come from.
+    AddLocal(ServiceKey, IpAddr),
+    /// Take a local address away from a service. `ENOENT` when the service does not have it.
+    DeleteLocal(ServiceKey, IpAddr),
     /// Remove everything.
     Flush,
     /// Set the counters of one service, or of all, to zero.
     Zero(Option<ServiceKey>),
     /// List one service, or all. Answered by [`Response::Services`].
     Services(Option<ServiceKey>),
+    /// List the local addresses of one service, or of all. Answered by [`Response::Locals`].
+    Locals(Option<ServiceKey>),
     /// List connections. Answered by [`Response::Connections`].
     Connections,
     /// The timeouts in force. Answered by [`Response::Timeouts`].
@@ -81,6 +89,8 @@ pub enum Response {
     },
     /// Services with their servers, in the kernel's order, as far as they fit one message; [`Response::Done`] ends the list.
     Services(Vec<ServiceEntry>),
+    /// Services with their local addresses, in the kernel's order, as far as they fit one message; [`Response::Done`] ends the list.
+    Locals(Vec<LocalEntry>),
     /// Connections, in no order, as far as they fit one message; [`Response::Done`] ends the list.
     Connections(Vec<ConnectionEntry>),
     /// The timeouts in force.
@@ -94,7 +104,7 @@ pub enum Response {
 impl Response {
     /// Whether the answer ends with this message.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Response::Services(_) | Response::Connections(_))
+        !matches!(self, Response::Services(_) | Response::Locals(_) | Response::Connections(_))
     }
 }
 
@@ -203,6 +213,43 @@ pub struct ServiceConfig {
     pub one_packet: bool,
     /// The persistence engine's name.
     pub engine: Option<String>,
+    /// How FullNAT servers learn who the client is.
+    #[serde(default)]
+    pub client_address: ClientAddress,
+    /// The largest segment that either end may announce in its SYN, in bytes; none: as they say.
+    #[serde(default)]
+    pub mss: Option<u16>,
+}
+
+impl ServiceConfig {
+    /// A service with this scheduler and nothing special.
+    pub fn new(key: ServiceKey, scheduler: &str) -> ServiceConfig {
+        ServiceConfig {
+            key,
+            scheduler: scheduler.to_owned(),
+            flags: 0,
+            persistent: None,
+            one_packet: false,
+            engine: None,
+            client_address: ClientAddress::default(),
+            mss: None,
+        }
+    }
+}
+
+/// How a FullNAT server, which sees connections from a local address of the director, learns who the client is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAddress {
+    /// By a TCP option in the client's first segments, which the server's `toa` module reads.
+    #[default]
+    Toa,
+    /// By a line of text before the client's first bytes (PROXY protocol, version 1).
+    ProxyV1,
+    /// By a binary header before the client's first bytes (PROXY protocol, version 2).
+    ProxyV2,
+    /// Not at all.
+    None,
 }
 
 /// Persistence of a service.
@@ -241,6 +288,8 @@ pub enum Forwarding {
     Route,
     /// Tunneling.
     Tunnel(Tunnel),
+    /// Translation of both ends: the server sees one of the service's local addresses as the client.
+    FullNat,
     /// The server is this machine. Never asked for, only listed.
     Local,
 }
@@ -299,6 +348,26 @@ pub struct ServerEntry {
     pub persistent: u32,
     /// Its counters.
     pub stats: Stats,
+}
+
+/// A service with its local addresses, as they are listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalEntry {
+    /// Which service.
+    pub service: ServiceKey,
+    /// Its local addresses, oldest first.
+    pub addresses: Vec<LocalAddress>,
+}
+
+/// A local address of a service: what its FullNAT servers see as the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// How often no port of it was left.
+    pub exhausted: u64,
+    /// Connections that have a port of it.
+    pub conns: u64,
 }
 
 /// Counters and rates since the last `-Z`.

@@ -21,6 +21,7 @@ struct Arguments {
 
 const AFTER_HELP: &str = "\
 Called as ipvsadm, ipvsadm-save or ipvsadm-restore (a link to this binary), it is that tool.
+`shunt help ipvsadm' shows what it knows beyond the original.
 SHUNT_SOCKET names the director's socket, /run/shunt.sock by default.";
 
 #[derive(Subcommand)]
@@ -30,7 +31,7 @@ enum Command {
     /// Show how a running director is doing: interfaces, workers, every counter that is not zero.
     Status,
     /// Administer a running director, in the words of ipvsadm.
-    #[command(disable_help_flag = true, trailing_var_arg = true)]
+    #[command(disable_help_flag = true, trailing_var_arg = true, after_help = ipvsadm::fullnat::HELP)]
     Ipvsadm {
         /// As for ipvsadm; -h lists them.
         #[arg(allow_hyphen_values = true, num_args = 0..)]

@@ -320,7 +320,8 @@ impl Publisher {
             address: config.key.address,
             port: config.key.port,
             forwarding: match config.forwarding {
-                Forwarding::Masq => data::Forwarding::Masq,
+                // FullNAT is refused before it comes here (`Capabilities`); its translation of the server's side is NAT.
+                Forwarding::Masq | Forwarding::FullNat => data::Forwarding::Masq,
                 Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
                 Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
             },
@@ -516,14 +517,7 @@ mod tests {
         let (mut rules, mut publisher) = (Rules::new(Capabilities::everything()), Publisher::default());
         let counters = Counters::new(1).expect("memory for counters");
         let key = ServiceKey::Address { protocol: Protocol::Tcp, address: [10, 9, 0, 1].into(), port: 80 };
-        let config = |scheduler: &str, flags| ServiceConfig {
-            key,
-            scheduler: scheduler.into(),
-            flags,
-            persistent: None,
-            one_packet: false,
-            engine: None,
-        };
+        let config = |scheduler, flags| ServiceConfig { flags, ..ServiceConfig::new(key, scheduler) };
         let server = |weight| ServerConfig {
             key: ServerKey { address: [10, 1, 0, 11].into(), port: 80 },
             forwarding: Forwarding::Route,

@@ -27,6 +27,7 @@ impl Daemon {
         let kept = rules.request(request, &mut |response| {
             match response {
                 Response::Services(entries) => answer.extend(socket::services(entries)),
+                Response::Locals(entries) => answer.extend(socket::locals(entries)),
                 other => answer.push(other),
             }
             Ok(())
@@ -84,6 +85,77 @@ fn thousands_of_servers_are_restored_listed_and_saved_over_the_socket() {
         assert_eq!(tool(path, "ipvsadm -Ln", "").0.lines().count(), 3 + rules.lines().count());
         assert_eq!(tool(path, "ipvsadm -D -t 10.9.0.9:80", ""), badly("No such service\n", 255));
     });
+}
+
+#[test]
+fn local_addresses_are_added_listed_saved_and_deleted_over_the_socket() {
+    with_a_daemon(Capabilities::everything(), |path| {
+        let mut rules = String::from("-A -t 10.9.0.1:80 -s rr --proxy-protocol v2 --mss 1400\n");
+        for n in 0..1000 {
+            rules += &format!("-P -t 10.9.0.1:80 -z 10.1.{}.{}\n", n / 250, n % 250);
+        }
+        rules += "-a -t 10.9.0.1:80 -r 10.1.9.1:8080 --fullnat -w 1\n-A -u 10.9.0.1:53 -s rr\n";
+        assert_eq!(tool(path, "ipvsadm-restore", &rules), well(""));
+        assert_eq!(tool(path, "ipvsadm -Sn", ""), well(&rules));
+
+        let (listed, ..) = tool(path, "ipvsadm -G -n", "");
+        let lines: Vec<_> = listed.lines().map(str::trim_end).collect();
+        assert_eq!(lines.len(), 1 + 1 + 1000 + 1);
+        assert_eq!(lines[0], "VIP:VPORT            TOTAL    SNAT_IP              CONFLICTS  CONNS");
+        assert_eq!(lines[1], "10.9.0.1:80          1000");
+        assert_eq!(lines[1001], "                              10.1.3.249           0          0");
+        assert_eq!(lines[1002], "10.9.0.1:53          0");
+        assert_eq!(tool(path, "ipvsadm -G -n -u 10.9.0.1:53", "").0.lines().count(), 2);
+        assert_eq!(
+            tool(path, "ipvsadm -L -n -t 10.9.0.1:80", ""),
+            well(
+                "Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+                 TCP  10.9.0.1:80 rr proxy-protocol v2 mss 1400\n  -> 10.1.9.1:8080                FullNat 1      0          0         \n"
+            )
+        );
+
+        let web = "-t 10.9.0.1:80";
+        for (line, complaint) in [
+            (format!("-P {web} -z 10.1.0.0"), "Local address already exists\n"),
+            (format!("-Q {web} -z 10.1.9.9"), "No such local address\n"),
+            ("-P -t 10.9.0.9:80 -z 10.1.0.0".into(), "Service not defined\n"),
+            (
+                format!("-P {web} -z 127.0.0.1"),
+                "Invalid operation.  Possibly wrong module version, address not unicast, ...\n",
+            ),
+        ] {
+            assert_eq!(tool(path, &format!("ipvsadm {line}"), ""), badly(complaint, 255), "{line}");
+        }
+        assert_eq!(tool(path, "ipvsadm -G -t 10.9.0.9:80", ""), badly("No such service\n", 1));
+        assert_eq!(tool(path, "ipvsadm -Q -t 10.9.0.1:80 -z 10.1.0.7 -F dpdk0", ""), well(""));
+        let left = rules.replace("-P -t 10.9.0.1:80 -z 10.1.0.7\n", "");
+        assert_eq!(tool(path, "ipvsadm -Sn", ""), well(&left));
+    });
+}
+
+#[test]
+fn words_of_fullnat_in_the_wrong_place_are_refused_like_any_other() {
+    let mut rules = Rules::new(Capabilities::everything());
+    for (line, complaint) in [
+        ("-P -t 10.9.0.1:80", "You need to supply the 'laddr' option for the 'add-laddr' command"),
+        ("-Q -z 10.1.0.1", "You need to supply the 'service-address' option for the 'del-laddr' command"),
+        ("-G -t 10.9.0.1:80 -z 10.1.0.1", "Illegal 'laddr' option with the 'get-laddr' command"),
+        ("-A -t 10.9.0.1:80 --fullnat", "Illegal 'forwarding-method' option with the 'add-service' command"),
+        ("-A -t 10.9.0.1:80 --mss 87", "illegal mss specified"),
+        ("-P -t 10.9.0.1:80 -z 10.1.0.1:80", "illegal local address specified"),
+        ("-a -t 10.9.0.1:80 -r 10.1.0.1 -b", "-b: missing argument"),
+        ("-a -t 10.9.0.1:80 -r 10.1.0.1 --fullnat -m", "multiple 'forwarding-method' options specified"),
+        (
+            "-a -t 10.9.0.1:80 -r 10.1.0.1 --fullnat --tun-type gre",
+            "Tunnel options conflict with forward method",
+        ),
+    ] {
+        let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let exit = ipvsadm::main("ipvsadm", &words, &mut rules, &mut &[][..], &mut stdout, &mut stderr);
+        assert_ne!(exit, 0, "{line}");
+        assert_eq!(String::from_utf8_lossy(&stderr), format!("{complaint}\n"), "{line}");
+    }
 }
 
 #[test]

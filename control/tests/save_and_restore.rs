@@ -57,14 +57,25 @@ fn settings() -> impl Strategy<Value = String> {
             " -M 128",
         ]),
     ));
-    (scheduler, persistent, any::<(bool, bool)>()).prop_map(|(scheduler, persistent, (sip, ops))| {
-        let mut text = scheduler;
-        if let Some((timeout, mask)) = persistent {
-            text += &timeout.map_or(" -p".into(), |t| format!(" -p {t}"));
-            text += mask;
-        }
-        text + if sip { " --pe sip" } else { "" } + if ops { " -o" } else { "" }
-    })
+    let told = prop::sample::select(vec![
+        "",
+        " --toa enable",
+        " --toa disable",
+        " --proxy-protocol v1",
+        " --toa disable --proxy-protocol v2",
+        " --mss 88",
+        " --proxy-protocol disable --mss 1400",
+    ]);
+    (scheduler, persistent, any::<(bool, bool)>(), told).prop_map(
+        |(scheduler, persistent, (sip, ops), told)| {
+            let mut text = scheduler;
+            if let Some((timeout, mask)) = persistent {
+                text += &timeout.map_or(" -p".into(), |t| format!(" -p {t}"));
+                text += mask;
+            }
+            text + if sip { " --pe sip" } else { "" } + if ops { " -o" } else { "" } + told
+        },
+    )
 }
 
 fn flags(scheduler: &'static str, names: &'static [&'static str]) -> impl Strategy<Value = String> {
@@ -92,6 +103,7 @@ fn reach() -> impl Strategy<Value = String> {
         "",
         "-g",
         "-m",
+        "--fullnat",
         "-i",
         "-i --tun-type gre",
         "-i --tun-type gre --tun-csum",
@@ -104,6 +116,10 @@ fn reach() -> impl Strategy<Value = String> {
     })
 }
 
+fn local() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["10.1.0.100", "10.1.0.101", "0xa010066", "2001:db8:b::100", "127.0.0.1", "::"])
+}
+
 fn edit() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => (service(), settings()).prop_map(|(service, settings)| format!("-A {service}{settings}")),
@@ -112,6 +128,8 @@ fn edit() -> impl Strategy<Value = String> {
         8 => (service(), server(), reach()).prop_map(|(s, r, how)| format!("-a {s} -r {r} {how}")),
         2 => (service(), server(), reach()).prop_map(|(s, r, how)| format!("-e {s} -r {r} {how}")),
         1 => (service(), server()).prop_map(|(s, r)| format!("-d {s} -r {r}")),
+        4 => (service(), local()).prop_map(|(s, l)| format!("-P {s} -z {l}")),
+        1 => (service(), local()).prop_map(|(s, l)| format!("-Q {s} -z {l} -F eth0")),
     ]
 }
 
@@ -131,6 +149,7 @@ proptest! {
         let restored = tool(&mut line_by_line, "-R", &saved);
         prop_assert_eq!(restored, (String::new(), String::new(), 0));
         prop_assert_eq!(&tool(&mut line_by_line, "-Sn", "").0, &saved);
+        prop_assert_eq!(tool(&mut line_by_line, "-Gn", ""), tool(&mut rules, "-Gn", ""));
 
         let mut at_once = Rules::restore(Capabilities::everything(), &saved)
             .map_err(|error| TestCaseError::fail(error.to_string()))?;

@@ -310,13 +310,8 @@ impl Op {
 impl Edit {
     /// The request it stands for.
     pub fn request(self) -> Request {
-        let config = |service: u8, weighted| ServiceConfig {
-            key: service_key(service),
-            scheduler: if weighted { "wrr" } else { "rr" }.to_owned(),
-            flags: 0,
-            persistent: None,
-            one_packet: false,
-            engine: None,
+        let config = |service: u8, weighted| {
+            ServiceConfig::new(service_key(service), if weighted { "wrr" } else { "rr" })
         };
         let server_config = |service: u8, server: u8, weight: u8, limit: u8| ServerConfig {
             key: server_key(service, server),

@@ -38,6 +38,7 @@ pub fn request(bytes: &[u8]) {
             fits(&refusal.into());
         }
         shunt::socket::services(everything.entries(None).expect("all are there"))
+            .chain(shunt::socket::locals(everything.locals(None).expect("all are there")))
             .for_each(|page| fits(&page));
         // Errors are refusals of what the director cannot do.
         let _ = rig.apply(&message.request);

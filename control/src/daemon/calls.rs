@@ -6,7 +6,7 @@
 use shunt_dataplane::director::Listed;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{ConnectionEntry, Request, Response, ServiceEntry};
+use crate::api::{ConnectionEntry, LocalEntry, Request, Response, ServiceEntry};
 use crate::socket::{self, Handler, Reply};
 
 /// Requests that wait for control; more wait at their clients.
@@ -26,6 +26,8 @@ pub enum Answer {
     Message(Response),
     /// A listing of services.
     Services(Vec<ServiceEntry>),
+    /// A listing of local addresses.
+    Locals(Vec<LocalEntry>),
     /// A listing of connections.
     Connections(Vec<Listed>),
 }
@@ -51,6 +53,7 @@ impl Handler for Calls {
         let _ = match answer {
             Answer::Message(response) => reply.send(response).await,
             Answer::Services(entries) => reply.send_all(socket::services(entries)).await,
+            Answer::Locals(entries) => reply.send_all(socket::locals(entries)).await,
             Answer::Connections(list) => {
                 reply.send_all(socket::connections(list.iter().map(connection))).await
             }

@@ -95,6 +95,8 @@ pub fn capabilities() -> Capabilities {
         marks: false,
         sctp: false,
         thresholds: true,
+        fullnat: false,
+        fullnat_across: false,
     }
 }
 
@@ -297,6 +299,10 @@ impl Control {
         match request {
             Request::Services(key) => match self.rules.entries(key.as_ref()) {
                 Ok(entries) => Answer::Services(self.publisher.counted(entries, self.engine.counters())),
+                Err(refusal) => Answer::Message(refusal.into()),
+            },
+            Request::Locals(key) => match self.rules.locals(key.as_ref()) {
+                Ok(entries) => Answer::Locals(entries),
                 Err(refusal) => Answer::Message(refusal.into()),
             },
             Request::Connections => match self.engine.connections().await {

@@ -218,7 +218,8 @@ impl<'a> Printed<'a> {
         }
     }
 
-    fn host(&mut self, address: IpAddr) -> String {
+    /// The address alone.
+    pub fn host(&mut self, address: IpAddr) -> String {
         let Some(names) = self.names else { return plain(address) };
         let look_up = || names.host_name(address).unwrap_or_else(|| plain(address));
         self.hosts.entry(address).or_insert_with(look_up).clone()

@@ -4,7 +4,7 @@ use std::io;
 
 use super::failure::Failure;
 use crate::{
-    api::{Request, Response, ServiceEntry, Status, SyncDaemon, Timeouts},
+    api::{LocalEntry, Request, Response, ServiceEntry, ServiceKey, Status, SyncDaemon, Timeouts},
     rules::{Change, Rules},
 };
 
@@ -36,6 +36,10 @@ impl Backend for Rules {
         match (change, request) {
             (Change::Nothing, Request::Services(key)) => {
                 part(self.entries(key.as_ref()).map_or_else(Response::from, Response::Services))?;
+                part(Response::Done)
+            }
+            (Change::Nothing, Request::Locals(key)) => {
+                part(self.locals(key.as_ref()).map_or_else(Response::from, Response::Locals))?;
                 part(Response::Done)
             }
             (Change::Nothing, Request::Timeouts) => part(Response::Timeouts(self.timeouts())),
@@ -79,6 +83,25 @@ pub(super) fn services(backend: &mut dyn Backend, request: &Request) -> Result<V
         for entry in part {
             match services.last_mut() {
                 Some(last) if last.config.key == entry.config.key => last.servers.extend(entry.servers),
+                _ => services.push(entry),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(services)
+}
+
+/// The local addresses of one service or of all, those that came in several parts put together again.
+pub(super) fn locals(
+    backend: &mut dyn Backend,
+    service: Option<ServiceKey>,
+) -> Result<Vec<LocalEntry>, Failure> {
+    let mut services: Vec<LocalEntry> = Vec::new();
+    ask(backend, &Request::Locals(service), &mut |response| {
+        let Response::Locals(part) = response else { return Err(unexpected()) };
+        for entry in part {
+            match services.last_mut() {
+                Some(last) if last.service == entry.service => last.addresses.extend(entry.addresses),
                 _ => services.push(entry),
             }
         }

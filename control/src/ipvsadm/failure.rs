@@ -42,7 +42,7 @@ impl Failure {
 
     /// The daemon refused a request. `errno` is the kernel's for the same case.
     pub fn refused(request: &Request, errno: i32, why: &str) -> Failure {
-        let asks = matches!(request, Request::Services(_) | Request::Connections);
+        let asks = matches!(request, Request::Services(_) | Request::Locals(_) | Request::Connections);
         let mut text = message(request, errno);
         if says_more(errno) && !why.is_empty() {
             text.push_str(&format!("\n({why})"));
@@ -74,10 +74,14 @@ fn message(request: &Request, errno: i32) -> String {
     let text = match (request, errno) {
         (AddService(_), EEXIST) => "Service already exists",
         (AddService(_) | EditService(_), ENOENT) => "Scheduler or persistence engine not found",
-        (EditService(_) | DeleteService(_) | Zero(_) | Services(_), ESRCH) => "No such service",
-        (AddServer(..) | EditServer(..) | DeleteServer(..), ESRCH) => "Service not defined",
+        (EditService(_) | DeleteService(_) | Zero(_) | Services(_) | Locals(_), ESRCH) => "No such service",
+        (AddServer(..) | EditServer(..) | DeleteServer(..) | AddLocal(..) | DeleteLocal(..), ESRCH) => {
+            "Service not defined"
+        }
         (AddServer(..), EEXIST) => "Destination already exists",
         (EditServer(..) | DeleteServer(..), ENOENT) => "No such destination",
+        (AddLocal(..), EEXIST) => "Local address already exists",
+        (DeleteLocal(..), ENOENT) => "No such local address",
         (StartDaemon(_), EEXIST) => "Daemon has already run",
         (StopDaemon(_), ESRCH) => "No daemon is running",
         (_, EPERM) => "Permission denied (you must be root)",
@@ -104,6 +108,7 @@ fn concerns_ipv6(request: &Request) -> bool {
         Request::AddServer(key, server) | Request::EditServer(key, server) => {
             of(key) || server.key.address.is_ipv6()
         }
+        Request::AddLocal(key, address) => of(key) || address.is_ipv6(),
         _ => false,
     }
 }

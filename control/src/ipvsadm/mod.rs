@@ -15,6 +15,7 @@
 pub mod address;
 mod backend;
 pub mod failure;
+pub mod fullnat;
 mod help;
 pub mod options;
 pub mod order;
@@ -32,7 +33,7 @@ use std::{
 pub use backend::Backend;
 
 use crate::{
-    api::{Request, Response},
+    api::{Request, Response, ServiceKey},
     socket::Client,
 };
 use address::{Names, Printed, SystemNames};
@@ -185,6 +186,7 @@ impl Tool<'_> {
             Command::Version => writeln!(self.stdout, "{}", help::VERSION)?,
             Command::List(listing) => self.list(&listing)?,
             Command::Save { numeric } => self.save(numeric)?,
+            Command::Locals { service, numeric } => self.locals(service, numeric)?,
             Command::Ask(request) => backend::ask(self.backend, &request, &mut |_| Ok(()))?,
             Command::Restore => return Err(Failure::try_help(self.program)),
         }
@@ -231,8 +233,22 @@ impl Tool<'_> {
         let mut names = self.printed(numeric);
         let mut services = backend::services(self.backend, &Request::Services(None))?;
         sort(&mut services);
+        let locals = backend::locals(self.backend, None)?;
         for entry in &services {
-            save::service(self.stdout, entry, &mut names)?;
+            let locals = locals.iter().find(|l| l.service == entry.config.key);
+            let locals = locals.map_or(&[][..], |entry| &entry.addresses);
+            save::service(self.stdout, entry, locals, &mut names)?;
+        }
+        Ok(())
+    }
+
+    fn locals(&mut self, service: Option<ServiceKey>, numeric: bool) -> Result<(), Failure> {
+        let mut names = self.printed(numeric);
+        let mut entries = backend::locals(self.backend, service)?;
+        order::locals(&mut entries);
+        fullnat::title(self.stdout)?;
+        for entry in &entries {
+            fullnat::locals(self.stdout, entry, &mut names)?;
         }
         Ok(())
     }

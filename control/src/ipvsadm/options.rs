@@ -46,6 +46,9 @@ pub enum Verb {
     Restore,
     Save,
     Zero,
+    AddLocal,
+    DeleteLocal,
+    ListLocals,
     Help,
     Version,
 }
@@ -57,6 +60,7 @@ pub enum Method {
     Masq,
     Route,
     Tunnel,
+    FullNat,
 }
 
 /// The options, in the order in which they are checked.
@@ -91,6 +95,11 @@ pub enum Opt {
     McastPort,
     McastTtl,
     SyncMaxLen,
+    Local,
+    LocalInterface,
+    Toa,
+    ProxyProtocol,
+    Mss,
     TunInfo,
     TunType,
     TunPort,
@@ -129,6 +138,11 @@ pub const OPTIONS: &[(Opt, &str)] = &[
     (Opt::McastPort, "mcast-port"),
     (Opt::McastTtl, "mcast-ttl"),
     (Opt::SyncMaxLen, "sync-maxlen"),
+    (Opt::Local, "laddr"),
+    (Opt::LocalInterface, "ifname"),
+    (Opt::Toa, "toa"),
+    (Opt::ProxyProtocol, "proxy-protocol"),
+    (Opt::Mss, "mss"),
     (Opt::TunInfo, "tun-info"),
     (Opt::TunType, "tun-type"),
     (Opt::TunPort, "tun-port"),
@@ -186,6 +200,9 @@ pub const WORDS: &[Word] = {
         word("restore", Some('R'), Nothing, Command(Verb::Restore)),
         word("save", Some('S'), Nothing, Command(Verb::Save)),
         word("zero", Some('Z'), Nothing, Command(Verb::Zero)),
+        word("add-laddr", Some('P'), Nothing, Command(Verb::AddLocal)),
+        word("del-laddr", Some('Q'), Nothing, Command(Verb::DeleteLocal)),
+        word("get-laddr", Some('G'), Nothing, Command(Verb::ListLocals)),
         word("help", Some('h'), Nothing, Command(Verb::Help)),
         word("version", Some('v'), Nothing, Command(Verb::Version)),
         word("tcp-service", Some('t'), Value, Means::Service(Tcp)),
@@ -199,10 +216,16 @@ pub const WORDS: &[Word] = {
         word("pe", None, Value, Option(Opt::Engine)),
         word("ops", Some('o'), Nothing, Option(Opt::OnePacket)),
         word("sched-flags", Some('b'), Value, Option(Opt::SchedFlags)),
+        word("toa", None, Value, Option(Opt::Toa)),
+        word("proxy-protocol", None, Value, Option(Opt::ProxyProtocol)),
+        word("mss", None, Value, Option(Opt::Mss)),
+        word("laddr", Some('z'), Value, Option(Opt::Local)),
+        word("ifname", Some('F'), Value, Option(Opt::LocalInterface)),
         word("real-server", Some('r'), Value, Option(Opt::Server)),
         word("gatewaying", Some('g'), Nothing, Forward(Method::Route)),
         word("ipip", Some('i'), Nothing, Forward(Method::Tunnel)),
         word("masquerading", Some('m'), Nothing, Forward(Method::Masq)),
+        word("fullnat", None, Nothing, Forward(Method::FullNat)),
         word("tun-type", None, Value, Option(Opt::TunType)),
         word("tun-port", None, Value, Option(Opt::TunPort)),
         word("tun-nocsum", None, Nothing, Option(Opt::TunNoCsum)),
@@ -246,8 +269,17 @@ pub struct Grammar {
 }
 
 /// The options that say which service; the rest of a service's options.
-const SERVICE: &[Opt] =
-    &[Opt::Scheduler, Opt::Persistent, Opt::Netmask, Opt::OnePacket, Opt::Engine, Opt::SchedFlags];
+const SERVICE: &[Opt] = &[
+    Opt::Scheduler,
+    Opt::Persistent,
+    Opt::Netmask,
+    Opt::OnePacket,
+    Opt::Engine,
+    Opt::SchedFlags,
+    Opt::Toa,
+    Opt::ProxyProtocol,
+    Opt::Mss,
+];
 const SERVER: &[Opt] = &[
     Opt::Forwarding,
     Opt::Weight,
@@ -303,6 +335,15 @@ pub const COMMANDS: &[(Verb, Grammar)] = {
         (Verb::Restore, Grammar { name: "restore", needs: &[], may: &[], one_of: &[] }),
         (Verb::Save, Grammar { name: "save", needs: &[], may: &[Numeric], one_of: &[] }),
         (Verb::Zero, Grammar { name: "zero", needs: &[], may: &[Service], one_of: &[] }),
+        (
+            Verb::AddLocal,
+            Grammar { name: "add-laddr", needs: &[Service, Local], may: &[LocalInterface], one_of: &[] },
+        ),
+        (
+            Verb::DeleteLocal,
+            Grammar { name: "del-laddr", needs: &[Service, Local], may: &[LocalInterface], one_of: &[] },
+        ),
+        (Verb::ListLocals, Grammar { name: "get-laddr", needs: &[], may: &[Numeric, Service], one_of: &[] }),
     ]
 };
 

@@ -9,12 +9,18 @@
 
 use std::net::IpAddr;
 
-use crate::api::{Family, Protocol, ServerEntry, ServerKey, ServiceEntry, ServiceKey};
+use crate::api::{Family, LocalEntry, Protocol, ServerEntry, ServerKey, ServiceEntry, ServiceKey};
 
 /// Services as `-L` and `-S` print them.
 pub fn services(entries: &mut Vec<ServiceEntry>) {
     entries.sort_by_key(|entry| service_parts(&entry.config.key));
     merge_sort(entries, &|a, b| compare_services(&a.config.key, &b.config.key));
+}
+
+/// Services with their local addresses, in the order of [`services`].
+pub fn locals(entries: &mut Vec<LocalEntry>) {
+    entries.sort_by_key(|entry| service_parts(&entry.service));
+    merge_sort(entries, &|a, b| compare_services(&a.service, &b.service));
 }
 
 /// The servers of one service.

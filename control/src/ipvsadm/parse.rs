@@ -13,12 +13,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::{
     address::{Endpoint, Names, ipv4, number},
     failure::Failure,
+    fullnat,
     options::{COMMANDS, Means, Method, OPTIONS, Opt, Seen, TUNNEL_OPTIONS, TUNNELS, Verb},
     words::{Found, Words},
 };
-use crate::api::{
-    Family, Forwarding, Persistence, Protocol, Request, ServerConfig, ServerKey, ServiceConfig, ServiceKey,
-    SyncDaemon, SyncRole, Timeouts, Tunnel, TunnelChecksum,
+use crate::{
+    api::{
+        Family, Forwarding, Persistence, Protocol, Request, ServerConfig, ServerKey, ServiceConfig,
+        ServiceKey, SyncDaemon, SyncRole, Timeouts, Tunnel, TunnelChecksum,
+    },
+    rules::MIN_MSS,
 };
 
 /// What a command line asks for.
@@ -32,6 +36,13 @@ pub enum Command {
     List(Listing),
     /// Print the rules as commands.
     Save {
+        /// Without names.
+        numeric: bool,
+    },
+    /// Print the local addresses of one service, or of all.
+    Locals {
+        /// Which service.
+        service: Option<ServiceKey>,
         /// Without names.
         numeric: bool,
     },
@@ -142,6 +153,9 @@ pub fn parse(program: &str, line: &[String], names: &dyn Names) -> Result<Comman
         Verb::AddServer => Command::Ask(Request::AddServer(draft.service()?, draft.server_config()?)),
         Verb::EditServer => Command::Ask(Request::EditServer(draft.service()?, draft.server_config()?)),
         Verb::DeleteServer => Command::Ask(Request::DeleteServer(draft.service()?, draft.server()?)),
+        Verb::AddLocal => Command::Ask(Request::AddLocal(draft.service()?, draft.local()?)),
+        Verb::DeleteLocal => Command::Ask(Request::DeleteLocal(draft.service()?, draft.local()?)),
+        Verb::ListLocals => Command::Locals { service: draft.service, numeric: draft.seen.has(Opt::Numeric) },
         Verb::Flush => Command::Ask(Request::Flush),
         Verb::Zero => Command::Ask(Request::Zero(draft.service)),
         Verb::Set => Command::Ask(Request::SetTimeouts(timeouts.ok_or_else(try_help)?)),
@@ -192,6 +206,10 @@ struct Draft<'a> {
     prefix: u8,
     engine: Option<String>,
     sched_flags: Option<&'a str>,
+    toa: Option<&'a str>,
+    proxy_protocol: Option<&'a str>,
+    mss: Option<u16>,
+    local: Option<IpAddr>,
     server: Option<ServerKey>,
     method: Method,
     weight: u32,
@@ -221,6 +239,10 @@ impl<'a> Draft<'a> {
             prefix: 128,
             engine: None,
             sched_flags: None,
+            toa: None,
+            proxy_protocol: None,
+            mss: None,
+            local: None,
             server: None,
             method: Method::Route,
             weight: 1,
@@ -304,6 +326,10 @@ impl<'a> Draft<'a> {
             Opt::Netmask => self.take_netmask(value)?,
             Opt::Engine => self.engine = Some(value.chars().take(MAX_NAME).collect()),
             Opt::SchedFlags => self.sched_flags = Some(value),
+            Opt::Toa => self.toa = Some(value),
+            Opt::ProxyProtocol => self.proxy_protocol = Some(value),
+            Opt::Mss => self.mss = Some(bounded(value, i64::from(MIN_MSS), 65535, "mss")?),
+            Opt::Local => self.local = Some(self.local_address(value)?),
             Opt::Server => self.take_server(value)?,
             Opt::Weight => self.weight = bounded(value, 0, i64::from(i32::MAX), "weight")?,
             Opt::UpperThreshold => {
@@ -354,6 +380,12 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
+    /// An address without a port.
+    fn local_address(&self, value: &str) -> Result<IpAddr, Failure> {
+        let typed = Endpoint::parse(value, Protocol::Tcp, self.names).filter(|at| at.port.is_none());
+        Ok(typed.ok_or_else(|| Failure::usage("illegal local address specified"))?.address)
+    }
+
     /// The service; the grammar has made sure that there is one.
     fn service(&self) -> Result<ServiceKey, Failure> {
         self.service.ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))
@@ -362,6 +394,11 @@ impl<'a> Draft<'a> {
     /// The server; the grammar has made sure that there is one.
     fn server(&self) -> Result<ServerKey, Failure> {
         self.server.ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))
+    }
+
+    /// The local address; the grammar has made sure that there is one.
+    fn local(&self) -> Result<IpAddr, Failure> {
+        self.local.ok_or_else(|| Failure::usage("illegal local address specified"))
     }
 
     fn service_config(self) -> Result<ServiceConfig, Failure> {
@@ -391,6 +428,8 @@ impl<'a> Draft<'a> {
             persistent: self.persistence.map(|timeout| Persistence { timeout, prefix, mask }),
             one_packet,
             engine: self.engine.filter(|name| !name.is_empty()),
+            client_address: fullnat::client_address(self.toa, self.proxy_protocol)?,
+            mss: self.mss,
         })
     }
 
@@ -403,16 +442,19 @@ impl<'a> Draft<'a> {
                 return Err(Failure::usage("Tunnel options conflict with forward method"));
             }
             Method::Masq => Forwarding::Masq,
+            Method::FullNat => Forwarding::FullNat,
             Method::Route => Forwarding::Route,
         };
 
-        // Only NAT can change the port.
+        // Only NAT, of one kind or the other, can change the port.
         if let ServiceKey::Address { port, .. } = service
-            && self.method != Method::Masq
+            && !matches!(self.method, Method::Masq | Method::FullNat)
         {
             key.port = port;
         }
-        if Family::of(key.address) != service.family() && self.method != Method::Tunnel {
+        if Family::of(key.address) != service.family()
+            && !matches!(self.method, Method::Tunnel | Method::FullNat)
+        {
             return Err(Failure::usage("Different address family is allowed only for tunneling servers"));
         }
         Ok(ServerConfig {

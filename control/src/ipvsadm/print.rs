@@ -8,6 +8,7 @@ use std::io::{self, Write};
 
 use super::{
     address::Printed,
+    fullnat,
     parse::{Layout, SCHED_FLAGS},
 };
 use crate::api::{
@@ -134,7 +135,7 @@ fn settings(config: &ServiceConfig) -> String {
     if config.one_packet {
         text.push_str(" ops");
     }
-    text
+    text + &fullnat::listed(config)
 }
 
 /// The names of a service's scheduler flags. `sh` and `mh` have their own for two of them and none for the third.
@@ -191,6 +192,7 @@ fn cut(text: String, width: usize) -> String {
 fn forward_name(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Masq => "Masq",
+        Forwarding::FullNat => "FullNat",
         Forwarding::Local => "Local",
         Forwarding::Tunnel(_) => "Tunnel",
         Forwarding::Route => "Route",

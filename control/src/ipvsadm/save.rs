@@ -8,18 +8,28 @@ use std::io::{self, Write};
 
 use super::{
     address::Printed,
+    fullnat,
     print::{netmask, port_protocol, sched_flags},
 };
 use crate::api::{
-    Family, Forwarding, Protocol, ServerConfig, ServerKey, ServiceConfig, ServiceEntry, ServiceKey, Tunnel,
-    TunnelChecksum,
+    Family, Forwarding, LocalAddress, Protocol, ServerConfig, ServerKey, ServiceConfig, ServiceEntry,
+    ServiceKey, Tunnel, TunnelChecksum,
 };
 
-/// Prints a service and its servers.
-pub fn service(out: &mut dyn Write, entry: &ServiceEntry, names: &mut Printed<'_>) -> io::Result<()> {
+/// Prints a service, its local addresses and its servers.
+pub fn service(
+    out: &mut dyn Write,
+    entry: &ServiceEntry,
+    locals: &[LocalAddress],
+    names: &mut Printed<'_>,
+) -> io::Result<()> {
     let key = &entry.config.key;
     let which = service_option(key, names);
     writeln!(out, "-A {which}{}", service_settings(&entry.config))?;
+    for local in locals {
+        // Never by name: a name would not be read back as an IPv6 address.
+        writeln!(out, "-P {which} -z {}", local.address)?;
+    }
     for one in &entry.servers {
         let at = names.endpoint(one.config.key, port_protocol(key));
         writeln!(out, "-a {which} -r {at}{}", server_settings(&one.config))?;
@@ -59,12 +69,13 @@ fn service_settings(config: &ServiceConfig) -> String {
     if let Some(flags) = sched_flags(config) {
         text.push_str(&format!(" -b {flags}"));
     }
-    text
+    text + &fullnat::typed(config)
 }
 
 fn server_settings(config: &ServerConfig) -> String {
     let (method, tunnel) = match config.forwarding {
         Forwarding::Masq => ("-m", String::new()),
+        Forwarding::FullNat => ("--fullnat", String::new()),
         // A server on this machine was asked for as one to route to.
         Forwarding::Route | Forwarding::Local => ("-g", String::new()),
         Forwarding::Tunnel(tunnel) => ("-i", tunnel_settings(tunnel)),

@@ -21,10 +21,14 @@ pub struct Capabilities {
     pub sctp: bool,
     /// Connection thresholds of servers.
     pub thresholds: bool,
+    /// FullNAT: servers, local addresses, what servers are told of clients.
+    pub fullnat: bool,
+    /// FullNAT servers and local addresses of the other family than the service.
+    pub fullnat_across: bool,
 }
 
 impl Capabilities {
-    /// All that kernel IPVS can do.
+    /// All that there is: what kernel IPVS can do, and FullNAT.
     pub const fn everything() -> Capabilities {
         Capabilities {
             schedulers: &[
@@ -39,6 +43,8 @@ impl Capabilities {
             marks: true,
             sctp: true,
             thresholds: true,
+            fullnat: true,
+            fullnat_across: true,
         }
     }
 }

@@ -9,7 +9,8 @@ use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESRCH};
 
 use super::Capabilities;
 use crate::api::{
-    Family, Forwarding, Protocol, Response, ServerConfig, ServiceConfig, ServiceKey, Timeouts, Tunnel,
+    ClientAddress, Family, Forwarding, Protocol, Response, ServerConfig, ServiceConfig, ServiceKey, Timeouts,
+    Tunnel,
 };
 
 /// Why a request was not carried out.
@@ -24,6 +25,9 @@ pub struct Refusal {
 
 /// Seconds that fit the kernel's signed count of ticks at 250 a second.
 const MAX_TIMEOUT: u32 = i32::MAX as u32 / 250;
+
+/// The smallest segment that a Linux socket can be limited to (`TCP_MIN_MSS`).
+pub const MIN_MSS: u16 = 88;
 
 impl Refusal {
     fn new(errno: i32, why: impl Into<String>) -> Refusal {
@@ -44,6 +48,14 @@ impl Refusal {
 
     pub(super) fn no_server() -> Refusal {
         Refusal::new(ENOENT, "This service has no such server")
+    }
+
+    pub(super) fn local_exists() -> Refusal {
+        Refusal::new(EEXIST, "This service has that local address already")
+    }
+
+    pub(super) fn no_local() -> Refusal {
+        Refusal::new(ENOENT, "This service has no such local address")
     }
 
     pub(super) fn no_daemon() -> Refusal {
@@ -90,6 +102,10 @@ pub(super) fn service(config: &ServiceConfig, can: &Capabilities) -> Result<(), 
         return Err(Refusal::new(EINVAL, "A firewall mark is not 0"));
     }
 
+    if config.mss.is_some_and(|bytes| bytes < MIN_MSS) {
+        return Err(Refusal::new(EINVAL, format!("A largest segment has {MIN_MSS} bytes at least")));
+    }
+
     let key = &config.key;
     let lacks = [
         (!can.marks && matches!(key, ServiceKey::Mark { .. }), "Firewall-mark services are"),
@@ -100,6 +116,10 @@ pub(super) fn service(config: &ServiceConfig, can: &Capabilities) -> Result<(), 
         ),
         (!can.persistence && config.persistent.is_some(), "Persistent services are"),
         (!can.one_packet && config.one_packet, "One-packet scheduling is"),
+        (
+            !can.fullnat && config.client_address != ClientAddress::default(),
+            "Other ways than TOA to tell FullNAT servers of clients are",
+        ),
     ];
     refuse_first(&lacks)
 }
@@ -112,8 +132,11 @@ pub(super) fn server(
 ) -> Result<(), Refusal> {
     let tunnel = matches!(config.forwarding, Forwarding::Tunnel(_));
     let family = Family::of(config.key.address);
-    if family != service.key.family() && !tunnel {
-        return Err(Refusal::new(EINVAL, "A server of the other address family is reached by a tunnel only"));
+    let fullnat = config.forwarding == Forwarding::FullNat;
+    let across = family != service.key.family();
+    if across && !tunnel && !fullnat {
+        let why = "A server of the other address family is reached by a tunnel or FullNAT only";
+        return Err(Refusal::new(EINVAL, why));
     }
     if config.weight > i32::MAX as u32 {
         return Err(Refusal::new(ERANGE, format!("A weight is at most {}", i32::MAX)));
@@ -130,6 +153,8 @@ pub(super) fn server(
 
     let lacks = [
         (!can.tunnel && tunnel, "Tunneling is"),
+        (!can.fullnat && fullnat, "FullNAT is"),
+        (!can.fullnat_across && fullnat && across, "FullNAT to servers of the other address family is"),
         (!can.ipv6 && family == Family::Ipv6, "IPv6 servers are"),
         (!can.thresholds && config.upper_threshold != 0, "Connection thresholds are"),
     ];
@@ -150,6 +175,25 @@ pub(super) fn server_address(address: IpAddr) -> Result<(), Refusal> {
         true => Ok(()),
         false => Err(Refusal::new(EINVAL, format!("{address} is not a server's unicast address"))),
     }
+}
+
+/// A local address must be one that a server can answer to. Its family need not be the service's: it is the servers' that counts.
+pub(super) fn local_address(
+    service: &ServiceKey,
+    address: IpAddr,
+    can: &Capabilities,
+) -> Result<(), Refusal> {
+    if server_address(address).is_err() || address.is_loopback() {
+        return Err(Refusal::new(EINVAL, format!("{address} is not an address that a server can answer to")));
+    }
+    let lacks = [
+        (!can.fullnat, "FullNAT is"),
+        (
+            !can.fullnat_across && Family::of(address) != service.family(),
+            "FullNAT to servers of the other address family is",
+        ),
+    ];
+    refuse_first(&lacks)
 }
 
 /// New timeouts.

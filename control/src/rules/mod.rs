@@ -16,11 +16,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 pub use capabilities::Capabilities;
-pub use check::Refusal;
+pub use check::{MIN_MSS, Refusal};
 pub use restore::RestoreError;
 
 use crate::api::{
-    Request, ServerConfig, ServerEntry, ServerKey, ServiceConfig, ServiceEntry, ServiceKey, Stats, Timeouts,
+    LocalAddress, LocalEntry, Request, ServerConfig, ServerEntry, ServerKey, ServiceConfig, ServiceEntry,
+    ServiceKey, Stats, Timeouts,
 };
 
 /// The timeouts a fresh IPVS has, in seconds.
@@ -41,6 +42,8 @@ pub struct Service {
     pub config: ServiceConfig,
     /// Its servers, newest first.
     pub servers: Vec<ServerConfig>,
+    /// Its local addresses, oldest first: what FullNAT servers see as clients.
+    pub locals: Vec<IpAddr>,
 }
 
 /// What a request changed.
@@ -58,6 +61,10 @@ pub enum Change {
     ServerEdited(ServiceKey, ServerKey),
     /// A server was removed.
     ServerRemoved(ServiceKey, ServerConfig),
+    /// A service has one more local address.
+    LocalAdded(ServiceKey, IpAddr),
+    /// A service has lost a local address.
+    LocalRemoved(ServiceKey, IpAddr),
     /// These services, all there were, were removed.
     Flushed(Vec<Service>),
     /// The timeouts are these now.
@@ -95,6 +102,8 @@ impl Rules {
             Request::AddServer(key, server) => self.add_server(key, server),
             Request::EditServer(key, server) => self.edit_server(key, server),
             Request::DeleteServer(key, server) => self.delete_server(key, server),
+            Request::AddLocal(key, address) => self.add_local(key, *address),
+            Request::DeleteLocal(key, address) => self.delete_local(key, *address),
             Request::Flush => {
                 let services = std::mem::take(&mut self.services);
                 Ok(Change::Flushed(services.into_values().flatten().collect()))
@@ -104,7 +113,7 @@ impl Rules {
                 key.as_ref().map(|key| self.find(key)).transpose()?;
                 Ok(Change::Zeroed(*key))
             }
-            Request::Services(key) => {
+            Request::Services(key) | Request::Locals(key) => {
                 key.as_ref().map(|key| self.find(key)).transpose()?;
                 Ok(Change::Nothing)
             }
@@ -121,7 +130,7 @@ impl Rules {
             return Err(Refusal::service_exists());
         }
         check::service(config, &self.capabilities)?;
-        let service = Service { config: config.clone(), servers: Vec::new() };
+        let service = Service { config: config.clone(), servers: Vec::new(), locals: Vec::new() };
         self.services.entry(Bucket::of(&config.key)).or_default().insert(0, service);
         Ok(Change::ServiceAdded(config.key))
     }
@@ -166,6 +175,23 @@ impl Rules {
         let servers = &mut self.find_mut(key)?.servers;
         let place = servers.iter().position(|s| s.key == *server).ok_or_else(Refusal::no_server)?;
         Ok(Change::ServerRemoved(*key, servers.remove(place)))
+    }
+
+    fn add_local(&mut self, key: &ServiceKey, address: IpAddr) -> Result<Change, Refusal> {
+        let service = self.find(key)?;
+        check::local_address(key, address, &self.capabilities)?;
+        if service.locals.contains(&address) {
+            return Err(Refusal::local_exists());
+        }
+        self.find_mut(key)?.locals.push(address);
+        Ok(Change::LocalAdded(*key, address))
+    }
+
+    fn delete_local(&mut self, key: &ServiceKey, address: IpAddr) -> Result<Change, Refusal> {
+        let locals = &mut self.find_mut(key)?.locals;
+        let place = locals.iter().position(|l| *l == address).ok_or_else(Refusal::no_local)?;
+        locals.remove(place);
+        Ok(Change::LocalRemoved(*key, address))
     }
 
     fn set_timeouts(&mut self, new: &Timeouts) -> Result<Change, Refusal> {
@@ -215,6 +241,14 @@ impl Rules {
             None => self.services().map(Service::entry).collect(),
         })
     }
+
+    /// The local addresses of one service or of all as they are listed, in the kernel's order, with all counters zero.
+    pub fn locals(&self, key: Option<&ServiceKey>) -> Result<Vec<LocalEntry>, Refusal> {
+        Ok(match key {
+            Some(key) => vec![self.find(key)?.local_entry()],
+            None => self.services().map(Service::local_entry).collect(),
+        })
+    }
 }
 
 impl Service {
@@ -232,6 +266,12 @@ impl Service {
             stats: Stats::default(),
             servers: self.servers.iter().map(server).collect(),
         }
+    }
+
+    /// This service's local addresses as they are listed, with all counters zero.
+    pub fn local_entry(&self) -> LocalEntry {
+        let local = |address: &IpAddr| LocalAddress { address: *address, exhausted: 0, conns: 0 };
+        LocalEntry { service: self.config.key, addresses: self.locals.iter().map(local).collect() }
     }
 }
 

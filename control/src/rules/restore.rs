@@ -50,7 +50,9 @@ fn request(line: &str, names: &dyn Names) -> Result<Option<Request>, (String, &'
         return Ok(None);
     }
     match parse("ipvsadm", &words, names) {
-        Ok(Command::Ask(request @ (Request::AddService(_) | Request::AddServer(..)))) => Ok(Some(request)),
+        Ok(Command::Ask(
+            request @ (Request::AddService(_) | Request::AddServer(..) | Request::AddLocal(..)),
+        )) => Ok(Some(request)),
         Ok(_) => Err((format!("`{}' is no rule", line.trim()), A_RULE)),
         Err(failure) if failure.text.starts_with("Try ") => {
             Err((format!("`{}' is no rule", line.trim()), A_RULE))
@@ -63,6 +65,9 @@ fn request(line: &str, names: &dyn Names) -> Result<Option<Request>, (String, &'
 fn fitting(request: &Request) -> &'static str {
     match request {
         Request::AddService(_) => "a new service that this director can serve",
+        Request::AddLocal(..) => {
+            "a new local address of a service defined above, which servers can answer to"
+        }
         _ => "a new server, that this director can reach, of a service defined above",
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::api::{Family, Forwarding, Persistence, Protocol, Tunnel, TunnelChecksum};
+use crate::api::{ClientAddress, Family, Forwarding, Persistence, Protocol, Tunnel, TunnelChecksum};
 use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESRCH};
 
 fn vip(address: &str, port: u16) -> ServiceKey {
@@ -7,7 +7,7 @@ fn vip(address: &str, port: u16) -> ServiceKey {
 }
 
 fn service(key: ServiceKey) -> ServiceConfig {
-    ServiceConfig { key, scheduler: "rr".into(), flags: 0, persistent: None, one_packet: false, engine: None }
+    ServiceConfig::new(key, "rr")
 }
 
 fn server(address: &str) -> ServerConfig {
@@ -37,10 +37,14 @@ fn a_change_names_what_changed() {
     assert_eq!(rules.apply(&Request::AddServer(key, rs)), Ok(Change::ServerAdded(key, rs.key)));
     assert_eq!(rules.apply(&Request::EditServer(key, rs)), Ok(Change::ServerEdited(key, rs.key)));
     assert_eq!(rules.apply(&Request::EditService(service(key))), Ok(Change::ServiceEdited(key)));
+    let local = "10.1.0.100".parse().expect("a test's address");
+    assert_eq!(rules.apply(&Request::AddLocal(key, local)), Ok(Change::LocalAdded(key, local)));
+    assert_eq!(rules.service(&key).expect("added above").locals, [local]);
+    assert_eq!(rules.apply(&Request::DeleteLocal(key, local)), Ok(Change::LocalRemoved(key, local)));
     assert_eq!(rules.apply(&Request::Zero(None)), Ok(Change::Zeroed(None)));
     assert_eq!(rules.apply(&Request::Services(None)), Ok(Change::Nothing));
     assert_eq!(rules.apply(&Request::DeleteServer(key, rs.key)), Ok(Change::ServerRemoved(key, rs)));
-    let removed = Service { config: service(key), servers: vec![] };
+    let removed = Service { config: service(key), servers: vec![], locals: vec![] };
     assert_eq!(rules.clone().apply(&Request::Flush), Ok(Change::Flushed(vec![removed.clone()])));
     assert_eq!(rules.apply(&Request::DeleteService(key)), Ok(Change::ServiceRemoved(removed)));
     assert_eq!(rules.services().count(), 0);
@@ -68,6 +72,8 @@ fn refusals_have_the_kernels_errno() {
     rules.apply(&Request::AddService(service(v4))).expect("a new service");
     rules.apply(&Request::AddService(service(v6))).expect("a new service");
     rules.apply(&Request::AddServer(v4, server("10.1.0.11"))).expect("a new server");
+    let local = |text: &str| text.parse().expect("a test's address");
+    rules.apply(&Request::AddLocal(v4, local("10.1.0.100"))).expect("a new local address");
 
     let named = |scheduler: &str| ServiceConfig { scheduler: scheduler.into(), ..service(v4) };
     let engine = ServiceConfig { engine: Some("nosuch".into()), ..service(v4) };
@@ -98,6 +104,15 @@ fn refusals_have_the_kernels_errno() {
         (EINVAL, Request::AddServer(v4, server("255.255.255.255"))),
         (EINVAL, Request::AddServer(v6, server("fe80::1"))),
         (EINVAL, Request::AddServer(v6, server("ff02::1"))),
+        (EINVAL, Request::EditService(ServiceConfig { mss: Some(87), ..service(v4) })),
+        (ESRCH, Request::AddLocal(nowhere, local("10.1.0.100"))),
+        (EEXIST, Request::AddLocal(v4, local("10.1.0.100"))),
+        (ENOENT, Request::DeleteLocal(v4, local("10.1.0.101"))),
+        (EINVAL, Request::AddLocal(v4, local("0.0.0.0"))),
+        (EINVAL, Request::AddLocal(v4, local("127.0.0.1"))),
+        (EINVAL, Request::AddLocal(v6, local("::1"))),
+        (EINVAL, Request::AddLocal(v6, local("ff02::1"))),
+        (ESRCH, Request::Locals(Some(nowhere))),
         (EINVAL, Request::SetTimeouts(Timeouts { tcp: u32::MAX, tcp_fin: 0, udp: 0 })),
     ];
     let before: Vec<_> = rules.services().cloned().collect();
@@ -119,6 +134,8 @@ fn what_the_director_cannot_do_is_refused_with_a_sentence() {
         marks: false,
         sctp: false,
         thresholds: false,
+        fullnat: false,
+        fullnat_across: false,
     };
     let mut rules = Rules::new(little);
     let key = vip("10.9.0.1", 80);
@@ -148,6 +165,15 @@ fn what_the_director_cannot_do_is_refused_with_a_sentence() {
             ),
         ),
         (
+            "FullNAT is not supported yet",
+            Request::AddServer(key, ServerConfig { forwarding: Forwarding::FullNat, ..server("10.1.0.11") }),
+        ),
+        ("FullNAT is not supported yet", Request::AddLocal(key, [10, 1, 0, 100].into())),
+        (
+            "Other ways than TOA to tell FullNAT servers of clients are not supported yet",
+            Request::EditService(ServiceConfig { client_address: ClientAddress::ProxyV1, ..service(key) }),
+        ),
+        (
             "Connection thresholds are not supported yet",
             Request::AddServer(key, ServerConfig { upper_threshold: 5, ..server("10.1.0.11") }),
         ),
@@ -157,6 +183,25 @@ fn what_the_director_cannot_do_is_refused_with_a_sentence() {
     }
     let wlc = ServiceConfig { scheduler: "wlc".into(), ..service(other) };
     assert_eq!(errno(rules.apply(&Request::AddService(wlc))), ENOENT);
+}
+
+#[test]
+fn fullnat_crosses_families_where_the_director_can() {
+    let key = vip("10.9.0.1", 80);
+    let far = ServerConfig { forwarding: Forwarding::FullNat, ..server("2001:db8::11") };
+    let local = "2001:db8::100".parse().expect("a test's address");
+    let requests =
+        [Request::AddService(service(key)), Request::AddServer(key, far), Request::AddLocal(key, local)];
+    let mut can = everything();
+    for request in &requests {
+        can.apply(request).expect("nothing is wrong with it");
+    }
+    let mut cannot = Rules::new(Capabilities { fullnat_across: false, ..Capabilities::everything() });
+    cannot.apply(&requests[0]).expect("a plain service");
+    for request in &requests[1..] {
+        let why = "FullNAT to servers of the other address family is not supported yet".into();
+        assert_eq!(cannot.apply(request), Err(Refusal { errno: EOPNOTSUPP, why }));
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use client::Client;
-pub use page::{connections, services};
+pub use page::{connections, locals, services};
 pub use server::{BindError, Handler, Reply, bind, serve};
 
 use crate::api::{MAX_MESSAGE, Message, Request, VERSION};

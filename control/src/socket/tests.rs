@@ -58,18 +58,14 @@ fn service(servers: u32) -> ServiceEntry {
         stats,
     };
     ServiceEntry {
-        config: ServiceConfig {
-            key: ServiceKey::Address {
+        config: ServiceConfig::new(
+            ServiceKey::Address {
                 protocol: Protocol::Tcp,
                 address: [10, 9, 0, 1].into(),
                 port: servers as u16,
             },
-            scheduler: "rr".into(),
-            flags: 0,
-            persistent: None,
-            one_packet: false,
-            engine: None,
-        },
+            "rr",
+        ),
         stats,
         servers: (0..servers).map(server).collect(),
     }

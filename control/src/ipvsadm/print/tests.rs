@@ -16,14 +16,10 @@ fn sample() -> ServiceEntry {
         rates: [100_000_000, 3456, 7890, 1_234_567, 987_654_321],
     };
     ServiceEntry {
-        config: ServiceConfig {
-            key: ServiceKey::Address { protocol: Protocol::Tcp, address: [10, 0, 0, 10].into(), port: 80 },
-            scheduler: "wrr".into(),
-            flags: 0,
-            persistent: None,
-            one_packet: false,
-            engine: None,
-        },
+        config: ServiceConfig::new(
+            ServiceKey::Address { protocol: Protocol::Tcp, address: [10, 0, 0, 10].into(), port: 80 },
+            "wrr",
+        ),
         stats,
         servers: vec![ServerEntry {
             config: crate::api::ServerConfig {
