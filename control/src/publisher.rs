@@ -7,6 +7,8 @@
 //! again, it is the same server, its connections go on and its counters too. Until then the replies of its NAT connections are still
 //! the director's: a client that saw one from the server's own address would reset the connection.
 
+mod locals;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -21,10 +23,11 @@ use shunt_dataplane::stats::{Counters, MAX_DESTS};
 use shunt_dataplane::steer::Target;
 
 use crate::api::{
-    Forwarding, Protocol, ServerConfig, ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats, Tunnel,
-    TunnelChecksum,
+    ClientAddress, Forwarding, LocalEntry, Protocol, ServerConfig, ServerEntry, ServerKey, ServiceConfig,
+    ServiceEntry, ServiceKey, Stats, Tunnel, TunnelChecksum,
 };
 use crate::rules::{Rules, Service};
+use locals::Locals;
 
 /// How long a removed real server without connections is remembered (`IP_VS_DEST_TRASH_PERIOD`).
 const TRASH_PERIOD: Duration = Duration::from_secs(120);
@@ -40,6 +43,7 @@ type Endpoint = (data::Protocol, IpAddr, u16);
 pub struct Publisher {
     services: HashMap<ServiceKey, Published>,
     servers: HashMap<ServiceKey, HashMap<ServerKey, Server>>,
+    locals: Locals,
     /// Real servers whose replies are still taken though the rules no longer say so, as last published.
     lingering: HashSet<Endpoint>,
     free: Vec<DestId>,
@@ -116,6 +120,7 @@ impl Publisher {
                 self.update(service, counters, now);
             }
         }
+        self.locals.forget(rules);
         self.lingering = self.find_lingering(counters);
         let services = self.services.values().map(|published| Arc::clone(&published.data));
         Ok(Services::new(services).remembering(self.lingering.iter().copied()))
@@ -134,7 +139,7 @@ impl Publisher {
             let requests =
                 address.map(|(protocol, address, port)| Target::Service { protocol, address, port });
             let replies = service.servers.iter().filter_map(move |server| {
-                let (protocol, ..) = address.filter(|_| server.forwarding == Forwarding::Masq)?;
+                let (protocol, ..) = address.filter(|_| translates_replies(server.forwarding))?;
                 let ServerKey { address, port } = server.key;
                 Some(Target::RealServer { protocol, address, port })
             });
@@ -143,9 +148,26 @@ impl Publisher {
         live.chain(replies)
     }
 
-    /// Whether a removed real server has lost its last connection, so that publishing again would leave its frames to the kernel.
-    pub fn is_outdated(&self, counters: &Counters) -> bool {
-        !self.lingering.is_empty() && self.find_lingering(counters) != self.lingering
+    /// The machine's addresses that FullNAT uses: what real servers send there is not the kernel's.
+    pub fn local_addresses(&self) -> HashSet<IpAddr> {
+        self.locals.addresses()
+    }
+
+    /// Fills the counters of listed local addresses in.
+    pub fn count_locals(&self, mut entries: Vec<LocalEntry>) -> Vec<LocalEntry> {
+        self.locals.count(&mut entries);
+        entries
+    }
+
+    /// How often connections of each service found a local address without a free port.
+    pub fn exhausted(&self) -> impl Iterator<Item = (&ServiceKey, &IpAddr, u64)> {
+        self.locals.exhausted()
+    }
+
+    /// Whether a removed real server, or local address, has lost its last connection, so that publishing again would leave its frames to the kernel.
+    pub fn is_outdated(&self, rules: &Rules, counters: &Counters) -> bool {
+        self.locals.is_outdated(rules)
+            || !self.lingering.is_empty() && self.find_lingering(counters) != self.lingering
     }
 
     /// Real servers with connections by NAT that are removed, or reached in another way by now. With its last service the director, like IPVS, lets go of everything.
@@ -255,7 +277,7 @@ impl Publisher {
             .iter()
             .map(|server| {
                 let before = old.as_ref().and_then(|o| o.rules.servers.iter().find(|s| s.key == server.key));
-                let mut dest = self.dest(key, id, server, counters);
+                let mut dest = self.dest(key, id, server, &service.config, counters);
                 if server.weight == 0 {
                     let before = old.as_ref().and_then(|o| o.data.dests.iter().find(|d| d.id == dest.id));
                     dest.last_weight = before.map_or(0, |before| before.last_weight);
@@ -273,6 +295,7 @@ impl Publisher {
             address,
             port,
             dests,
+            locals: self.locals.of(service, counters.workers()),
             flags: service.config.flags,
             scheduler_name,
             scheduler,
@@ -287,6 +310,7 @@ impl Publisher {
         key: ServiceKey,
         service: ServiceId,
         config: &ServerConfig,
+        of: &ServiceConfig,
         counters: &Counters,
     ) -> data::Dest {
         let known = match self.servers.entry(key).or_default().entry(config.key) {
@@ -310,7 +334,7 @@ impl Publisher {
         };
         known.removed = None;
         let load = counters.load(known.id);
-        known.by_nat = config.forwarding == Forwarding::Masq;
+        known.by_nat = translates_replies(config.forwarding);
         known.was_by_nat = known.by_nat || known.was_by_nat && load.active + load.inactive > 0;
         if known.service != service {
             (known.service, known.joined) = (service, totals(counters, known.id));
@@ -320,14 +344,20 @@ impl Publisher {
             address: config.key.address,
             port: config.key.port,
             forwarding: match config.forwarding {
-                // FullNAT is refused before it comes here (`Capabilities`); its translation of the server's side is NAT.
-                Forwarding::Masq | Forwarding::FullNat => data::Forwarding::Masq,
+                Forwarding::Masq => data::Forwarding::Masq,
+                Forwarding::FullNat => data::Forwarding::FullNat,
                 Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
                 Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
             },
             tunnel: match config.forwarding {
                 Forwarding::Tunnel(tunnel) => wrapping(tunnel),
                 _ => data::Tunnel::default(),
+            },
+            tell: match of.client_address {
+                ClientAddress::Toa => data::Tell::Toa,
+                ClientAddress::ProxyV1 => data::Tell::ProxyOne,
+                ClientAddress::ProxyV2 => data::Tell::ProxyTwo,
+                ClientAddress::None => data::Tell::Nothing,
             },
             weight: config.weight,
             last_weight: config.weight,
@@ -391,6 +421,11 @@ fn limit(dest: &data::Dest, counters: &Counters) {
     } else if is_relieved(dest, connections) {
         counters.set_overloaded(dest.id, false);
     }
+}
+
+/// Whether replies come back through the director.
+fn translates_replies(forwarding: Forwarding) -> bool {
+    matches!(forwarding, Forwarding::Masq | Forwarding::FullNat)
 }
 
 fn wrapping(tunnel: Tunnel) -> data::Tunnel {
@@ -464,14 +499,14 @@ mod tests {
         connections.store(1, Ordering::Relaxed);
 
         let services = publisher.publish(&without, &counters, now).unwrap();
-        assert!(takes_replies(&publisher, &without) && !publisher.is_outdated(&counters));
+        assert!(takes_replies(&publisher, &without) && !publisher.is_outdated(&without, &counters));
         // What comes from it and is no reply is the director's to route, as long as the kernel does not see it.
         assert!(services.is_masqueraded(Ipv4Addr::new(10, 2, 0, 11), 8080, 6));
 
         connections.store(0, Ordering::Relaxed);
-        assert!(publisher.is_outdated(&counters));
+        assert!(publisher.is_outdated(&without, &counters));
         let services = publisher.publish(&without, &counters, now).unwrap();
-        assert!(!takes_replies(&publisher, &without) && !publisher.is_outdated(&counters));
+        assert!(!takes_replies(&publisher, &without) && !publisher.is_outdated(&without, &counters));
         assert!(!services.is_masqueraded(Ipv4Addr::new(10, 2, 0, 11), 8080, 6));
     }
 
@@ -488,9 +523,9 @@ mod tests {
         let connections = &counters.worker(WorkerId(0)).dest(DestId(0)).active;
         connections.store(1, Ordering::Relaxed);
         publisher.publish(&route, &counters, Instant::now()).unwrap();
-        assert!(takes(&publisher, &route) && !publisher.is_outdated(&counters));
+        assert!(takes(&publisher, &route) && !publisher.is_outdated(&route, &counters));
         connections.store(0, Ordering::Relaxed);
-        assert!(publisher.is_outdated(&counters));
+        assert!(publisher.is_outdated(&route, &counters));
         publisher.publish(&route, &counters, Instant::now()).unwrap();
         assert!(!takes(&publisher, &route));
     }
@@ -504,7 +539,7 @@ mod tests {
         counters.worker(WorkerId(0)).dest(DestId(0)).active.store(1, Ordering::Relaxed);
         publisher.publish(&none, &counters, Instant::now()).unwrap();
         assert_eq!(publisher.targets(&none).count(), 0);
-        assert!(!publisher.is_outdated(&counters));
+        assert!(!publisher.is_outdated(&none, &counters));
     }
 
     fn published(rules: &Rules, publisher: &mut Publisher, counters: &Counters) -> Arc<data::Service> {

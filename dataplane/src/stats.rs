@@ -61,6 +61,8 @@ reasons! {
     StrayIcmp = "drop.stray_icmp",
     /// The connection table is full.
     TableFull = "drop.table_full",
+    /// FullNAT has no local address for the real server, or no port left at any. A TCP client was reset.
+    NoLocalPort = "drop.no_local_port",
     /// No route leads to where the packet must go, or through an interface that is not the director's.
     NoRoute = "drop.no_route",
     /// The next hop does not answer ARP.
@@ -208,6 +210,11 @@ impl Counters {
                 .collect::<std::io::Result<_>>()?,
             overloaded: Mapped::zeroed(MAX_DESTS)?,
         })
+    }
+
+    /// Workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     /// One worker's counters. Only that worker may write to them.

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use shunt::api::{Protocol, ServerKey, ServiceKey};
+use shunt::api::{Protocol, Request, ServerKey, ServiceKey};
 use shunt_dataplane::conn::{Conn, State};
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::packet::{Tuple, V4};
@@ -25,7 +25,7 @@ use shunt_dataplane::stats::{Event, Reason};
 
 use crate::bench::{CLIENTS, SERVERS};
 use crate::frames::{C0, S0, checksum, client_mac, frame, server_mac, to_hex};
-use crate::ops::{Edit, Op, SERVICES, Shape, TCP, client, mend, place};
+use crate::ops::{Edit, LOCALS, Op, SERVICES, Shape, TCP, client, mend, place, service_key};
 use crate::oracle::{self, Packet, Rewrite};
 use crate::rig::{Delivery, ROUTER, Rig, macs_to};
 
@@ -60,6 +60,10 @@ impl Play {
             play.edit(Edit::AddService { service });
             play.edit(Edit::AddServer { service, server: 0, weight: 1, limit: 0 });
             play.edit(Edit::AddServer { service, server: 1, weight: 2, limit: 0 });
+            for local in LOCALS {
+                // Refused where there is no FullNAT.
+                let _ = play.rig.apply(&Request::AddLocal(service_key(service), local.into()));
+            }
         }
         play
     }

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use shunt::api::{
-    Forwarding, Protocol, Request, ServerConfig, ServerKey, ServiceConfig, ServiceKey, Timeouts,
+    ClientAddress, Forwarding, Protocol, Request, ServerConfig, ServerKey, ServiceConfig, ServiceKey,
+    Timeouts,
 };
 
 use crate::bench::VIP;
@@ -27,7 +28,12 @@ pub const SERVICES: &[(Protocol, Ipv4Addr, u16, u16, Forwarding)] = &[
     (Protocol::Udp, VIP, 82, 82, Forwarding::Route),
     (Protocol::Tcp, VIP2, 80, 80, Forwarding::Masq),
     (Protocol::Udp, VIP2, 80, 80, Forwarding::Masq),
+    (Protocol::Tcp, VIP, 83, 8083, Forwarding::FullNat),
+    (Protocol::Udp, VIP, 83, 8083, Forwarding::FullNat),
 ];
+
+/// The local addresses of the FullNAT services.
+pub const LOCALS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(10, 1, 0, 3)];
 
 /// The real servers: eight that answer, one not asked for yet, one mute, one without a route.
 const SERVERS_THERE_ARE: u8 = 11;
@@ -310,8 +316,10 @@ impl Op {
 impl Edit {
     /// The request it stands for.
     pub fn request(self) -> Request {
-        let config = |service: u8, weighted| {
-            ServiceConfig::new(service_key(service), if weighted { "wrr" } else { "rr" })
+        let config = |service: u8, weighted| ServiceConfig {
+            // What tells the real server of the client changes more than the oracle knows of; it has tests of its own.
+            client_address: ClientAddress::None,
+            ..ServiceConfig::new(service_key(service), if weighted { "wrr" } else { "rr" })
         };
         let server_config = |service: u8, server: u8, weight: u8, limit: u8| ServerConfig {
             key: server_key(service, server),

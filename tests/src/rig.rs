@@ -29,6 +29,7 @@ use shunt_dataplane::stats::Counters;
 
 use crate::bench::{CLIENTS, SERVERS, VIP};
 use crate::frames::{C0, S0, client_mac, server_mac};
+use crate::ops::LOCALS;
 
 /// The second virtual address.
 pub const VIP2: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -284,7 +285,8 @@ fn network(mtu: [u16; 2]) -> Network {
     let clients = clients.map(|a| ((CLIENTS, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
     let servers = servers.map(|a| ((SERVERS, IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
     let mute = ((SERVERS, v4([10, 1, 0, 99])), Neighbour::Failed);
-    let local = [VIP.into(), VIP2.into(), v4([10, 0, 0, 1]), v4([10, 1, 0, 1])];
+    let local =
+        [VIP.into(), VIP2.into(), v4([10, 0, 0, 1]), v4([10, 1, 0, 1]), LOCALS[0].into(), LOCALS[1].into()];
     Network::new(
         vec![interface("c0", 2, C0, [10, 0, 0, 1], mtu[0]), interface("s0", 3, S0, [10, 1, 0, 1], mtu[1])],
         [

@@ -223,7 +223,8 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
     let header = if is_v6(&frame) { 40 } else { 20 };
     let message = 14 + header;
     // The outer id of a tunnelled packet that may be cut up, and the source port that GUE spreads flows by.
-    if !is_v6(&frame) && is_wrapped(&frame) && frame[20] & 0x40 == 0 {
+    let is_later_part = !is_v6(&frame) && u16::from_be_bytes([frame[20], frame[21]]) & 0x1fff != 0;
+    if !is_v6(&frame) && (is_wrapped(&frame) || is_later_part) && frame[20] & 0x40 == 0 {
         frame[18..20].fill(0);
         frame[24..26].fill(0);
     }

@@ -95,7 +95,7 @@ pub fn capabilities() -> Capabilities {
         marks: false,
         sctp: false,
         thresholds: true,
-        fullnat: false,
+        fullnat: true,
         fullnat_across: false,
     }
 }
@@ -184,6 +184,8 @@ struct Control {
     ways: Vec<(String, String)>,
     cores: Vec<usize>,
     watch: Watch,
+    /// The machine's addresses that are left to the kernel.
+    kernels: Vec<IpAddr>,
     /// Whether the network has changed in a way that could not be followed yet.
     is_behind: bool,
     /// Held for as long as the interfaces are.
@@ -283,11 +285,12 @@ impl Control {
             ways,
             cores,
             watch: Watch::default(),
+            kernels: Vec::new(),
             is_behind: false,
             _claim: claim,
             ticks: 0,
         };
-        control.steering.set_local_addresses(&control.view.local)?;
+        control.leave_to_kernel(&control.view.local.clone())?;
         let targets = control.publisher.targets(&control.rules).collect();
         control.steer(targets)?;
         control.watch.network(&control.view.network, &control.rules);
@@ -302,7 +305,7 @@ impl Control {
                 Err(refusal) => Answer::Message(refusal.into()),
             },
             Request::Locals(key) => match self.rules.locals(key.as_ref()) {
-                Ok(entries) => Answer::Locals(entries),
+                Ok(entries) => Answer::Locals(self.publisher.count_locals(entries)),
                 Err(refusal) => Answer::Message(refusal.into()),
             },
             Request::Connections => match self.engine.connections().await {
@@ -350,8 +353,20 @@ impl Control {
     async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
         self.engine.serve(services, timeouts(rules.timeouts())).await?;
+        self.leave_to_kernel(&self.view.local.clone())?;
         let targets = self.publisher.targets(rules).collect();
         self.steer(targets)
+    }
+
+    /// Leaves to the kernel what real servers send to the machine's own addresses, but for those that FullNAT uses.
+    fn leave_to_kernel(&mut self, own: &[IpAddr]) -> anyhow::Result<()> {
+        let full_nat = self.publisher.local_addresses();
+        let kernels: Vec<IpAddr> = own.iter().copied().filter(|a| !full_nat.contains(a)).collect();
+        if kernels != self.kernels {
+            self.steering.set_local_addresses(&kernels)?;
+            self.kernels = kernels;
+        }
+        Ok(())
     }
 
     fn steer(&mut self, wanted: HashSet<Target>) -> anyhow::Result<()> {
@@ -369,11 +384,7 @@ impl Control {
     /// the next tick looks again.
     async fn follow(&mut self) -> anyhow::Result<()> {
         let looked = match self.mirror.read().await {
-            Ok(view) if view.local == self.view.local => Ok(view),
-            Ok(view) => match self.steering.set_local_addresses(&view.local) {
-                Ok(()) => Ok(view),
-                Err(error) => Err(error.into()),
-            },
+            Ok(view) => self.leave_to_kernel(&view.local).map(|()| view),
             Err(error) => Err(error),
         };
         self.is_behind = looked.is_err();
@@ -408,10 +419,11 @@ impl Control {
         }
         self.ticks += 1;
         self.watch.losses(self.engine.counters(), Instant::now());
+        self.watch.local_ports(&self.publisher);
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;
         }
-        if self.publisher.is_outdated(self.engine.counters()) {
+        if self.publisher.is_outdated(&self.rules, self.engine.counters()) {
             let rules = self.rules.clone();
             self.put_in_force(&rules).await?;
         }

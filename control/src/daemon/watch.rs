@@ -1,6 +1,6 @@
 //! What an operator should be told while the director runs: each thing once, or once in a while, in words that say what to do.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,8 @@ use shunt_dataplane::port::frame::MAX_FRAME;
 use shunt_dataplane::service::Network;
 use shunt_dataplane::stats::Counters;
 
+use crate::api::ServiceKey;
+use crate::publisher::Publisher;
 use crate::rules::Rules;
 
 /// How often a loss that goes on is spoken of.
@@ -24,6 +26,7 @@ pub struct Watch {
     unreached: HashSet<IpAddr>,
     oversized: u64,
     last_said: Option<Instant>,
+    exhausted: HashMap<(ServiceKey, IpAddr), u64>,
 }
 
 impl Watch {
@@ -61,6 +64,28 @@ impl Watch {
             );
         }
         self.unreached = unreached;
+    }
+
+    /// Looks at the local ports of FullNAT; one line for all that are used up, each second that connections find none.
+    pub fn local_ports(&mut self, publisher: &Publisher) {
+        let mut used_up = Vec::new();
+        let counts: HashMap<_, _> =
+            publisher.exhausted().map(|(key, local, n)| ((*key, *local), n)).collect();
+        for (which, n) in &counts {
+            if *n > self.exhausted.get(which).copied().unwrap_or(0) {
+                used_up.push(which.1.to_string());
+            }
+        }
+        self.exhausted = counts;
+        if !used_up.is_empty() {
+            used_up.sort();
+            used_up.dedup();
+            tracing::warn!(
+                "the ports of local addresses {} are used up towards some real servers; where no other address had any, new \
+                 connections were refused (drop.no_local_port). Add addresses: ipvsadm -P -t VIP:PORT -z ADDRESS",
+                used_up.join(", ")
+            );
+        }
     }
 
     /// Looks at the counters.

@@ -18,7 +18,7 @@ pub use table::{ConnId, Table};
 pub use tcp::{Side, State};
 
 use crate::packet::{Address, Tuple};
-use crate::service::{DestId, Forwarding, Tick, Tunnel};
+use crate::service::{DestId, Forwarding, Tick, Tunnel, TunnelKind};
 
 /// A connection.
 ///
@@ -51,8 +51,10 @@ pub struct Conn<A> {
     pub forwarding: Forwarding,
     /// What else is known of it.
     pub marks: Marks,
-    /// How its packets are wrapped, when in a tunnel.
-    pub tunnel: Tunnel,
+    /// Bytes that the director has put before the client's data.
+    pub shift: u8,
+    /// What only its forwarding method needs.
+    pub detail: Detail,
     /// Its real server, which also tells the service.
     pub dest: DestId,
     /// When its last packet came.
@@ -76,6 +78,16 @@ impl Marks {
     pub const NO_OUTPUT: Marks = Marks(1 << 0);
     /// It is counted as active at its real server.
     pub const ACTIVE: Marks = Marks(1 << 1);
+    /// Its real server is told of the client by a TCP option.
+    pub const TOA: Marks = Marks(1 << 2);
+    /// Its real server is told of the client by a PROXY header of version 1.
+    pub const PROXY_ONE: Marks = Marks(1 << 3);
+    /// The same, of version 2.
+    pub const PROXY_TWO: Marks = Marks(1 << 4);
+    /// In any of these ways.
+    pub const TELLS: Marks = Marks(Self::TOA.0 | Self::PROXY_ONE.0 | Self::PROXY_TWO.0);
+    /// Its real server has acknowledged the PROXY header.
+    pub const TOLD: Marks = Marks(1 << 5);
 
     /// Whether any of `marks` is there.
     #[inline]
@@ -87,6 +99,39 @@ impl Marks {
     #[inline]
     pub fn set(&mut self, marks: Marks, there: bool) {
         self.0 = if there { self.0 | marks.0 } else { self.0 & !marks.0 };
+    }
+}
+
+/// Four bytes of a connection that mean something else for each forwarding method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
+#[repr(transparent)]
+pub struct Detail(u32);
+
+impl Detail {
+    /// The number of the first byte of the client's data, under FullNAT.
+    pub fn first(self) -> u32 {
+        self.0
+    }
+
+    /// Notes the number of the first byte of the client's data.
+    pub fn set_first(&mut self, number: u32) {
+        self.0 = number;
+    }
+
+    /// How the packets are wrapped, in a tunnel.
+    pub fn tunnel(self) -> Tunnel {
+        let kind = match self.0 & 3 {
+            1 => TunnelKind::Gue,
+            2 => TunnelKind::Gre,
+            _ => TunnelKind::Ipip,
+        };
+        Tunnel { kind, checksum: self.0 & 4 != 0, port: (self.0 >> 16) as u16 }
+    }
+}
+
+impl From<Tunnel> for Detail {
+    fn from(tunnel: Tunnel) -> Self {
+        Self(tunnel.kind as u32 | u32::from(tunnel.checksum) << 2 | u32::from(tunnel.port) << 16)
     }
 }
 

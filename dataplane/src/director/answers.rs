@@ -7,8 +7,10 @@ use crate::forward::icmp::Problem;
 use crate::forward::{self, icmp, reset};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{PortId, Snapshot, Tick};
+use crate::service::{PortId, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
+
+const TCP: u8 = Protocol::Tcp as u8;
 
 impl<A: Address> Family<A> {
     /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
@@ -23,9 +25,11 @@ impl<A: Address> Family<A> {
         now: Tick,
     ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
-        if !services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
-            || network.is_local(meta.tuple.destination)
-        {
+        let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol);
+        if is_servers && services.is_local(meta.tuple.destination) {
+            return self.refuse_server(shared, packet, meta, now);
+        }
+        if !is_servers || network.is_local(meta.tuple.destination) {
             return Verdict::Pass;
         }
         if !network.forwards(meta.tuple.destination) {
@@ -38,15 +42,27 @@ impl<A: Address> Family<A> {
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
-        match forward::exceeds(packet, meta, hop.mtu) {
-            Some(true) => {
-                return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
-            }
-            Some(false) | None => {}
+        if forward::is_too_big(packet, meta, hop.mtu) {
+            return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
         forward::route(packet, meta, &hop);
         shared.mine().count(Event::Routed, 1);
         self.send(shared, packet, &hop)
+    }
+
+    /// A packet from a real server to a local address of FullNAT, of no connection: the machine's own stack would have said so.
+    fn refuse_server(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        now: Tick,
+    ) -> Verdict {
+        match meta.tuple.protocol {
+            TCP => self.reset(shared, packet, meta),
+            protocol if protocol == A::ICMP => Verdict::Drop(Reason::StrayIcmp),
+            _ => self.answer(shared, packet, meta, Problem::PortUnreachable, meta.tuple.destination, now),
+        }
     }
 
     /// Answers a segment that belongs to no connection and cannot begin one.

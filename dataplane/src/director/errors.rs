@@ -61,7 +61,7 @@ impl<A: Address> Family<A> {
             Direction::Request => mtu(shared, &conn, &hop),
             Direction::Reply => hop.mtu,
         };
-        if forward::exceeds(packet, meta, mtu).is_some() {
+        if forward::is_too_big(packet, meta, mtu) {
             // As above: its sender cannot be told.
             return Verdict::Drop(Reason::TooBig);
         }
@@ -75,7 +75,7 @@ impl<A: Address> Family<A> {
                 match conn.forwarding {
                     Forwarding::Route => {
                         dr::request(packet, meta, &hop);
-                        return Verdict::Forward(hop.port);
+                        return self.send(shared, packet, &hop);
                     }
                     Forwarding::Tunnel => {
                         return match self.tunnel(shared, packet, meta, (&conn, hash), &hop) {
@@ -101,6 +101,6 @@ impl<A: Address> Family<A> {
             }
         };
         icmp::translate(packet, meta, &quote, &new, &hop);
-        Verdict::Forward(hop.port)
+        self.send(shared, packet, &hop)
     }
 }

@@ -160,7 +160,7 @@ impl<A: Address> Family<A> {
     #[inline]
     pub(super) fn find(
         &mut self,
-        shared: &Shared,
+        shared: &mut Shared,
         tuple: &Tuple<A>,
         hash: u64,
         now: Tick,
@@ -221,22 +221,16 @@ impl<A: Address> Family<A> {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
         let mtu = mtu(shared, &conn, &hop);
-        match forward::exceeds(packet, meta, mtu) {
-            Some(true) => {
-                // IPVS has aged the packet by now, and quotes it so.
-                forward::age(packet, meta);
-                let problem = Problem::TooBig(mtu);
-                return self.refuse(shared, packet, meta, problem, Some(id), now);
-            }
-            Some(false) | None => {}
+        if forward::is_too_big(packet, meta, mtu) {
+            // IPVS has aged the packet by now, and quotes it so.
+            forward::age(packet, meta);
+            let problem = Problem::TooBig(mtu);
+            return self.refuse(shared, packet, meta, problem, Some(id), now);
         }
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
             Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
-            Forwarding::FullNat => {
-                let local = (conn.local, conn.local_port);
-                nat::both(packet, meta, local, (conn.server, conn.server_port), &hop);
-            }
+            Forwarding::FullNat => return self.request_by_full_nat(shared, packet, meta, id, &hop),
             Forwarding::Tunnel => {
                 if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
                     return Verdict::Drop(Reason::NoRoute);
@@ -270,19 +264,13 @@ impl<A: Address> Family<A> {
         add(&counters.out_packets, 1);
         add(&counters.out_bytes, u64::from(meta.length()));
 
-        match forward::exceeds(packet, meta, hop.mtu) {
-            Some(true) => {
-                return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
-            }
-            Some(false) | None => {}
+        if forward::is_too_big(packet, meta, hop.mtu) {
+            return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
-        let service = (conn.virtual_address, conn.virtual_port);
-        match conn.forwarding {
-            Forwarding::FullNat => {
-                nat::both(packet, meta, service, (conn.client, conn.client_port), &hop);
-            }
-            _ => nat::reply(packet, meta, service, &hop),
+        if conn.forwarding == Forwarding::FullNat {
+            return self.reply_by_full_nat(shared, packet, meta, id, &hop);
         }
+        nat::reply(packet, meta, (conn.virtual_address, conn.virtual_port), &hop);
         self.send(shared, packet, &hop)
     }
 
@@ -316,10 +304,17 @@ impl<A: Address> Family<A> {
             return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
         };
         match self.begin(shared, meta, &dest, now) {
-            Some(id) => self.request(shared, packet, meta, hash, id, now),
-            None => {
+            Ok(id) => self.request(shared, packet, meta, hash, id, now),
+            Err(reason) => {
                 shared.withdraw(hash);
-                Verdict::Drop(Reason::TableFull)
+                match reason {
+                    // Silence would cost the client seconds.
+                    Reason::NoLocalPort if tuple.protocol == TCP => {
+                        shared.mine().drop(reason);
+                        self.reset(shared, packet, meta)
+                    }
+                    reason => Verdict::Drop(reason),
+                }
             }
         }
     }
@@ -331,14 +326,14 @@ impl<A: Address> Family<A> {
         meta: &Meta<A>,
         dest: &Dest,
         now: Tick,
-    ) -> Option<ConnId> {
+    ) -> Result<ConnId, Reason> {
         // Control refuses real servers of another family for these methods.
         // A tunnel may lead to the other family.
         let server = A::of(dest.address).unwrap_or_default();
         let tuple = &meta.tuple;
         let mut marks = Marks::default();
         marks.set(Marks::NO_OUTPUT, !dest.forwarding.translates_replies());
-        let conn = Conn {
+        let mut conn = Conn {
             client: tuple.source,
             virtual_address: tuple.destination,
             server,
@@ -347,14 +342,22 @@ impl<A: Address> Family<A> {
             server_port: if dest.port == 0 { tuple.destination_port } else { dest.port },
             protocol: tuple.protocol,
             forwarding: dest.forwarding,
-            tunnel: dest.tunnel,
+            detail: dest.tunnel.into(),
             marks,
             dest: dest.id,
             last_seen: now,
             timeout: EMBRYO,
             ..Conn::default()
         };
-        let id = self.conns.insert(conn).ok()?;
+        if dest.forwarding == Forwarding::FullNat {
+            Self::prepare_full_nat(shared, &mut conn, dest)?;
+        }
+        let Ok(id) = self.conns.insert(conn) else {
+            if dest.forwarding == Forwarding::FullNat {
+                Self::release_full_nat(shared, &conn);
+            }
+            return Err(Reason::TableFull);
+        };
         if let Some(reply) = conn.reply() {
             // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
             let hash = self.conns.hash(&reply);
@@ -370,7 +373,7 @@ impl<A: Address> Family<A> {
                 shared.counters.set_overloaded(dest.id, true);
             }
         }
-        Some(id)
+        Ok(id)
     }
 
     /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
@@ -417,7 +420,7 @@ impl<A: Address> Family<A> {
     }
 
     /// Does the books for a connection that is no longer in the table.
-    fn end(&self, shared: &Shared, conn: &Conn<A>) {
+    fn end(&self, shared: &mut Shared, conn: &Conn<A>) {
         shared.withdraw(self.conns.hash(&conn.request()));
         if let Some(reply) = conn.reply() {
             let hash = self.conns.hash(&reply);
@@ -429,6 +432,9 @@ impl<A: Address> Family<A> {
         let counters = shared.mine().dest(conn.dest);
         sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
         Self::release(shared, conn.dest);
+        if conn.forwarding == Forwarding::FullNat {
+            Self::release_full_nat(shared, conn);
+        }
     }
 
     /// Lets a real server that has fallen below its lower threshold take connections again.
@@ -489,12 +495,12 @@ impl<A: Address> Family<A> {
         let source = network.interface(hop.port)?.address_towards(destination)?;
         self.next_id = self.next_id.wrapping_add(1);
         let ends = tunnel::Ends { source, destination };
-        tunnel::request(packet, meta, conn.tunnel, ends, hop, (hash, self.next_id));
+        tunnel::request(packet, meta, conn.detail.tunnel(), ends, hop, (hash, self.next_id));
         Some(())
     }
 
     /// Ends connections whose time is over.
-    pub fn expire(&mut self, shared: &Shared, now: Tick, budget: &mut usize) {
+    pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
         while let Some(conn) = self.conns.expire(now, budget) {
             self.end(shared, &conn);
             shared.mine().count(Event::Expired, 1);
@@ -546,7 +552,7 @@ pub(super) fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16
         return hop.mtu;
     }
     let to = shared.snapshot.services.dest(conn.dest).map(|dest| dest.address);
-    hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.tunnel, to)))
+    hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.detail.tunnel(), to)))
 }
 
 impl From<Unreachable> for Verdict {

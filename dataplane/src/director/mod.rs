@@ -17,8 +17,10 @@
 mod answers;
 mod errors;
 mod family;
+mod full_nat;
 mod hops;
 mod outbox;
+mod pools;
 mod services;
 
 use std::net::IpAddr;
@@ -37,6 +39,7 @@ use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use family::Family;
 pub use family::{Listed, Place};
 use outbox::Outbox;
+use pools::Pools;
 use services::Schedulers;
 
 use crate::forward::limit::Limiter;
@@ -76,6 +79,7 @@ struct Shared {
     counters: Arc<Counters>,
     limiter: Limiter,
     outbox: Outbox,
+    pools: Pools,
 }
 
 /// What a director is made of. The secret must be the same for all workers and unknown to everybody else.
@@ -103,9 +107,11 @@ impl Director {
         let Parts { worker, snapshot, capacity, secret, directory, counters } = parts;
         let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
+        let mut pools = Pools::new(worker, counters.workers(), secret);
+        pools.adopt(&snapshot.services);
         let (limiter, outbox) = Default::default();
         Ok(Self {
-            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter, outbox },
+            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter, outbox, pools },
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
         })
@@ -163,6 +169,9 @@ impl Director {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let shared = &mut self.shared;
         shared.schedulers.adopt(Some(&shared.snapshot.services), &snapshot.services);
+        if !Arc::ptr_eq(&shared.snapshot.services, &snapshot.services) {
+            shared.pools.adopt(&snapshot.services);
+        }
         if !Arc::ptr_eq(&shared.snapshot.network, &snapshot.network) {
             self.v4.forget_hops();
             self.v6.forget_hops();
@@ -172,8 +181,8 @@ impl Director {
 
     /// Ends connections whose time is over, looking at `budget` of those that are due at most.
     pub fn expire(&mut self, now: Tick, mut budget: usize) {
-        self.v4.expire(&self.shared, now, &mut budget);
-        self.v6.expire(&self.shared, now, &mut budget);
+        self.v4.expire(&mut self.shared, now, &mut budget);
+        self.v6.expire(&mut self.shared, now, &mut budget);
     }
 
     /// Gives the connections that live at `now` to `each`, a listing in steps that look at `places` places of the tables. Says where to go on;

@@ -9,7 +9,10 @@ pub mod dr;
 pub mod icmp;
 pub mod limit;
 pub mod nat;
+pub mod proxy;
 pub mod reset;
+pub mod sequence;
+pub mod toa;
 pub mod tunnel;
 
 use crate::packet::parse::ETHERNET;
@@ -34,10 +37,10 @@ pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
     A::age(ip(packet, meta));
 }
 
-/// Whether the packet is too long for the hop: `Some(true)` when it must not be cut up.
+/// Whether the packet is too long for its way and must not be cut up.
 #[inline]
-pub fn exceeds<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> Option<bool> {
-    (meta.length() > mtu).then(|| A::forbids_fragments(ip(packet, meta)))
+pub fn is_too_big<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> bool {
+    meta.length() > mtu && A::forbids_fragments(ip(packet, meta))
 }
 
 /// Puts the frame's addresses on, drops VLAN tags and Ethernet padding: the hop's interface is untagged.

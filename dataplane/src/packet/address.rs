@@ -71,6 +71,9 @@ pub trait Address:
     /// Adjusts the header's own checksum, where it has one.
     fn adjust_header(ip: &mut [u8], change: Change);
 
+    /// Makes the packet longer by so many bytes (or shorter, by what wraps), as its header has it. Gives `change` with that of the pseudo header's length.
+    fn lengthen(ip: &mut [u8], by: u16, change: Change) -> Change;
+
     /// Whether the packet's sender forbids cutting it up.
     fn forbids_fragments(ip: &[u8]) -> bool;
 
@@ -154,6 +157,14 @@ impl Address for V4 {
     fn adjust_header(ip: &mut [u8], change: Change) {
         let checksum = change.apply(be16(ip, V4_CHECKSUM));
         put16(ip, V4_CHECKSUM, checksum);
+    }
+
+    fn lengthen(ip: &mut [u8], by: u16, change: Change) -> Change {
+        let old = be16(ip, 2);
+        let new = old.wrapping_add(by);
+        put16(ip, 2, new);
+        Self::adjust_header(ip, Change::default().word(old, new));
+        change.word(old, new)
     }
 
     #[inline]
@@ -245,6 +256,13 @@ impl Address for V6 {
 
     #[inline]
     fn adjust_header(_ip: &mut [u8], _change: Change) {}
+
+    fn lengthen(ip: &mut [u8], by: u16, change: Change) -> Change {
+        let old = be16(ip, 4);
+        let new = old.wrapping_add(by);
+        put16(ip, 4, new);
+        change.word(old, new)
+    }
 
     #[inline]
     fn forbids_fragments(_ip: &[u8]) -> bool {

@@ -67,6 +67,12 @@ impl Change {
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }
 
+    /// Bytes are added, at an even place.
+    #[inline]
+    pub fn inserted(self, sum: Sum) -> Self {
+        Self(self.0 + u32::from(fold(sum.0)))
+    }
+
     /// The field after the change.
     #[inline]
     pub fn apply(self, field: u16) -> u16 {

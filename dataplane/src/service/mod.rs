@@ -15,8 +15,10 @@ use hashbrown::{HashMap, HashSet};
 use crate::conn::tcp::State;
 use crate::sched::Scheduler;
 
+mod local;
 mod network;
 
+pub use local::Local;
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable};
 
 /// Counts snapshots. A worker that has reached an epoch has forgotten everything older.
@@ -92,6 +94,20 @@ impl Forwarding {
     }
 }
 
+/// How a real server behind FullNAT is told of a TCP client. The connection itself comes from the director.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tell {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// By TCP option 254.
+    Toa,
+    /// By a header of the PROXY protocol, version 1.
+    ProxyOne,
+    /// By one of version 2.
+    ProxyTwo,
+}
+
 /// Kinds of tunnels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(u8)]
@@ -130,6 +146,8 @@ pub struct Services {
     by_address: HashMap<(IpAddr, u16, u8), Arc<Service>>,
     dests: Vec<Option<Arc<Dest>>>,
     masqueraded: HashSet<(IpAddr, u16, u8)>,
+    /// Local addresses of FullNAT.
+    locals: HashSet<IpAddr>,
     /// Virtual addresses and NAT real servers by protocol, for packets without ports.
     addresses: HashSet<(IpAddr, u8)>,
 }
@@ -147,6 +165,8 @@ pub struct Service {
     pub port: u16,
     /// Its real servers, newest first: the order in which the kernel keeps them and schedulers walk them.
     pub dests: Vec<Arc<Dest>>,
+    /// The director's own addresses from which FullNAT talks to its real servers.
+    pub locals: Vec<Arc<Local>>,
     /// Flags for its scheduler, such as [`FALLBACK`].
     pub flags: u8,
     /// The name of its scheduler.
@@ -169,6 +189,8 @@ pub struct Dest {
     pub forwarding: Forwarding,
     /// How they are wrapped, when in a tunnel.
     pub tunnel: Tunnel,
+    /// How it is told of its clients, under FullNAT.
+    pub tell: Tell,
     /// Its share; 0 takes no new connections.
     pub weight: u32,
     /// The last weight it had that was not 0, since it was added. Tables by hash are made by it, so that a server whose
@@ -218,12 +240,13 @@ impl Services {
                     tables.dests.resize(id + 1, None);
                 }
                 tables.dests[id] = Some(Arc::clone(dest));
-                if dest.forwarding == Forwarding::Masq {
+                if dest.forwarding.translates_replies() {
                     tables.masqueraded.insert((dest.address, dest.port, protocol));
                     tables.addresses.insert((dest.address, protocol));
                 }
             }
             tables.addresses.insert((service.address, protocol));
+            tables.locals.extend(service.locals.iter().map(|local| local.address));
             tables.by_address.insert((service.address, service.port, protocol), service);
         }
         tables
@@ -276,6 +299,11 @@ impl Services {
     #[inline]
     pub fn dest(&self, dest: DestId) -> Option<&Arc<Dest>> {
         self.dests.get(dest.0 as usize)?.as_ref()
+    }
+
+    /// Whether an address is one that FullNAT talks to real servers from.
+    pub fn is_local(&self, address: impl Into<IpAddr>) -> bool {
+        self.locals.contains(&address.into())
     }
 
     /// Whether a real server is reached by NAT at this address, so that what comes from it may be a reply.

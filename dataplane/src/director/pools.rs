@@ -1,0 +1,317 @@
+//! Local ports of FullNAT: which address and port of the director's own a connection goes to its real server from.
+//!
+//! What must be unique is the tuple that replies are found by: real server and port, local address and port, protocol. So each local address has a
+//! queue of ports for each real server, and as many connections fit as there are ports times addresses times servers. A port comes
+//! from the front of its queue and goes back to the end when its connection is gone from the table: that is after TIME_WAIT or whatever wait its state
+//! asks for, and then after all other free ports. Nothing is searched for, and a used-up queue says so at once.
+//!
+//! The workers share the ports out by their numbers, so none has to ask another. Queues are made when rules change, never for a packet.
+
+use std::hash::Hasher;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+use siphasher::sip::SipHasher13;
+
+use crate::conn::table::Secret;
+use crate::service::{Dest, DestId, Forwarding, Local, Services, WorkerId};
+
+/// The first local port. Those below are for the machine's own services.
+const FIRST: u16 = 1024;
+
+/// Local ports there are.
+const PORTS: u16 = u16::MAX - FIRST;
+
+/// The local ports of one worker.
+pub struct Pools {
+    worker: WorkerId,
+    workers: u16,
+    secret: Secret,
+    queues: HashMap<Way, Queue>,
+    turns: HashMap<DestId, Turn>,
+}
+
+/// From where to where: what has a queue of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Way {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The local address.
+    pub local: IpAddr,
+    /// The real server.
+    pub server: (IpAddr, u16),
+}
+
+/// The local addresses that a real server is reached from, and whose turn it is. Each real server has its own turns, or a scheduler that takes turns as well
+/// would always lead one server's connections to the same address.
+#[derive(Default)]
+struct Turn {
+    locals: Vec<Arc<Local>>,
+    next: usize,
+    /// Addresses that were taken away while connections remain, to be counted down.
+    leaving: Vec<Arc<Local>>,
+}
+
+/// Free ports of a way.
+struct Queue {
+    /// Ports from this place on were never used.
+    fresh: u16,
+    /// Where in the worker's ports the first one stands: two servers' connections do not begin at the same port.
+    start: u16,
+    /// Ports that came back, as a ring as long as the worker has ports. Its memory is touched as it is used.
+    back: Box<[u16]>,
+    head: u16,
+    len: u16,
+}
+
+impl Pools {
+    /// No ports yet, for one of some workers.
+    pub fn new(worker: WorkerId, workers: usize, secret: Secret) -> Self {
+        let workers = workers.clamp(1, 256) as u16;
+        Self { worker, workers, secret, queues: HashMap::new(), turns: HashMap::new() }
+    }
+
+    /// Takes a port for a new connection to a real server. Addresses take turns; one whose ports are used up is passed over, and counts that. `None` when all
+    /// are.
+    pub fn take(&mut self, dest: &Dest, protocol: u8) -> Option<(IpAddr, u16)> {
+        let turn = self.turns.get_mut(&dest.id)?;
+        for _ in 0..turn.locals.len() {
+            let local = &turn.locals[turn.next % turn.locals.len()];
+            turn.next = turn.next.wrapping_add(1);
+            let way = Way { protocol, local: local.address, server: (dest.address, dest.port) };
+            match self.queues.get_mut(&way).and_then(Queue::take) {
+                Some(place) => {
+                    local.begin(self.worker);
+                    return Some((local.address, self.port(place)));
+                }
+                None => local.exhaust(self.worker),
+            }
+        }
+        None
+    }
+
+    /// Gives a connection's port back.
+    pub fn give(&mut self, dest: DestId, way: &Way, port: u16) {
+        let place = (port - FIRST) / self.workers;
+        if let Some(queue) = self.queues.get_mut(way) {
+            queue.give(place);
+        }
+        let turn = self.turns.get(&dest);
+        let mut locals = turn.into_iter().flat_map(|turn| turn.locals.iter().chain(&turn.leaving));
+        if let Some(local) = locals.find(|local| local.address == way.local) {
+            local.end(self.worker);
+        }
+    }
+
+    /// Learns what local addresses and real servers there are now. What is gone stays for as long as connections have ports of it.
+    pub fn adopt(&mut self, services: &Services) {
+        let share = PORTS / self.workers;
+        let mut wanted = HashSet::new();
+        let mut turns = std::mem::take(&mut self.turns);
+        for service in services.iter() {
+            let full_nat = service.dests.iter().filter(|dest| dest.forwarding == Forwarding::FullNat);
+            for dest in full_nat {
+                let protocol = service.protocol as u8;
+                let mut turn = turns.remove(&dest.id).unwrap_or_default();
+                let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
+                turn.change(service.locals.iter().filter(of_its_family), self.worker);
+                for local in &turn.locals {
+                    let way = Way { protocol, local: local.address, server: (dest.address, dest.port) };
+                    wanted.insert(way);
+                    let start = self.start(&way, share);
+                    self.queues.entry(way).or_insert_with(|| Queue::new(share, start));
+                }
+                self.turns.insert(dest.id, turn);
+            }
+        }
+        for (dest, mut turn) in turns {
+            turn.change(std::iter::empty(), self.worker);
+            if !turn.leaving.is_empty() {
+                self.turns.insert(dest, turn);
+            }
+        }
+        self.queues.retain(|way, queue| wanted.contains(way) || !queue.is_whole());
+    }
+
+    fn start(&self, way: &Way, share: u16) -> u16 {
+        let [a, b, c] = self.secret.0;
+        let mut hash = SipHasher13::new_with_keys(a, b);
+        hash.write_u64(c);
+        std::hash::Hash::hash(way, &mut hash);
+        (hash.finish() % u64::from(share)) as u16
+    }
+
+    fn port(&self, place: u16) -> u16 {
+        FIRST + u16::from(self.worker.0) + place * self.workers
+    }
+}
+
+impl Turn {
+    fn change<'a>(&mut self, locals: impl Iterator<Item = &'a Arc<Local>>, worker: WorkerId) {
+        let old = std::mem::replace(&mut self.locals, locals.cloned().collect());
+        self.leaving.extend(old);
+        let stays = |local: &Arc<Local>| !self.locals.iter().any(|l| Arc::ptr_eq(l, local));
+        self.leaving.retain(|local| stays(local) && local.conns_of(worker) > 0);
+    }
+}
+
+impl Queue {
+    fn new(share: u16, start: u16) -> Self {
+        Self { fresh: 0, start, back: vec![0; usize::from(share)].into(), head: 0, len: 0 }
+    }
+
+    /// The worker's ports that there are.
+    fn share(&self) -> u16 {
+        self.back.len() as u16
+    }
+
+    fn take(&mut self) -> Option<u16> {
+        if self.fresh < self.share() {
+            let place = self.wrap(self.start, self.fresh);
+            self.fresh += 1;
+            return Some(place);
+        }
+        let place = *self.back.get(usize::from(self.head)).filter(|_| self.len > 0)?;
+        self.head = self.wrap(self.head, 1);
+        self.len -= 1;
+        Some(place)
+    }
+
+    fn give(&mut self, place: u16) {
+        let tail = self.wrap(self.head, self.len);
+        self.back[usize::from(tail)] = place;
+        self.len += 1;
+    }
+
+    /// Whether no connection has a port of it.
+    fn is_whole(&self) -> bool {
+        self.fresh == self.len
+    }
+
+    /// A place so many further on, round the end.
+    fn wrap(&self, place: u16, further: u16) -> u16 {
+        ((u32::from(place) + u32::from(further)) % u32::from(self.share())) as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashSet, VecDeque};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sched;
+    use crate::service::{Protocol, Service, ServiceId, Tunnel};
+
+    const WAY: Way =
+        Way { protocol: 6, local: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 2)), server: (SERVER, 80) };
+    const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 11));
+
+    fn services(locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
+        let dest = Arc::new(Dest {
+            id: DestId(3),
+            address: SERVER,
+            port: 80,
+            forwarding: Forwarding::FullNat,
+            tunnel: Tunnel::default(),
+            weight: 1,
+            last_weight: 1,
+            upper_threshold: 0,
+            lower_threshold: 0,
+            tell: Default::default(),
+        });
+        let (scheduler_name, scheduler) = sched::by_name("rr").unwrap();
+        let service = Service {
+            id: ServiceId(1),
+            protocol: Protocol::Tcp,
+            address: [10, 9, 0, 1].into(),
+            port: 80,
+            dests: vec![Arc::clone(&dest)],
+            locals: locals.iter().map(|local| Arc::clone(local)).collect(),
+            flags: 0,
+            scheduler_name,
+            scheduler: Arc::from(scheduler),
+        };
+        (Services::new([Arc::new(service)]), dest)
+    }
+
+    fn local(n: u8) -> Arc<Local> {
+        Arc::new(Local::new([10, 1, 0, n].into(), 4))
+    }
+
+    fn pools(worker: u8, services: &Services) -> Pools {
+        let mut pools = Pools::new(WorkerId(worker), 4, Secret([1, 2, 3]));
+        pools.adopt(services);
+        pools
+    }
+
+    #[test]
+    fn workers_never_have_the_same_port_and_together_have_them_all() {
+        let (services, dest) = services(&[&local(2)]);
+        let mut seen = HashSet::new();
+        for worker in 0..4 {
+            let mut pools = pools(worker, &services);
+            while let Some((_, port)) = pools.take(&dest, 6) {
+                assert!(port >= FIRST && seen.insert(port), "{port} twice");
+            }
+        }
+        assert_eq!(seen.len(), usize::from(PORTS / 4 * 4));
+    }
+
+    #[test]
+    fn addresses_take_turns_and_one_that_is_used_up_is_passed_over() {
+        let (one, two) = (local(2), local(3));
+        let (services, dest) = services(&[&one, &two]);
+        let mut pools = pools(0, &services);
+        let both: Vec<_> = (0..4).map(|_| pools.take(&dest, 6).unwrap().0).collect();
+        assert_eq!(both, [one.address, two.address, one.address, two.address]);
+        assert_eq!((one.conns(), two.conns()), (2, 2));
+        while pools.take(&dest, 6).is_some() {}
+        assert_eq!((one.conns(), one.exhausted()), (u64::from(PORTS / 4), 1));
+        pools.give(dest.id, &WAY, FIRST + 4);
+        assert_eq!(pools.take(&dest, 6), Some((one.address, FIRST + 4)));
+        assert_eq!(pools.take(&dest, 17), None, "another protocol has no queue here");
+    }
+
+    #[test]
+    fn an_address_that_leaves_and_comes_back_has_its_ports_still_in_use() {
+        let one = local(2);
+        let (with, dest) = services(&[&one]);
+        let (without, _) = services(&[]);
+        let mut pools = pools(0, &with);
+        let (_, first) = pools.take(&dest, 6).unwrap();
+        pools.adopt(&without);
+        assert_eq!(pools.take(&dest, 6), None);
+        pools.adopt(&with);
+        assert_ne!(pools.take(&dest, 6).unwrap().1, first);
+        pools.adopt(&without);
+        pools.give(dest.id, &WAY, first);
+        pools.give(dest.id, &WAY, first + 4);
+        assert_eq!(one.conns(), 0);
+        pools.adopt(&without);
+        assert!(pools.queues.is_empty() && pools.turns[&dest.id].leaving.is_empty());
+    }
+
+    proptest! {
+        /// The queue against a plain one.
+        #[test]
+        fn ports_come_back_after_all_others(share in 1u16..20, start in 0u16..20, takes in prop::collection::vec(any::<bool>(), 0..200)) {
+            let mut queue = Queue::new(share, start % share);
+            let mut model: VecDeque<u16> = (0..share).map(|n| (start % share + n) % share).collect();
+            let mut out = Vec::new();
+            for take in takes {
+                if take {
+                    let place = queue.take();
+                    prop_assert_eq!(place, model.pop_front());
+                    out.extend(place);
+                } else if let Some(place) = out.pop() {
+                    queue.give(place);
+                    model.push_back(place);
+                }
+                prop_assert_eq!(queue.is_whole(), out.is_empty());
+            }
+        }
+    }
+}
