@@ -255,7 +255,7 @@ impl Publisher {
             .iter()
             .map(|server| {
                 let before = old.as_ref().and_then(|o| o.rules.servers.iter().find(|s| s.key == server.key));
-                let mut dest = self.dest(key, id, server, counters);
+                let mut dest = self.dest(key, id, server, service.config.mss, counters);
                 if server.weight == 0 {
                     let before = old.as_ref().and_then(|o| o.data.dests.iter().find(|d| d.id == dest.id));
                     dest.last_weight = before.map_or(0, |before| before.last_weight);
@@ -287,6 +287,7 @@ impl Publisher {
         key: ServiceKey,
         service: ServiceId,
         config: &ServerConfig,
+        mss: Option<u16>,
         counters: &Counters,
     ) -> data::Dest {
         let known = match self.servers.entry(key).or_default().entry(config.key) {
@@ -333,6 +334,7 @@ impl Publisher {
             last_weight: config.weight,
             upper_threshold: config.upper_threshold,
             lower_threshold: config.lower_threshold,
+            mss,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
 use crate::forward::icmp::Problem;
-use crate::forward::{self, dr, nat, tunnel};
+use crate::forward::{self, dr, mss, nat, tunnel};
 use crate::packet::parse::tcp_flags;
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
@@ -230,6 +230,7 @@ impl<A: Address> Family<A> {
             Some(false) => return Verdict::Drop(Reason::TooBig),
             None => {}
         }
+        Self::limit_segments(shared, packet, meta, conn.dest);
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
             Forwarding::Masq => nat::request(packet, meta, conn.server, conn.server_port, &hop),
@@ -273,8 +274,19 @@ impl<A: Address> Family<A> {
             Some(false) => return Verdict::Drop(Reason::TooBig),
             None => {}
         }
+        Self::limit_segments(shared, packet, meta, conn.dest);
         nat::reply(packet, meta, conn.virtual_address, conn.virtual_port, &hop);
         Verdict::Forward(hop.port)
+    }
+
+    /// Holds a SYN to the segments that its service allows.
+    #[inline]
+    fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
+        if meta.flags & tcp_flags::SYN != 0
+            && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
+        {
+            mss::clamp(packet, meta, most);
+        }
     }
 
     /// A packet of no known connection: the first of a new one, or a stray.
