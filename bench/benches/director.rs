@@ -79,6 +79,7 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         last_weight: 1,
         upper_threshold: 0,
         lower_threshold: 0,
+        mss: None,
     });
     let (scheduler_name, mut scheduler) = sched::by_name("rr").expect("there is rr");
     scheduler.edited(&[], std::slice::from_ref(&dest));

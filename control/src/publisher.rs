@@ -363,6 +363,7 @@ impl Publisher {
             last_weight: config.weight,
             upper_threshold: config.upper_threshold,
             lower_threshold: config.lower_threshold,
+            mss: of.mss,
         }
     }
 

@@ -213,7 +213,7 @@ pub fn together(pieces: &[Vec<u8>], mtu: u16) -> Result<Vec<u8>, String> {
         }
         next = (part & 0x1fff) + (packet.segment().len() / 8) as u16;
         if n + 1 < pieces.len() {
-            must(part & MORE != 0 && packet.segment().len() % 8 == 0, "a piece that others follow")?;
+            must(part & MORE != 0 && packet.segment().len().is_multiple_of(8), "a piece that others follow")?;
         } else {
             let [high, low] = ((word(&whole, 20) & 0x1fff) | (part & MORE)).to_be_bytes();
             whole[20..22].copy_from_slice(&[high, low]);

@@ -10,7 +10,7 @@ use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table};
 use crate::forward::cut::Cut;
 use crate::forward::icmp::Problem;
-use crate::forward::{self, dr, nat, tunnel};
+use crate::forward::{self, dr, mss, nat, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
@@ -227,6 +227,7 @@ impl<A: Address> Family<A> {
             let problem = Problem::TooBig(mtu);
             return self.refuse(shared, packet, meta, problem, Some(id), now);
         }
+        Self::limit_segments(shared, packet, meta, conn.dest);
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
             Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
@@ -267,11 +268,22 @@ impl<A: Address> Family<A> {
         if forward::is_too_big(packet, meta, hop.mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
+        Self::limit_segments(shared, packet, meta, conn.dest);
         if conn.forwarding == Forwarding::FullNat {
             return self.reply_by_full_nat(shared, packet, meta, id, &hop);
         }
         nat::reply(packet, meta, (conn.virtual_address, conn.virtual_port), &hop);
         self.send(shared, packet, &hop)
+    }
+
+    /// Holds a SYN to the segments that its service allows.
+    #[inline]
+    fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
+        if meta.flags & tcp_flags::SYN != 0
+            && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
+        {
+            mss::clamp(packet, meta, most);
+        }
     }
 
     /// A packet of no known connection: the first of a new one, or a stray.

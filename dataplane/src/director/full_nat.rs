@@ -1,11 +1,13 @@
 //! FullNAT: both ends of a connection are translated, and the real server is told who the client is.
 
+use std::net::IpAddr;
+
 use super::family::Family;
 use super::{Shared, Verdict};
 use crate::conn::{Conn, ConnId, Marks};
 use crate::director::pools::Way;
 use crate::forward::sequence::{self, acknowledge, acknowledged, advance};
-use crate::forward::{nat, proxy, toa};
+use crate::forward::{mss, nat, proxy, toa};
 use crate::packet::parse::tcp_flags;
 use crate::packet::{Address, Meta, Packet};
 use crate::service::{Dest, Hop, Protocol, Tell};
@@ -50,6 +52,10 @@ impl<A: Address> Family<A> {
     ) -> Verdict {
         self.take_back(packet, meta, id);
         let conn = self.conns.conn(id);
+        if conn.marks.has(Marks::TOA) && meta.flags & tcp_flags::SYN != 0 {
+            // So that a full segment of the client's has room for the option.
+            mss::leave_room(packet, meta, toa::length(IpAddr::is_ipv4(&conn.client.into())));
+        }
         let (service, client) = ((conn.virtual_address, conn.virtual_port), (conn.client, conn.client_port));
         nat::both(packet, meta, service, client, hop);
         self.send(shared, packet, hop)

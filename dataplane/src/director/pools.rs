@@ -221,6 +221,7 @@ mod tests {
             upper_threshold: 0,
             lower_threshold: 0,
             tell: Default::default(),
+            mss: None,
         });
         let (scheduler_name, scheduler) = sched::by_name("rr").unwrap();
         let service = Service {

@@ -125,6 +125,7 @@ mod tests {
                 last_weight: (*weight).max(1),
                 upper_threshold: 0,
                 lower_threshold: 0,
+                mss: None,
             })
         };
         let dests: Vec<_> = (1..).zip(weights).map(dest).collect();

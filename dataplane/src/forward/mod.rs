@@ -1,13 +1,14 @@
 //! The ways out: how a packet is rewritten for its next hop.
 //!
 //! A forwarder changes bytes and nothing else. It knows no scheduler and no table; the director hands it
-//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`]; [`icmp`] and [`reset`] serve all. Both address
+//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`]; [`icmp`], [`mss`] and [`reset`] serve all. Both address
 //! families go through the same lines.
 
 pub mod cut;
 pub mod dr;
 pub mod icmp;
 pub mod limit;
+pub mod mss;
 pub mod nat;
 pub mod proxy;
 pub mod reset;

@@ -165,6 +165,7 @@ mod bench {
             last_weight,
             upper_threshold: 0,
             lower_threshold: 0,
+            mss: None,
         }
     }
 

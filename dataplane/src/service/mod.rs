@@ -200,6 +200,8 @@ pub struct Dest {
     pub upper_threshold: u32,
     /// Connections below which it takes new ones again; 0: three quarters of the upper threshold.
     pub lower_threshold: u32,
+    /// The largest segment that either end may announce, in bytes. Its service's.
+    pub mss: Option<u16>,
 }
 
 /// Milliseconds a connection lives in each state when nothing more comes.
