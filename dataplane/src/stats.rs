@@ -63,6 +63,8 @@ reasons! {
     TableFull = "drop.table_full",
     /// FullNAT has no local address for the real server, or no port left at any. A TCP client was reset.
     NoLocalPort = "drop.no_local_port",
+    /// A packet that has no counterpart in the other address family.
+    Untranslatable = "drop.untranslatable",
     /// No route leads to where the packet must go, or through an interface that is not the director's.
     NoRoute = "drop.no_route",
     /// The next hop does not answer ARP.

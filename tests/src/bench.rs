@@ -208,6 +208,15 @@ impl Backend for Bench {
                 Err(refusal) => part(refusal.into()),
             };
         }
+        if let Request::Locals(key) = request {
+            return match self.rules.locals(key.as_ref()) {
+                Ok(entries) => {
+                    part(Response::Locals(self.publisher.count_locals(entries)))?;
+                    part(Response::Done)
+                }
+                Err(refusal) => part(refusal.into()),
+            };
+        }
         let mut rules = self.rules.clone();
         match rules.apply(request) {
             Ok(Change::Nothing) => self.rules.request(request, part),

@@ -96,7 +96,7 @@ pub fn capabilities() -> Capabilities {
         sctp: false,
         thresholds: true,
         fullnat: true,
-        fullnat_across: false,
+        fullnat_across: true,
     }
 }
 

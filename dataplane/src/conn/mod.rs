@@ -88,6 +88,8 @@ impl Marks {
     pub const TELLS: Marks = Marks(Self::TOA.0 | Self::PROXY_ONE.0 | Self::PROXY_TWO.0);
     /// Its real server has acknowledged the PROXY header.
     pub const TOLD: Marks = Marks(1 << 5);
+    /// Its real server is of the other family: `server` points at the twin that stands for it there.
+    pub const ACROSS: Marks = Marks(1 << 6);
 
     /// Whether any of `marks` is there.
     #[inline]
@@ -158,9 +160,10 @@ impl<A: Address> Conn<A> {
         }
     }
 
-    /// What its replies look like on the wire, if they come through the director.
+    /// What its replies look like on the wire, if they come through the director and are of its family.
     pub fn reply(&self) -> Option<Tuple<A>> {
-        self.forwarding.translates_replies().then(|| self.beyond())
+        let is_found = self.forwarding.translates_replies() && !self.marks.has(Marks::ACROSS);
+        is_found.then(|| self.beyond())
     }
 
     /// The tuple on the real server's side of a translated connection, as its replies have it.

@@ -14,6 +14,18 @@ use crate::service::Tick;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnId(u32);
 
+impl ConnId {
+    /// The place as a number.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The place of a [`number`](Self::number).
+    pub fn numbered(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// Random words that key the hash: a client can choose its ports, and must not be able to choose its bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret(pub [u64; 3]);

@@ -1,18 +1,19 @@
 //! What the director says and does in the kernel's place: resets, ICMP errors of its own, and the routing of what was kept from the kernel.
 
+use super::beyond::Near;
 use super::family::Family;
 use super::{Shared, Verdict};
 use crate::conn::ConnId;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, icmp, reset};
 use crate::packet::parse::{ETHERNET, tcp_flags};
-use crate::packet::{Address, Meta, Packet, Tuple};
+use crate::packet::{Meta, Packet, Tuple};
 use crate::service::{PortId, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
 
 const TCP: u8 = Protocol::Tcp as u8;
 
-impl<A: Address> Family<A> {
+impl<A: Near> Family<A> {
     /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
     /// the kernel in case it was about a connection, so the director does the kernel's work and routes it. `tuple` tells the real server: the
     /// packet's own, or for an error that of the packet it quotes, turned round.

@@ -1,23 +1,24 @@
 //! ICMP errors about connections, on their way through the director.
 
+use super::beyond::{self, Near};
 use super::family::{Family, mtu};
 use super::hops::Toward;
 use super::{Shared, Verdict};
-use crate::conn::Direction;
+use crate::conn::{Direction, Marks};
 use crate::forward::icmp::Message;
 use crate::forward::{self, dr, icmp};
-use crate::packet::{Address, Meta, Packet};
+use crate::packet::{Meta, Packet};
 use crate::service::{Forwarding, Tick};
 use crate::stats::{Reason, add};
 
-impl<A: Address> Family<A> {
+impl<A: Near> Family<A> {
     /// An ICMP packet: perhaps an error about a connection.
     pub(super) fn icmp(
         &mut self,
+        far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
-        handed: bool,
         now: Tick,
     ) -> Verdict {
         let quote = match icmp::read(packet, meta) {
@@ -29,7 +30,10 @@ impl<A: Address> Family<A> {
         let turned = tuple.turned();
         let hash = self.conns.hash(&turned);
         let Some((id, direction)) = self.find(shared, &turned, hash, now) else {
-            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
+            if let Some(id) = beyond::find(shared, &turned, hash) {
+                return self.error_across(far, shared, packet, meta, &quote, id);
+            }
+            if let Some(owner) = shared.owner_elsewhere(hash) {
                 return Verdict::HandOff(owner);
             }
             let services = &shared.snapshot.services;
@@ -67,6 +71,11 @@ impl<A: Address> Family<A> {
         }
         let counters = shared.mine().dest(conn.dest);
         let length = u64::from(meta.length());
+        if conn.marks.has(Marks::ACROSS) {
+            add(&counters.in_packets, 1);
+            add(&counters.in_bytes, length);
+            return Self::error_to_server_across(shared, packet, meta, &quote, &conn, &hop);
+        }
         let is_full = conn.forwarding == Forwarding::FullNat;
         let new = match direction {
             Direction::Request => {

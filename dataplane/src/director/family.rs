@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::beyond::{self, Near};
 use super::hops::{HopCache, Toward};
 use super::{Shared, Verdict, is_relieved};
 use crate::conn::fragments::Fragments;
@@ -10,7 +11,7 @@ use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table};
 use crate::forward::cut::Cut;
 use crate::forward::icmp::Problem;
-use crate::forward::{self, dr, mss, nat, tunnel};
+use crate::forward::{self, across, dr, mss, nat, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
@@ -62,7 +63,7 @@ pub struct Listed {
     pub server: (IpAddr, u16),
 }
 
-impl<A: Address> Family<A> {
+impl<A: Near> Family<A> {
     /// A family without connections.
     ///
     /// # Errors
@@ -94,28 +95,29 @@ impl<A: Address> Family<A> {
     #[inline]
     pub fn decide(
         &mut self,
+        far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
         hash: u64,
-        handed: bool,
         now: Tick,
     ) -> Verdict {
         if meta.tuple.protocol == A::ICMP {
             return match meta.fragment {
-                None => self.icmp(shared, packet, meta, handed, now),
+                None => self.icmp(far, shared, packet, meta, now),
                 Some(_) => Verdict::Pass,
             };
         }
         if meta.is_later_fragment() {
-            return self.later_fragment(shared, packet, meta, handed, now);
+            return self.later_fragment(far, shared, packet, meta, now);
         }
         let verdict = match self.find(shared, &meta.tuple, hash, now) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
-            None => match shared.owner_elsewhere(hash, handed) {
-                Some(owner) => Verdict::HandOff(owner),
-                None => self.admit(shared, packet, meta, hash, now),
+            None => match (beyond::find(shared, &meta.tuple, hash), shared.owner_elsewhere(hash)) {
+                (Some(id), _) => self.reply_across(far, shared, packet, meta, id, now),
+                (None, Some(owner)) => Verdict::HandOff(owner),
+                (None, None) => self.admit(shared, packet, meta, hash, now),
             },
         };
         if let (Some(key), Verdict::Forward(_)) = (Fragments::key(meta), verdict) {
@@ -131,16 +133,16 @@ impl<A: Address> Family<A> {
     /// A part of a datagram that has no transport header: it goes the way its first part went.
     fn later_fragment(
         &mut self,
+        far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
-        handed: bool,
         now: Tick,
     ) -> Verdict {
         let Some(key) = Fragments::key(meta) else { return Verdict::Pass };
         let hash = self.conns.hash(&key);
         let Some(flow) = self.fragments.flow(&key, hash, now) else {
-            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
+            if let Some(owner) = shared.owner_elsewhere(hash) {
                 return Verdict::HandOff(owner);
             }
             let tuple = &meta.tuple;
@@ -152,7 +154,10 @@ impl<A: Address> Family<A> {
         match self.find(shared, &flow, hash, now) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
-            None => Verdict::Drop(Reason::FragmentTimeout),
+            None => match beyond::find(shared, &flow, hash) {
+                Some(id) => self.reply_across(far, shared, packet, meta, id, now),
+                None => Verdict::Drop(Reason::FragmentTimeout),
+            },
         }
     }
 
@@ -278,7 +283,7 @@ impl<A: Address> Family<A> {
 
     /// Holds a SYN to the segments that its service allows.
     #[inline]
-    fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
+    pub(super) fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
         if meta.flags & tcp_flags::SYN != 0
             && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
         {
@@ -362,7 +367,7 @@ impl<A: Address> Family<A> {
             ..Conn::default()
         };
         if dest.forwarding == Forwarding::FullNat {
-            Self::prepare_full_nat(shared, &mut conn, dest)?;
+            Self::prepare_full_nat(shared, &mut conn, dest, now)?;
         }
         let Ok(id) = self.conns.insert(conn) else {
             if dest.forwarding == Forwarding::FullNat {
@@ -374,6 +379,9 @@ impl<A: Address> Family<A> {
             // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
             let hash = self.conns.hash(&reply);
             shared.announce(hash);
+        }
+        if conn.marks.has(Marks::ACROSS) {
+            Self::join_across(shared, &conn, id);
         }
         let counters = shared.mine().dest(dest.id);
         add(&counters.conns, 1);
@@ -389,11 +397,11 @@ impl<A: Address> Family<A> {
     }
 
     /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
-    pub(super) fn track(
+    pub(super) fn track<M: Address>(
         &mut self,
         shared: &mut Shared,
         id: ConnId,
-        meta: &Meta<A>,
+        meta: &Meta<M>,
         direction: Direction,
         now: Tick,
     ) {
@@ -472,13 +480,19 @@ impl<A: Address> Family<A> {
         })
     }
 
+    /// An id for a packet that may be cut up.
+    pub(super) fn id(&mut self) -> u16 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+
     /// Sends a finished packet by a hop, in pieces if it is too long for it.
     pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
         if packet.len <= ETHERNET + usize::from(hop.mtu) {
             return Verdict::Forward(hop.port);
         }
-        self.next_id = self.next_id.wrapping_add(1);
-        match Cut::of(packet.data(), ETHERNET, hop.mtu, self.next_id.into()) {
+        let id = self.id();
+        match Cut::of(packet.data(), ETHERNET, hop.mtu, id.into()) {
             Some(cut) if cut.pieces() <= shared.outbox.room() => {
                 for piece in 0..cut.pieces() - 1 {
                     if let Some(out) = shared.outbox.add(hop.port, cut.length(piece)) {
@@ -544,7 +558,10 @@ impl<A: Address> Family<A> {
             if left > 0 {
                 // A real server of the other family has its address only in the rules.
                 let elsewhere = conn.forwarding == Forwarding::Tunnel && conn.server == A::default();
-                let server = services.dest(conn.dest).filter(|_| elsewhere).map(|dest| dest.address);
+                let server = match conn.marks.has(Marks::ACROSS) {
+                    true => Some(beyond::tuple::<A::Other>(shared, conn).source.into()),
+                    false => services.dest(conn.dest).filter(|_| elsewhere).map(|dest| dest.address),
+                };
                 each(Listed {
                     protocol: conn.protocol,
                     state: conn.state,
@@ -559,7 +576,10 @@ impl<A: Address> Family<A> {
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
-pub(super) fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
+pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
+    if conn.marks.has(Marks::ACROSS) {
+        return across::fits::<A>(hop.mtu);
+    }
     if conn.forwarding != Forwarding::Tunnel {
         return hop.mtu;
     }

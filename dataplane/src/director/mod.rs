@@ -14,7 +14,9 @@
 //! The order of the steps is IPVS's (`ip_vs_in_hook`, `ip_vs_out_hook`), with one difference: the next hop is found before anything is
 //! counted, so that a packet which must wait for a neighbour can be tried again as if it had just come.
 
+mod across;
 mod answers;
+mod beyond;
 mod errors;
 mod family;
 mod full_nat;
@@ -36,6 +38,7 @@ use crate::packet::{Packet, Parsed, V4, V6, parse};
 use crate::port::BURST;
 use crate::service::{Dest, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
+use beyond::Beyond;
 use family::Family;
 pub use family::{Listed, Place};
 use outbox::Outbox;
@@ -80,6 +83,9 @@ struct Shared {
     limiter: Limiter,
     outbox: Outbox,
     pools: Pools,
+    beyond: Beyond,
+    /// Whether the burst under way was sent by another worker.
+    handed: bool,
 }
 
 /// What a director is made of. The secret must be the same for all workers and unknown to everybody else.
@@ -109,9 +115,21 @@ impl Director {
         schedulers.adopt(None, &snapshot.services);
         let mut pools = Pools::new(worker, counters.workers(), secret);
         pools.adopt(&snapshot.services);
+        let beyond = Beyond::with_capacity(capacity, secret, now)?;
         let (limiter, outbox) = Default::default();
         Ok(Self {
-            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter, outbox, pools },
+            shared: Shared {
+                worker,
+                snapshot,
+                schedulers,
+                directory,
+                counters,
+                limiter,
+                outbox,
+                pools,
+                beyond,
+                handed: false,
+            },
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
         })
@@ -127,6 +145,7 @@ impl Director {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
+        self.shared.handed = handed;
         self.shared.outbox.clear();
         let mut parsed: ArrayVec<(Result<Parsed, NotOurs>, u64), BURST> = ArrayVec::new();
         for packet in packets.iter_mut().take(BURST) {
@@ -150,8 +169,12 @@ impl Director {
         for (packet, (what, hash)) in packets.iter_mut().zip(parsed) {
             let verdict = match what {
                 Ok(_) if is_idle => Verdict::Pass,
-                Ok(Parsed::V4(meta)) => self.v4.decide(&mut self.shared, packet, &meta, hash, handed, now),
-                Ok(Parsed::V6(meta)) => self.v6.decide(&mut self.shared, packet, &meta, hash, handed, now),
+                Ok(Parsed::V4(meta)) => {
+                    self.v4.decide(&mut self.v6, &mut self.shared, packet, &meta, hash, now)
+                }
+                Ok(Parsed::V6(meta)) => {
+                    self.v6.decide(&mut self.v4, &mut self.shared, packet, &meta, hash, now)
+                }
                 Err(NotOurs::Pass) => Verdict::Pass,
                 Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             };
@@ -216,8 +239,8 @@ impl Director {
 
 impl Shared {
     /// The worker that a tuple's connection belongs to, if that is not this one.
-    fn owner_elsewhere(&self, hash: u64, handed: bool) -> Option<WorkerId> {
-        let owner = self.directory.as_ref().filter(|_| !handed)?.owner(hash)?;
+    fn owner_elsewhere(&self, hash: u64) -> Option<WorkerId> {
+        let owner = self.directory.as_ref().filter(|_| !self.handed)?.owner(hash)?;
         (owner != self.worker).then_some(owner)
     }
 

@@ -4,13 +4,10 @@
 //! The packet is finished when it comes here: addressed, aged, wrapped. Pieces that leave before it are written elsewhere, the packet itself becomes
 //! the last one.
 
+use crate::packet::address::{FRAGMENT, FRAGMENT_HEADER};
 use crate::packet::checksum::Sum;
-use crate::packet::{Address, Packet, V4, V6, be16, put16, put32};
+use crate::packet::{Address, Packet, V4, V6, be16, be32, put16, put32};
 use crate::port::frame::CHUNK;
-
-/// Bytes of an IPv6 fragment header.
-const FRAGMENT_HEADER: usize = 8;
-const FRAGMENT: u8 = 44;
 
 /// More parts follow, in an IPv4 header.
 const MORE: u16 = 0x2000;
@@ -22,6 +19,8 @@ pub struct Cut {
     network: usize,
     /// Bytes of the headers that each piece has: up to the IP header's end.
     headers: usize,
+    /// Where the data begins in the frame.
+    begin: usize,
     /// Bytes of data in each piece but the last.
     step: usize,
     /// Bytes of data in all.
@@ -32,23 +31,35 @@ pub struct Cut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     V4,
-    /// With the id of the datagram that the pieces are parts of.
-    V6(u32),
+    /// With the fragment header that the whole packet has or would have: what follows, its place and flag, and the datagram's id.
+    V6(u8, u16, u32),
 }
 
 impl Cut {
-    /// How to cut up the packet of a frame, whose IP header is at `network`, so that no piece is longer than `mtu`. `id` names an IPv6 packet's pieces.
-    /// `None` when that cannot be done: too small an MTU, or an IPv6 packet that is a part of one already.
+    /// How to cut up the packet of a frame, whose IP header is at `network`, so that no piece is longer than `mtu`. `id` names the pieces of an
+    /// IPv6 packet that is no fragment yet. `None` when the MTU is too small for that.
     pub fn of(frame: &[u8], network: usize, mtu: u16, id: u32) -> Option<Self> {
         let (ip, mtu) = (&frame[network..], usize::from(mtu));
-        let (header, more, kind) = match ip[0] >> 4 {
-            4 => (usize::from(ip[0] & 0xf) * 4, 0, Kind::V4),
-            _ if ip[6] == FRAGMENT => return None,
-            _ => (V6::HEADER, FRAGMENT_HEADER, Kind::V6(id)),
+        let (header, begin, more, kind) = match ip[0] >> 4 {
+            4 => {
+                let header = usize::from(ip[0] & 0xf) * 4;
+                (header, header, 0, Kind::V4)
+            }
+            _ => {
+                let is_part = ip[6] == FRAGMENT && ip.len() >= V6::HEADER + FRAGMENT_HEADER;
+                let (begin, kind) = if is_part {
+                    let part = &ip[V6::HEADER..];
+                    (V6::HEADER + FRAGMENT_HEADER, Kind::V6(part[0], be16(part, 2), be32(part, 4)))
+                } else {
+                    (V6::HEADER, Kind::V6(ip[6], 0, id))
+                };
+                (V6::HEADER, begin, FRAGMENT_HEADER, kind)
+            }
         };
         let step = mtu.checked_sub(header + more)? / 8 * 8;
-        let data = ip.len() - header;
-        (step > 0).then_some(Self { network, headers: network + header, step, data, kind })
+        let data = ip.len().checked_sub(begin)?;
+        let (headers, begin) = (network + header, network + begin);
+        (step > 0).then_some(Self { network, headers, begin, step, data, kind })
     }
 
     /// Pieces that there will be.
@@ -86,17 +97,18 @@ impl Cut {
                 put16(ip, 10, checksum);
                 payload
             }
-            Kind::V6(id) => {
+            Kind::V6(next, whole, id) => {
                 let (fragment, payload) = payload.split_at_mut(FRAGMENT_HEADER);
-                fragment[..2].copy_from_slice(&[ip[6], 0]);
-                put16(fragment, 2, (at as u16) | u16::from(!is_last));
+                fragment[..2].copy_from_slice(&[next, 0]);
+                let more = if is_last { whole & 1 } else { 1 };
+                put16(fragment, 2, (whole & !7).wrapping_add(at as u16) | more);
                 put32(fragment, 4, id);
                 ip[6] = FRAGMENT;
                 put16(ip, 4, (FRAGMENT_HEADER + data) as u16);
                 payload
             }
         };
-        payload.copy_from_slice(&frame[self.headers + at..self.headers + at + data]);
+        payload.copy_from_slice(&frame[self.begin + at..self.begin + at + data]);
     }
 
     /// Turns the packet into its last piece. The others have been written.
@@ -154,7 +166,7 @@ mod tests {
                 let checksum = Sum::default().bytes(&frame[14..14 + header.len()]).field();
                 put16(&mut frame, 24, checksum);
             }
-            _ => put16(&mut frame, 18, data.len() as u16),
+            _ => put16(&mut frame, 18, (length - V6::HEADER) as u16),
         }
         frame
     }
@@ -197,8 +209,15 @@ mod tests {
             v6: bool, data in prop::collection::vec(any::<u8>(), 1..1600), mtu in 60u16..1500, offset in 0u16..100, more: bool,
         ) {
             let header = if v6 {
-                let mut header = vec![0x60, 0, 0, 0, 0, 0, 4, 64];
+                // A packet is a fragment already, or it is not.
+                let part = offset != 0 || more;
+                let mut header = vec![0x60, 0, 0, 0, 0, 0, if part { FRAGMENT } else { 4 }, 64];
                 header.extend([9; 32]);
+                if part {
+                    header.extend([4, 0]);
+                    header.extend((offset << 3 | u16::from(more)).to_be_bytes());
+                    header.extend([0, 0, 0, 7]);
+                }
                 header
             } else {
                 let [high, low] = (offset | if more { MORE } else { 0 }).to_be_bytes();
@@ -215,14 +234,14 @@ mod tests {
                 let (at, follows, payload) = if v6 {
                     prop_assert_eq!(usize::from(be16(ip, 4)), ip.len() - 40);
                     prop_assert_eq!((ip[6], ip[40], be16(ip, 46)), (FRAGMENT, 4, 7));
-                    (be16(ip, 42) & !7, ip[43] & 1 == 1, &ip[48..])
+                    ((be16(ip, 42) & !7) - offset * 8, ip[43] & 1 == 1, &ip[48..])
                 } else {
                     prop_assert_eq!(usize::from(be16(ip, 2)), ip.len());
                     prop_assert_eq!(Sum::default().bytes(&ip[..20]).field(), 0);
                     ((be16(ip, 6) & 0x1fff) * 8 - offset * 8, be16(ip, 6) & MORE != 0, &ip[20..])
                 };
                 prop_assert_eq!(usize::from(at), together.len());
-                prop_assert_eq!(follows, !last || (more && !v6));
+                prop_assert_eq!(follows, !last || more);
                 together.extend(payload);
             }
             prop_assert_eq!(together, data);

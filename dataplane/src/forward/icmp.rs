@@ -95,6 +95,18 @@ pub struct Quote<A> {
     transport: u16,
 }
 
+impl<A> Quote<A> {
+    /// Offset of the quoted IP header in the frame.
+    pub fn network(&self) -> usize {
+        self.network.into()
+    }
+
+    /// Offset of the quoted transport header in the frame.
+    pub fn transport(&self) -> usize {
+        self.transport.into()
+    }
+}
+
 /// What an ICMP packet is to the director.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message<A> {

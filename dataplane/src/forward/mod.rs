@@ -4,6 +4,7 @@
 //! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`]; [`icmp`], [`mss`] and [`reset`] serve all. Both address
 //! families go through the same lines.
 
+pub mod across;
 pub mod cut;
 pub mod dr;
 pub mod icmp;
@@ -38,10 +39,16 @@ pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
     A::age(ip(packet, meta));
 }
 
+/// Whether the packet's sender forbids cutting it up.
+#[inline]
+pub fn forbids_fragments<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> bool {
+    A::forbids_fragments(ip(packet, meta))
+}
+
 /// Whether the packet is too long for its way and must not be cut up.
 #[inline]
 pub fn is_too_big<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> bool {
-    meta.length() > mtu && A::forbids_fragments(ip(packet, meta))
+    meta.length() > mtu && forbids_fragments(packet, meta)
 }
 
 /// Puts the frame's addresses on, drops VLAN tags and Ethernet padding: the hop's interface is untagged.

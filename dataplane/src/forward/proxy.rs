@@ -90,15 +90,15 @@ pub fn ride<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, header: &Header
     true
 }
 
-/// Bytes of a segment's frame with the header instead of data, for [`alone`].
-pub fn length<A>(meta: &Meta<A>, header: &Header, tcp_header: usize) -> usize {
-    ETHERNET + usize::from(meta.transport - meta.network) + tcp_header + header.len()
+/// Bytes of a segment's frame with the header instead of data, for [`alone`]. Its own headers are of these lengths.
+pub fn length(ip_header: usize, tcp_header: usize, header: &Header) -> usize {
+    ETHERNET + ip_header + tcp_header + header.len()
 }
 
-/// Writes the header as a segment of its own, to go before the finished frame of a client's first data: the same in all but its data. `back` is how much
-/// that data's number has been moved on.
-pub fn alone<A: Address>(frame: &[u8], meta: &Meta<A>, header: &Header, tcp_header: usize, out: &mut [u8]) {
-    let transport = ETHERNET + usize::from(meta.transport - meta.network);
+/// Writes the header as a segment of its own, to go before the finished frame of a client's first data: the same in all but its data and
+/// the number of that.
+pub fn alone<A: Address>(frame: &[u8], ip_header: usize, tcp_header: usize, header: &Header, out: &mut [u8]) {
+    let transport = ETHERNET + ip_header;
     let data = transport + tcp_header;
     out[..data].copy_from_slice(&frame[..data]);
     out[data..].copy_from_slice(header);

@@ -13,6 +13,7 @@
 use std::net::IpAddr;
 
 use super::ip;
+use crate::packet::address::Onward;
 use crate::packet::checksum::{Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, V4, V6, put16, put32};
@@ -61,11 +62,12 @@ pub fn request<A: Address>(
 ) {
     let inner = ip(packet, meta);
     A::age(inner);
-    let inherited = Inherited {
+    let onward = Onward {
         ttl: A::hops_left(inner),
         tos: encapsulate_ecn(A::tos(inner)),
+        fragment: None,
         // An IPv6 packet is cut up by its sender only; the kernel does not forbid it to the outer one.
-        whole: A::ROUTERS_FRAGMENT && A::forbids_fragments(inner),
+        may_be_cut: !(A::ROUTERS_FRAGMENT && A::forbids_fragments(inner)),
         id,
     };
 
@@ -84,28 +86,19 @@ pub fn request<A: Address>(
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let (source, destination) = (V4::from(source), V4::from(destination));
-            write_v4(outer, protocol, inherited, source, destination);
+            write::<V4>(outer, protocol, &onward, source, destination);
             wrap::<A, V4>(&mut outer[V4::HEADER..], tunnel, flow, source, destination);
             put16(data, 12, V4::ETHERTYPE);
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let (source, destination) = (V6::from(source), V6::from(destination));
-            write_v6(outer, protocol, inherited, source, destination);
+            write::<V6>(outer, protocol, &onward, source, destination);
             wrap::<A, V6>(&mut outer[V6::HEADER..], tunnel, flow, source, destination);
             put16(data, 12, V6::ETHERTYPE);
         }
         // The source is chosen by the destination's family.
         _ => debug_assert!(false, "a tunnel between families"),
     }
-}
-
-/// What the outer header takes from the inner one.
-#[derive(Clone, Copy)]
-struct Inherited {
-    ttl: u8,
-    tos: u8,
-    whole: bool,
-    id: u16,
 }
 
 /// `INET_ECN_encapsulate`: what the inner packet says of congestion, but not that it has met some.
@@ -127,22 +120,10 @@ fn bare_protocol<A: Address>() -> u8 {
     if A::ETHERTYPE == V4::ETHERTYPE { IPV4_IN_IP } else { IPV6_IN_IP }
 }
 
-fn write_v4(ip: &mut [u8], protocol: u8, inherited: Inherited, source: V4, destination: V4) {
-    let total = ip.len();
-    V4::write_header(&mut ip[..V4::HEADER], total - V4::HEADER, protocol, None, source, destination);
-    ip[1] = inherited.tos;
-    put32(ip, 4, if inherited.whole { 0x4000 } else { u32::from(inherited.id) << 16 });
-    ip[8] = inherited.ttl;
-    put16(ip, 10, 0);
-    let checksum = Sum::default().bytes(&ip[..V4::HEADER]).field();
-    put16(ip, 10, checksum);
-}
-
-fn write_v6(ip: &mut [u8], protocol: u8, inherited: Inherited, source: V6, destination: V6) {
-    let total = ip.len();
-    V6::write_header(&mut ip[..V6::HEADER], total - V6::HEADER, protocol, None, source, destination);
-    put32(ip, 0, 6 << 28 | u32::from(inherited.tos) << 20);
-    ip[7] = inherited.ttl;
+/// Writes the outer header of a packet.
+fn write<O: Address>(packet: &mut [u8], protocol: u8, onward: &Onward, source: O, destination: O) {
+    let (ip, payload) = packet.split_at_mut(O::HEADER);
+    O::write_onward(ip, payload.len(), protocol, onward, source, destination);
 }
 
 /// Writes what stands between the two IP headers. `payload` is everything behind the outer one.

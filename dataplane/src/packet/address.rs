@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromZeros, Immutable};
 
 use super::checksum::{Change, Sum};
+use super::parse::Fragment;
 use super::{be16, be32, put16, put32};
 
 /// An IPv4 address, in host order so that it is a number to mask and to hash.
@@ -74,6 +75,22 @@ pub trait Address:
     /// Makes the packet longer by so many bytes (or shorter, by what wraps), as its header has it. Gives `change` with that of the pseudo header's length.
     fn lengthen(ip: &mut [u8], by: u16, change: Change) -> Change;
 
+    /// Bytes behind the IP header (of `header` bytes, extensions included), as the header has it.
+    fn payload_length(ip: &[u8], header: usize) -> usize;
+
+    /// Bytes of the header that [`write_onward`](Self::write_onward) writes.
+    fn onward_header(onward: &Onward) -> usize;
+
+    /// Writes a header for a packet that the director sends on in another one's place, around it or translated, `payload` bytes behind it.
+    fn write_onward(
+        ip: &mut [u8],
+        payload: usize,
+        protocol: u8,
+        onward: &Onward,
+        source: Self,
+        destination: Self,
+    );
+
     /// Whether the packet's sender forbids cutting it up.
     fn forbids_fragments(ip: &[u8]) -> bool;
 
@@ -89,10 +106,31 @@ pub trait Address:
     );
 }
 
+/// What a packet that is sent on under a new header takes from its old one.
+#[derive(Clone, Copy, Debug)]
+pub struct Onward {
+    /// The time to live.
+    pub ttl: u8,
+    /// The type of service.
+    pub tos: u8,
+    /// Which part of a datagram it is.
+    pub fragment: Option<Fragment>,
+    /// Whether routers may cut it up.
+    pub may_be_cut: bool,
+    /// Its id, if they may.
+    pub id: u16,
+}
+
 /// TTL of packets that the director sends itself: the kernel's default (`net.ipv4.ip_default_ttl`, hop limit of IPv6).
 const OWN_TTL: u8 = 64;
 
 const V4_CHECKSUM: usize = 10;
+
+/// The kind of an IPv6 fragment header.
+pub const FRAGMENT: u8 = 44;
+
+/// Bytes of an IPv6 fragment header.
+pub const FRAGMENT_HEADER: usize = 8;
 
 impl Address for V4 {
     const ETHERTYPE: u16 = 0x0800;
@@ -165,6 +203,38 @@ impl Address for V4 {
         put16(ip, 2, new);
         Self::adjust_header(ip, Change::default().word(old, new));
         change.word(old, new)
+    }
+
+    fn payload_length(ip: &[u8], header: usize) -> usize {
+        usize::from(be16(ip, 2)).saturating_sub(header)
+    }
+
+    fn onward_header(_onward: &Onward) -> usize {
+        Self::HEADER
+    }
+
+    fn write_onward(
+        ip: &mut [u8],
+        payload: usize,
+        protocol: u8,
+        onward: &Onward,
+        source: Self,
+        destination: Self,
+    ) {
+        ip[..2].copy_from_slice(&[0x45, onward.tos]);
+        put16(ip, 2, (Self::HEADER + payload) as u16);
+        let part = match onward.fragment {
+            Some(part) => part.id << 16 | u32::from(part.more) << 13 | u32::from(part.offset),
+            None if onward.may_be_cut => u32::from(onward.id) << 16,
+            None => 0x4000,
+        };
+        put32(ip, 4, part);
+        ip[8..10].copy_from_slice(&[onward.ttl, protocol]);
+        put16(ip, V4_CHECKSUM, 0);
+        source.write(ip, Self::SOURCE);
+        destination.write(ip, Self::DESTINATION);
+        let checksum = Sum::default().bytes(&ip[..Self::HEADER]).field();
+        put16(ip, V4_CHECKSUM, checksum);
     }
 
     #[inline]
@@ -262,6 +332,36 @@ impl Address for V6 {
         let new = old.wrapping_add(by);
         put16(ip, 4, new);
         change.word(old, new)
+    }
+
+    fn payload_length(ip: &[u8], header: usize) -> usize {
+        (usize::from(be16(ip, 4)) + Self::HEADER).saturating_sub(header)
+    }
+
+    fn onward_header(onward: &Onward) -> usize {
+        Self::HEADER + if onward.fragment.is_some() { FRAGMENT_HEADER } else { 0 }
+    }
+
+    fn write_onward(
+        ip: &mut [u8],
+        payload: usize,
+        protocol: u8,
+        onward: &Onward,
+        source: Self,
+        destination: Self,
+    ) {
+        put32(ip, 0, 6 << 28 | u32::from(onward.tos) << 20);
+        let extension = Self::onward_header(onward) - Self::HEADER;
+        put16(ip, 4, (extension + payload) as u16);
+        ip[6..8].copy_from_slice(&[protocol, onward.ttl]);
+        source.write(ip, Self::SOURCE);
+        destination.write(ip, Self::DESTINATION);
+        if let Some(part) = onward.fragment {
+            ip[6] = FRAGMENT;
+            ip[Self::HEADER..Self::HEADER + 2].copy_from_slice(&[protocol, 0]);
+            put16(ip, Self::HEADER + 2, part.offset << 3 | u16::from(part.more));
+            put32(ip, Self::HEADER + 4, part.id);
+        }
     }
 
     #[inline]

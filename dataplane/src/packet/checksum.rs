@@ -67,6 +67,12 @@ impl Change {
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }
 
+    /// Words of one sum become those of another.
+    #[inline]
+    pub fn replaced(self, old: Sum, new: Sum) -> Self {
+        self.word(fold(old.0), fold(new.0))
+    }
+
     /// Bytes are added, at an even place.
     #[inline]
     pub fn inserted(self, sum: Sum) -> Self {

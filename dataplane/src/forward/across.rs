@@ -1,0 +1,207 @@
+//! Between the families: an IPv4 packet becomes an IPv6 one, or the other way round, as RFC 7915 has it, with other ends.
+//!
+//! The transport header and its data stay where they are, and a new IP header is written before them: traffic class and time to live are the old one's, the
+//! time to live less one. TCP and UDP checksums cover the addresses and are adjusted. Fragments stay fragments; options and extension headers end
+//! here (RFC 7915 §4.1, §5.1). An ICMP error is written anew around what it quotes, which is translated too, since that is how its receiver tells
+//! which connection is meant.
+
+use super::ip;
+use super::nat::End;
+use crate::forward::icmp::Quote;
+use crate::packet::address::Onward;
+use crate::packet::checksum::{Change, Sum, pseudo_header};
+use crate::packet::parse::ETHERNET;
+use crate::packet::{Address, Meta, Packet, Tuple, V4, be16, be32, put16, put32};
+use crate::service::Hop;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Bytes of an ICMP error before its quote.
+const HEADER: usize = 8;
+
+/// The longest IPv4 packet that every IPv6 link takes when it has become IPv6 (RFC 7915 §5.1).
+const SHORT: usize = 1260;
+
+/// Bytes that a packet of family `A` grows by on its way to the other one; it shrinks when this is negative.
+const fn growth<A: Address>() -> i32 {
+    if A::HEADER == V4::HEADER { 20 } else { -20 }
+}
+
+/// Bytes of a packet of family `A` that fit a link of the other family that takes `mtu`.
+pub fn fits<A: Address>(mtu: u16) -> u16 {
+    (i32::from(mtu) - growth::<A>()).clamp(0, 0xffff) as u16
+}
+
+/// Translates a packet and sends it to `hop`. `id` names an IPv4 packet that may be cut up. `false`, with the packet destroyed, where that cannot be done:
+/// a fragment of a datagram without checksum, or no room before the packet.
+pub fn translate<A: Address, B: Address>(
+    packet: &mut Packet,
+    meta: &Meta<A>,
+    (source, source_port): End<B>,
+    (destination, destination_port): End<B>,
+    id: u16,
+    hop: &Hop,
+) -> bool {
+    let (old_ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
+    let onward = Onward {
+        ttl: A::hops_left(old_ip) - 1,
+        tos: A::tos(old_ip),
+        fragment: meta.fragment,
+        may_be_cut: if A::ROUTERS_FRAGMENT {
+            !A::forbids_fragments(old_ip)
+        } else {
+            segment.len() <= SHORT - V4::HEADER
+        },
+        id,
+    };
+    let old = A::read(old_ip, A::DESTINATION).sum(A::read(old_ip, A::SOURCE).sum(Sum::default()));
+    let new = destination.sum(source.sum(Sum::default()));
+    if !meta.is_later_fragment() {
+        let change = Change::default()
+            .replaced(old, new)
+            .word(be16(segment, 0), source_port)
+            .word(be16(segment, 2), destination_port);
+        put16(segment, 0, source_port);
+        put16(segment, 2, destination_port);
+        let at = if meta.tuple.protocol == TCP { 16 } else { 6 };
+        let checksum = match be16(segment, at) {
+            0 if meta.tuple.protocol == UDP && meta.fragment.is_some() => return false,
+            0 if meta.tuple.protocol == UDP => {
+                pseudo_header(source, destination, UDP, segment.len() as u16).bytes(segment).field()
+            }
+            field => change.apply(field),
+        };
+        let none = meta.tuple.protocol == UDP && checksum == 0;
+        put16(segment, at, if none { 0xffff } else { checksum });
+    }
+    let transport = packet.start + usize::from(meta.transport);
+    let length = usize::from(meta.end - meta.transport);
+    head(packet, transport, length, meta.tuple.protocol, &onward, (source, destination), hop)
+}
+
+/// Writes an IP header of family `B`, and an Ethernet header, before `length` bytes at `transport` of the chunk. `false` when there is no room.
+fn head<B: Address>(
+    packet: &mut Packet,
+    transport: usize,
+    length: usize,
+    protocol: u8,
+    onward: &Onward,
+    (source, destination): (B, B),
+    hop: &Hop,
+) -> bool {
+    let header = B::onward_header(onward);
+    let Some(start) = transport.checked_sub(ETHERNET + header) else { return false };
+    packet.start = start;
+    packet.len = ETHERNET + header + length;
+    let data = packet.data();
+    data[..12].copy_from_slice(&hop.macs);
+    put16(data, 12, B::ETHERTYPE);
+    B::write_onward(&mut data[ETHERNET..ETHERNET + header], length, protocol, onward, source, destination);
+    true
+}
+
+/// Translates an ICMP error that goes from `source` to `destination` and quotes what is `quoted` on their side; sends it to `hop`. `false` when there is no such error
+/// in the other family.
+pub fn error<A: Address, B: Address>(
+    packet: &mut Packet,
+    meta: &Meta<A>,
+    quote: &Quote<A>,
+    (source, destination): (B, B),
+    quoted: &Tuple<B>,
+    hop: &Hop,
+) -> bool {
+    let data = &packet.data()[..usize::from(meta.end)];
+    let message = &data[usize::from(meta.transport)..];
+    let Some((kind, code, rest)) = kind::<A>(message[0], message[1], be32(message, 4)) else { return false };
+    let inner = &data[quote.network()..];
+    let header = quote.transport() - quote.network();
+    let onward = Onward {
+        ttl: A::hops_left(inner),
+        tos: A::tos(inner),
+        fragment: None,
+        may_be_cut: A::ROUTERS_FRAGMENT && !A::forbids_fragments(inner),
+        id: 0,
+    };
+    // What the quoted packet's header says that there was, not what is left of it here.
+    let whole = A::payload_length(inner, header);
+    let segment = &inner[header..];
+
+    let mut out = [0; V6_ERROR];
+    let inner_header = B::onward_header(&onward);
+    let room = B::LONGEST_ERROR - B::HEADER - HEADER - inner_header;
+    let kept = segment.len().min(room);
+    let length = HEADER + inner_header + kept;
+    let out = &mut out[..length];
+    out[..4].copy_from_slice(&[kind, code, 0, 0]);
+    put32(out, 4, rest);
+    let (inner_ip, new_segment) = out[HEADER..].split_at_mut(inner_header);
+    B::write_onward(inner_ip, whole, quote.tuple.protocol, &onward, quoted.source, quoted.destination);
+    new_segment.copy_from_slice(&segment[..kept]);
+    let old_sum = quote.tuple.destination.sum(quote.tuple.source.sum(Sum::default()));
+    let new_sum = quoted.destination.sum(quoted.source.sum(Sum::default()));
+    let change = Change::default()
+        .replaced(old_sum, new_sum)
+        .word(be16(new_segment, 0), quoted.source_port)
+        .word(be16(new_segment, 2), quoted.destination_port);
+    put16(new_segment, 0, quoted.source_port);
+    put16(new_segment, 2, quoted.destination_port);
+    let at = if quote.tuple.protocol == TCP { 16 } else { 6 };
+    if new_segment.len() >= at + 2 && (quote.tuple.protocol == TCP || be16(new_segment, at) != 0) {
+        let checksum = change.apply(be16(new_segment, at));
+        put16(new_segment, at, checksum);
+    }
+    let begin = if B::HEADER == V4::HEADER {
+        Sum::default()
+    } else {
+        pseudo_header(source, destination, B::ICMP, length as u16)
+    };
+    let checksum = begin.bytes(out).field();
+    put16(out, 2, checksum);
+
+    let outer = Onward {
+        ttl: A::hops_left(&data[usize::from(meta.network)..]) - 1,
+        tos: A::tos(&data[usize::from(meta.network)..]),
+        fragment: None,
+        may_be_cut: true,
+        id: 0,
+    };
+    // A message that has grown may reach further than the frame did; there is room for it behind a header of the new family.
+    let transport = (packet.start + usize::from(meta.transport)).max(ETHERNET + B::HEADER);
+    if transport + length > packet.chunk.len() {
+        return false;
+    }
+    packet.chunk[transport..transport + length].copy_from_slice(out);
+    head(packet, transport, length, B::ICMP, &outer, (source, destination), hop)
+}
+
+/// The longest ICMPv6 error.
+const V6_ERROR: usize = 1280;
+
+/// Type, code and the word after the checksum in the other family (RFC 7915 §4.2, §5.2). `None` for what has no counterpart.
+fn kind<A: Address>(kind: u8, code: u8, rest: u32) -> Option<(u8, u8, u32)> {
+    let same = |kind, code| Some((kind, code, 0));
+    if A::HEADER == V4::HEADER {
+        match (kind, code) {
+            // A router that does not say (RFC 1191 §7.1) leaves the least that IPv6 allows.
+            (3, 4) => Some((2, 0, if rest & 0xffff == 0 { 1280 } else { (rest & 0xffff) + 20 })),
+            (3, 0 | 1 | 5..=8 | 11 | 12) => same(1, 0),
+            (3, 3) => same(1, 4),
+            (3, 9 | 10 | 13 | 15) => same(1, 1),
+            // The protocol is named by the pointer, to the next header field.
+            (3, 2) => Some((4, 1, 6)),
+            (11, code) => same(3, code),
+            _ => None,
+        }
+    } else {
+        match (kind, code) {
+            (1, 0 | 2 | 3) => same(3, 1),
+            (1, 1) => same(3, 10),
+            (1, 4) => same(3, 3),
+            (2, _) => Some((3, 4, rest.saturating_sub(20).clamp(68, 0xffff))),
+            (3, code) => same(11, code),
+            (4, 1) => same(3, 2),
+            _ => None,
+        }
+    }
+}
