@@ -3,19 +3,20 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::answers::is_refused_to_server;
 use super::hops::{HopCache, Toward};
-use super::{Shared, Verdict, is_relieved};
+use super::{Shared, Verdict, admission, is_relieved};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Direction, Side, State, Table};
+use crate::conn::{Conn, ConnId, Direction, Side, State, Table, sctp, tcp};
 use crate::forward::icmp::Problem;
 use crate::forward::{self, dr, nat, tunnel};
-use crate::packet::parse::tcp_flags;
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
 use crate::stats::{Event, Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
+const SCTP: u8 = Protocol::Sctp as u8;
 
 /// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
 const EMBRYO: u32 = 3_000;
@@ -27,6 +28,8 @@ pub struct Family<A> {
     fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     next_id: u16,
+    /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
+    swept: Option<u32>,
 }
 
 /// Where a listing has got to.
@@ -72,6 +75,7 @@ impl<A: Address> Family<A> {
             hops: HopCache::default(),
             fragments: Fragments::default(),
             next_id: 0,
+            swept: None,
         })
     }
 
@@ -185,15 +189,21 @@ impl<A: Address> Family<A> {
         now: Tick,
     ) -> Verdict {
         let conn = self.conns.conn(id);
-        // A SYN for a connection that is over begins a new one, perhaps on another real server.
-        if meta.tuple.protocol == TCP && meta.flags & tcp_flags::SYN != 0 && conn.state.is_over() {
-            let old = self.conns.remove(id);
-            self.end(shared, &old);
+        if admission::replaces(meta, conn, &shared.snapshot) {
+            self.cut(shared, id);
             return self.admit(shared, packet, meta, hash, now);
         }
-        // The connection stays: its real server may come back, and then it goes on.
         if !shared.snapshot.services.has_dest(conn.dest) {
-            return Verdict::Drop(Reason::NoDest);
+            // The connection stays: its real server may come back, and then it goes on.
+            if shared.snapshot.sysctls.expire_nodest_conn == 0 || meta.is_later_fragment() {
+                return Verdict::Drop(Reason::NoDest);
+            }
+            self.cut(shared, id);
+            return self.admit(shared, packet, meta, hash, now);
+        }
+        let ports = (conn.virtual_port, conn.server_port);
+        if conn.forwarding == Forwarding::Masq && nat::needs_whole(meta, ports) {
+            return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match self.hop(shared, id, Toward::Server) {
             Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
@@ -251,6 +261,10 @@ impl<A: Address> Family<A> {
         id: ConnId,
         now: Tick,
     ) -> Verdict {
+        let conn = self.conns.conn(id);
+        if nat::needs_whole(meta, (conn.virtual_port, conn.server_port)) {
+            return Verdict::Drop(Reason::SctpFragment);
+        }
         let hop = match self.hop(shared, id, Toward::Client) {
             Ok(hop) => hop,
             Err(why) => return why.into(),
@@ -292,7 +306,10 @@ impl<A: Address> Family<A> {
         else {
             return self.stray(shared, packet, meta, tuple, now);
         };
-        if tuple.protocol == TCP && (meta.flags & (tcp_flags::SYN | tcp_flags::RST)) != tcp_flags::SYN {
+        if is_refused_to_server(&services, meta) {
+            return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
+        }
+        if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
         if let Some(owner) = shared.announce(hash) {
@@ -377,15 +394,15 @@ impl<A: Address> Family<A> {
             return;
         }
         let old_timeout = conn.timeout;
-        let new = if meta.tuple.protocol == TCP {
-            let side = match direction {
-                Direction::Request if conn.no_output => Side::InputOnly,
-                Direction::Request => Side::Input,
-                Direction::Reply => Side::Output,
-            };
-            conn.state.after(side, meta.flags)
-        } else {
-            State::Udp
+        let side = match direction {
+            Direction::Request if conn.no_output => Side::InputOnly,
+            Direction::Request => Side::Input,
+            Direction::Reply => Side::Output,
+        };
+        let new = match meta.tuple.protocol {
+            TCP => tcp::after(conn.state, side, meta.flags),
+            SCTP => sctp::after(conn.state, side, meta.flags),
+            _ => State::Udp,
         };
         conn.state = new;
         conn.timeout = shared.snapshot.timeouts.of(new);
@@ -403,6 +420,12 @@ impl<A: Address> Family<A> {
             sub(from, 1);
             add(to, 1);
         }
+    }
+
+    /// Ends a connection before its time.
+    fn cut(&mut self, shared: &Shared, id: ConnId) {
+        let old = self.conns.remove(id);
+        self.end(shared, &old);
     }
 
     /// Does the books for a connection that is no longer in the table.
@@ -461,12 +484,26 @@ impl<A: Address> Family<A> {
         Some(())
     }
 
-    /// Ends connections whose time is over.
+    /// Ends connections whose time is over, then those that are being swept away.
     pub fn expire(&mut self, shared: &Shared, now: Tick, budget: &mut usize) {
         while let Some(conn) = self.conns.expire(now, budget) {
             self.end(shared, &conn);
             shared.mine().count(Event::Expired, 1);
         }
+        let services = &shared.snapshot.services;
+        while let Some(from) = self.swept.filter(|_| *budget > 0) {
+            let (orphan, next) = self.conns.search(from, budget, |conn| !services.has_dest(conn.dest));
+            self.swept = next;
+            if let Some(id) = orphan {
+                self.cut(shared, id);
+                shared.mine().count(Event::Expired, 1);
+            }
+        }
+    }
+
+    /// Has the connections of removed real servers ended, little by little (`ip_vs_expire_nodest_conn_flush`).
+    pub fn sweep(&mut self) {
+        self.swept = Some(0);
     }
 
     /// Voids all remembered next hops.

@@ -13,6 +13,7 @@ use crate::packet::{Address, Meta, Packet, Tuple, be16, put16, put32};
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// Bytes of an error before its quote.
 const HEADER: usize = 8;
@@ -98,7 +99,7 @@ pub struct Quote<A> {
 /// What an ICMP packet is to the director.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message<A> {
-    /// An error that quotes a TCP or UDP packet, ports included.
+    /// An error that quotes a TCP, UDP or SCTP packet, ports included.
     Error(Quote<A>),
     /// An error that quotes too little, or something the director does not know.
     Unusable,
@@ -126,7 +127,7 @@ pub fn read<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> Message<A> {
         _ => return Message::Unusable,
     };
     // Eight bytes of the transport header are the least a quote must have (RFC 792).
-    if header < A::HEADER || inner.len() < header + 8 || !is_whole || !matches!(protocol, TCP | UDP) {
+    if header < A::HEADER || inner.len() < header + 8 || !is_whole || !matches!(protocol, TCP | UDP | SCTP) {
         return Message::Unusable;
     }
     Message::Error(Quote {
@@ -173,7 +174,7 @@ pub fn translate<A: Address>(
     };
     let data = &mut packet.data()[..usize::from(meta.end)];
 
-    // The quote: address, port, its IP checksum, and its transport checksum if that was quoted too.
+    // The quote: address, port, its IP checksum, and its transport checksum if that was quoted too and is a sum.
     let (inner, segment) =
         data[usize::from(quote.network)..].split_at_mut(usize::from(quote.transport - quote.network));
     let change = A::read(inner, inner_at).becomes(address, Change::default());
@@ -181,10 +182,15 @@ pub fn translate<A: Address>(
     A::adjust_header(inner, change);
     let change = change.word(be16(segment, port_at), port);
     put16(segment, port_at, port);
-    let checksum_at = if quote.tuple.protocol == TCP { 16 } else { 6 };
-    if segment.len() >= checksum_at + 2 && (quote.tuple.protocol == TCP || be16(segment, 6) != 0) {
-        let checksum = change.apply(be16(segment, checksum_at));
-        put16(segment, checksum_at, checksum);
+    let checksum_at = match quote.tuple.protocol {
+        TCP => Some(16),
+        UDP => Some(6).filter(|_| be16(segment, 6) != 0),
+        // A CRC would need the whole packet.
+        _ => None,
+    };
+    if let Some(at) = checksum_at.filter(|at| segment.len() >= at + 2) {
+        let checksum = change.apply(be16(segment, at));
+        put16(segment, at, checksum);
     }
 
     // The outer header, then the message: its sum is taken anew, for it is rare and short.

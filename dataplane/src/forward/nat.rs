@@ -2,14 +2,25 @@
 //!
 //! Checksums are adjusted by what changes. IPVS never verifies them, so a wrong one stays wrong by as much. One exception, IPVS's too: a UDP
 //! packet without a checksum leaves with one. (Not so when it comes in fragments, which the kernel puts together first.)
+//!
+//! SCTP's CRC covers no addresses. Where a port changes it is made anew over the whole packet, so that a wrong one becomes right; where none
+//! does it stays as it is (`sctp_snat_handler`, `sctp_dnat_handler`). A part of a datagram does not have what the CRC covers: the
+//! director [drops](needs_whole) what would need it.
 
 use super::{frame, ip};
-use crate::packet::checksum::{Change, pseudo_header};
+use crate::packet::checksum::{Change, pseudo_header, write_sctp_crc};
 use crate::packet::{Address, Meta, Packet, be16, put16};
 use crate::service::Hop;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+/// Whether a packet cannot be rewritten because it is only a part: its ports change from one of these to the other.
+#[inline]
+pub fn needs_whole<A>(meta: &Meta<A>, ports: (u16, u16)) -> bool {
+    meta.tuple.protocol == SCTP && meta.fragment.is_some() && ports.0 != ports.1
+}
 
 /// Sends a request to the real server at `server` and `port`.
 #[inline]
@@ -73,6 +84,7 @@ fn rewrite<A: Address>(
             // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
             put16(segment, 6, if checksum == 0 { 0xffff } else { checksum });
         }
+        SCTP if old_port != port => write_sctp_crc(segment),
         _ => {}
     }
 }
