@@ -4,15 +4,17 @@
 //! stack makes (an answer on the same side, nothing, or plain routing).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::service::PortId;
+use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
 use shunt_tests::frames::{checksum, from_hex, to_hex};
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Case {
     name: String,
     setup: Vec<String>,
@@ -41,13 +43,17 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Whole cases that are for later, and why.
-const LATER: &[(&str, &str)] =
-    &[("server is the director itself", "a real server on the director needs a way back into the kernel")];
+/// Whole cases that are for later or differ, and why.
+const LATER: &[(&str, &str)] = &[
+    ("server is the director itself", "a real server on the director needs a way back into the kernel"),
+    ("another port/fragments", "SCTP's CRC needs the whole datagram; drop.sctp_fragment counts its parts"),
+];
 
 #[test]
 fn every_frame_leaves_as_ipvs_sent_it() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/packets.json")).expect("golden file");
+    let files = [include_str!("../golden/packets.json"), include_str!("../golden/packets-more.json")];
+    let cases = files.map(|file| serde_json::from_str::<Vec<Case>>(file).expect("golden file"));
+    let cases = cases.concat();
     let (mut steps, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
     let mut wrong = Vec::new();
     for case in &cases {
@@ -166,7 +172,12 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
     let input = from_hex(&step.input);
     let expected: Vec<(PortId, Vec<u8>)> =
         step.out.iter().map(|(s, f)| (self::side(s), from_hex(f))).collect();
-    let outcome = bench.frame(side, &input);
+    let mut outcome = bench.frame(side, &input);
+    if outcome.verdict == Verdict::Drop(Reason::RateLimited) {
+        // The recorder's bench had no limit on ICMP.
+        bench.wait(Duration::from_secs(1));
+        outcome = bench.frame(side, &input);
+    }
     if DIFFERENCES.iter().any(|(c, note, _)| case.contains(c) && step.note.contains(note)) {
         return Ok(());
     }
