@@ -24,7 +24,7 @@ use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{
     Dest, DestId, Epoch, Forwarding, Interface, Neighbour, Network, PortId, Protocol, Route, Service,
-    ServiceId, Services, Snapshot, Tick, Timeouts, Tunnel, WorkerId,
+    ServiceId, Services, Snapshot, Sysctls, Tick, Timeouts, Tunnel, WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -119,6 +119,7 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         services: Arc::new(Services::new([Arc::new(service)])),
         network: Arc::new(network),
         timeouts: Timeouts::default(),
+        sysctls: Sysctls::default(),
     }
 }
 

@@ -72,6 +72,15 @@ pub enum Request {
     Daemons,
     /// What the director is and how it runs. Answered by [`Response::Status`].
     Status,
+    /// One setting of `net.ipv4.vs`, or all. Answered by [`Response::Sysctls`]; `ENOENT` when there is none of this name.
+    Sysctls(Option<String>),
+    /// Change a setting of `net.ipv4.vs`. `ENOENT` when there is none of this name, `EINVAL` when it does not take the value.
+    SetSysctl {
+        /// Its name, without `net.ipv4.vs.`.
+        name: String,
+        /// Its new value, as one would write it to the kernel's file.
+        value: String,
+    },
 }
 
 /// What the daemon answers.
@@ -99,6 +108,8 @@ pub enum Response {
     Daemons(Vec<SyncDaemon>),
     /// What the director is and how it runs.
     Status(Status),
+    /// Settings and their values, in alphabetical order.
+    Sysctls(Vec<(String, String)>),
 }
 
 impl Response {

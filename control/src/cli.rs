@@ -30,6 +30,12 @@ enum Command {
     Run(daemon::Options),
     /// Show how a running director is doing: interfaces, workers, every counter that is not zero.
     Status,
+    /// Show or change the settings of a running director that IPVS has under net.ipv4.vs.
+    Sysctl {
+        /// NAME shows a setting, NAME=VALUE changes it; net.ipv4.vs. before a name may be left out. Without any, all are shown.
+        #[arg(value_name = "NAME[=VALUE]")]
+        settings: Vec<String>,
+    },
     /// Administer a running director, in the words of ipvsadm.
     #[command(disable_help_flag = true, trailing_var_arg = true, after_help = ipvsadm::fullnat::HELP)]
     Ipvsadm {
@@ -61,6 +67,14 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Ok(Arguments { command: Command::Sysctl { settings } }) => match sysctl(&settings) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("shunt: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
         Err(error) => {
             // Help and version go to standard output and are no failure.
@@ -70,11 +84,14 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// What to do about a director that cannot be asked.
+const START_IT: &str = "start the director with shunt run, or name its socket in SHUNT_SOCKET";
+
 /// Prints what the director says of itself.
 fn status() -> anyhow::Result<()> {
     let path = socket::path();
     let asked = Client::connect(&path).and_then(|mut client| client.call(&Request::Status));
-    let answer = asked.context("start the director with shunt run, or name its socket in SHUNT_SOCKET")?;
+    let answer = asked.context(START_IT)?;
     let Some(Response::Status(status)) = answer.into_iter().next() else {
         anyhow::bail!("the director on {} does not say how it is doing", path.display());
     };
@@ -94,6 +111,50 @@ fn status() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Shows and changes settings, in order and in the words of sysctl. What is refused is said, and the rest is done all the same; whether
+/// nothing was refused.
+fn sysctl(settings: &[String]) -> anyhow::Result<bool> {
+    let mut client = Client::connect(socket::path()).context(START_IT)?;
+    if settings.is_empty() {
+        return ask_sysctl(&mut client, &Request::Sysctls(None));
+    }
+    let mut is_granted = true;
+    for setting in settings {
+        let (name, value) = match setting.split_once('=') {
+            Some((name, value)) => (name.trim_end(), Some(value.trim().to_owned())),
+            None => (setting.as_str(), None),
+        };
+        let name = name.strip_prefix(SYSCTL_PREFIX).unwrap_or(name).to_owned();
+        let is_set = match value {
+            Some(value) => ask_sysctl(&mut client, &Request::SetSysctl { name: name.clone(), value })?,
+            None => true,
+        };
+        is_granted &= is_set && ask_sysctl(&mut client, &Request::Sysctls(Some(name)))?;
+    }
+    Ok(is_granted)
+}
+
+/// Prints what is answered; whether it is no refusal.
+fn ask_sysctl(client: &mut Client, request: &Request) -> anyhow::Result<bool> {
+    let mut is_granted = true;
+    for response in client.call(request).context(START_IT)? {
+        match response {
+            Response::Sysctls(listed) => {
+                listed.iter().for_each(|(name, value)| println!("{SYSCTL_PREFIX}{name} = {value}"));
+            }
+            Response::Refused { why, .. } => {
+                eprintln!("shunt: {why}");
+                is_granted = false;
+            }
+            _ => {}
+        }
+    }
+    Ok(is_granted)
+}
+
+/// What the kernel's names of settings begin with.
+const SYSCTL_PREFIX: &str = "net.ipv4.vs.";
 
 /// An error and its causes. Those of the data plane tell their cause themselves, for who prints no causes; nobody needs it twice.
 pub fn in_one_line(error: &anyhow::Error) -> String {

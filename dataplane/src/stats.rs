@@ -51,9 +51,11 @@ reasons! {
     FragmentTimeout = "drop.fragment_timeout",
     /// Too many later fragments wait for their first.
     FragmentQueueFull = "drop.fragment_queue_full",
+    /// A part of an SCTP datagram whose port NAT would change: the new CRC needs the whole.
+    SctpFragment = "drop.sctp_fragment",
     /// The connection's real server was removed; the connection waits for it to come back, or for its timeout.
     NoDest = "drop.no_dest",
-    /// A RST that belongs to no connection. Nobody may answer one.
+    /// A RST, or an SCTP packet that nobody may answer, that belongs to no connection.
     StrayReset = "drop.stray_reset",
     /// A packet that would have been answered, but its own checksum is wrong.
     BadChecksum = "drop.bad_checksum",

@@ -19,7 +19,7 @@ use shunt_dataplane::director::{Director, Parts, Place, Verdict};
 use shunt_dataplane::packet::Packet;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{
-    Epoch, Interface, Neighbour, Network, PortId, Route, Snapshot, Tick, Timeouts, WorkerId,
+    Epoch, Interface, Neighbour, Network, PortId, Route, Snapshot, Sysctls, Tick, Timeouts, WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -63,6 +63,7 @@ impl Default for Bench {
             services: Arc::default(),
             network: Arc::new(network([1500; 2])),
             timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
         };
         let parts = Parts {
             worker: WorkerId(0),
@@ -95,6 +96,24 @@ impl Bench {
         let code = ipvsadm::main("ipvsadm", &words, self, &mut io::empty(), &mut stdout, &mut stderr);
         let text = |bytes| String::from_utf8(bytes).expect("ipvsadm prints text");
         (code, text(stdout), text(stderr))
+    }
+
+    /// Sets a setting; `net.ipv4.vs.` before its name may be left out.
+    ///
+    /// # Errors
+    /// When the rules refuse, and why.
+    pub fn sysctl(&mut self, name: &str, value: u32) -> Result<(), String> {
+        let name = name.strip_prefix("net.ipv4.vs.").unwrap_or(name).to_owned();
+        let mut refused = None;
+        let set = Request::SetSysctl { name, value: value.to_string() };
+        self.request(&set, &mut |response| {
+            if let Response::Refused { why, .. } = response {
+                refused = Some(why);
+            }
+            Ok(())
+        })
+        .expect("rules in memory answer");
+        refused.map_or(Ok(()), Err)
     }
 
     /// A frame comes in by a port, and those that were kept are tried again. Gives all that is sent.
@@ -146,7 +165,12 @@ impl Bench {
         while let Some(place) = from {
             from = self.director.connections(place, usize::MAX, self.now, |listed| {
                 list.push((
-                    if listed.protocol == 6 { "TCP" } else { "UDP" }.to_owned(),
+                    match listed.protocol {
+                        6 => "TCP",
+                        17 => "UDP",
+                        _ => "SCTP",
+                    }
+                    .to_owned(),
                     listed.left / 1000,
                     listed.state.name().to_owned(),
                     show(listed.client),
@@ -188,6 +212,7 @@ impl Bench {
         snapshot.timeouts.set(State::Established, seconds.tcp);
         snapshot.timeouts.set(State::FinWait, seconds.tcp_fin);
         snapshot.timeouts.set(State::Udp, seconds.udp);
+        snapshot.sysctls = *rules.sysctls();
         self.director.adopt(Arc::new(snapshot));
         self.rules = rules;
     }

@@ -53,6 +53,31 @@ pub fn udp(macs: ([u8; 6], [u8; 6]), from: (Ipv4Addr, u16), to: (Ipv4Addr, u16))
     frame(macs, from.0, to.0, 17, datagram, 6)
 }
 
+/// An SCTP packet of these chunks, each a type and its value.
+pub fn sctp(
+    macs: ([u8; 6], [u8; 6]),
+    from: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    chunks: &[(u8, &[u8])],
+) -> Vec<u8> {
+    let mut packet = [&from.1.to_be_bytes()[..], &to.1.to_be_bytes(), &7u32.to_be_bytes(), &[0; 4]].concat();
+    for (kind, value) in chunks {
+        packet.extend([*kind, 0]);
+        packet.extend((4 + value.len() as u16).to_be_bytes());
+        packet.extend(*value);
+        packet.resize(packet.len().next_multiple_of(4), 0);
+    }
+    let crc = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&crc);
+    ip_frame(macs, from.0, to.0, 132, &packet)
+}
+
+/// CRC32c, bit by bit (RFC 9260 appendix A).
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
+}
+
 /// A frame around a transport header and its data, whose checksum field at `checksum_at` is filled in. `macs` are source and
 /// destination.
 pub fn frame(
@@ -68,7 +93,11 @@ pub fn frame(
     pseudo.extend((payload.len() as u16).to_be_bytes());
     pseudo.extend(&payload);
     payload[checksum_at..checksum_at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    ip_frame(macs, from, to, protocol, &payload)
+}
 
+/// A frame around what follows the IP header.
+fn ip_frame(macs: ([u8; 6], [u8; 6]), from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut ip = vec![0x45, 0];
     ip.extend((20 + payload.len() as u16).to_be_bytes());
     ip.extend([0x12, 0x34, 0x40, 0, 64, protocol, 0, 0]);
@@ -78,7 +107,7 @@ pub fn frame(
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
 
     let (source, destination) = macs;
-    [&destination[..], &source, &[0x08, 0x00], &ip, &payload].concat()
+    [&destination[..], &source, &[0x08, 0x00], &ip, payload].concat()
 }
 
 /// The Internet checksum, the long way.

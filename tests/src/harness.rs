@@ -25,7 +25,7 @@ use shunt_dataplane::stats::{Event, Reason};
 
 use crate::bench::{CLIENTS, SERVERS};
 use crate::frames::{C0, S0, checksum, client_mac, frame, server_mac, to_hex};
-use crate::ops::{Edit, LOCALS, Op, SERVICES, Shape, TCP, client, mend, place, service_key};
+use crate::ops::{Edit, LOCALS, Op, SCTP, SERVICES, Shape, TCP, client, mend, place, service_key};
 use crate::oracle::{self, Packet, Rewrite};
 use crate::rig::{Delivery, ROUTER, Rig, macs_to};
 
@@ -221,7 +221,11 @@ impl Play {
         packet: &Packet,
     ) -> Result<(), String> {
         let old = before.iter().find(|(_, old)| old.request() == conn.request());
-        let begins = packet.protocol() == TCP && packet.segment()[13] & 2 != 0;
+        let begins = match packet.protocol() {
+            TCP => packet.segment()[13] & 2 != 0,
+            SCTP => packet.segment()[12] == 1,
+            _ => false,
+        };
         match old {
             Some((_, old)) if !(old.state.is_over() && begins) => {
                 let same =
@@ -254,7 +258,11 @@ impl Play {
 
     /// The weight that the rules give to a connection's server, if they have it.
     fn weight(&self, conn: &Conn<V4>) -> Option<u32> {
-        let protocol = if conn.protocol == TCP { Protocol::Tcp } else { Protocol::Udp };
+        let protocol = match conn.protocol {
+            TCP => Protocol::Tcp,
+            SCTP => Protocol::Sctp,
+            _ => Protocol::Udp,
+        };
         let address = ip(conn.virtual_address).into();
         let service =
             self.rig.rules.service(&ServiceKey::Address { protocol, address, port: conn.virtual_port })?;
@@ -281,8 +289,10 @@ impl Play {
                 tuples.entry(word(&tuple)).or_insert((tuple, Vec::new())).1.push(worker);
             }
             let load = loads.entry(conn.dest).or_default();
-            let active =
-                matches!(conn.state, State::Established | State::SynSent | State::SynRecv | State::SynAck);
+            let active = matches!(
+                conn.state,
+                State::Established | State::SynSent | State::SynRecv | State::SynAck | State::Associated
+            );
             *(if active { &mut load.0 } else { &mut load.1 }) += 1;
         }
         for (key, (tuple, workers)) in &tuples {

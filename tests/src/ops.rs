@@ -8,16 +8,17 @@ use shunt::api::{
 };
 
 use crate::bench::VIP;
-use crate::frames::{checksum, frame, to_hex};
+use crate::frames::{checksum, frame, sctp, to_hex};
 use crate::rig::VIP2;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const SCTP: u8 = 132;
 
 /// Ops of one run. More find nothing new, and the audit after each makes a run's cost quadratic.
 const MOST_OPS: usize = 200;
 
-/// The services that edits add: protocol, virtual address and port, the port of the servers, NAT or not. The last one's servers
+/// The services that edits add: protocol, virtual address and port, the port of the servers, NAT or not. The servers at the second address
 /// are the first one's, so that replies of the two can be the same.
 pub const SERVICES: &[(Protocol, Ipv4Addr, u16, u16, Forwarding)] = &[
     (Protocol::Tcp, VIP, 80, 80, Forwarding::Masq),
@@ -30,6 +31,9 @@ pub const SERVICES: &[(Protocol, Ipv4Addr, u16, u16, Forwarding)] = &[
     (Protocol::Udp, VIP2, 80, 80, Forwarding::Masq),
     (Protocol::Tcp, VIP, 83, 8083, Forwarding::FullNat),
     (Protocol::Udp, VIP, 83, 8083, Forwarding::FullNat),
+    (Protocol::Sctp, VIP, 80, 80, Forwarding::Masq),
+    (Protocol::Sctp, VIP, 81, 8080, Forwarding::Masq),
+    (Protocol::Sctp, VIP, 82, 82, Forwarding::Route),
 ];
 
 /// The local addresses of the FullNAT services.
@@ -121,7 +125,7 @@ pub enum Edit {
 /// What a frame looks like beyond its addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// TCP flags.
+    /// TCP flags. SCTP's one chunk is of half this type, so that a SYN is an INIT.
     pub flags: u8,
     /// Time to live.
     pub ttl: u8,
@@ -154,7 +158,9 @@ impl Shape {
         protocol: u8,
     ) -> Vec<u8> {
         let data: Vec<u8> = (0..usize::from(self.length) * 8).map(|n| (n * 7 + 3) as u8).collect();
-        let (mut segment, checksum_at) = if protocol == TCP {
+        let (mut segment, checksum_at) = if protocol == SCTP {
+            (Vec::new(), 8)
+        } else if protocol == TCP {
             let mut header = vec![0; 20];
             header[4..8].copy_from_slice(&[0, 0, 3, 0xe8]);
             header[12..16].copy_from_slice(&[5 << 4, self.flags, 0x20, 0]);
@@ -162,14 +168,18 @@ impl Shape {
         } else {
             (vec![0; 8], 6)
         };
-        segment.extend(data);
-        segment[..2].copy_from_slice(&from.1.to_be_bytes());
-        segment[2..4].copy_from_slice(&to.1.to_be_bytes());
-        if protocol == UDP {
-            let length = segment.len() as u16;
-            segment[4..6].copy_from_slice(&length.to_be_bytes());
-        }
-        let mut bytes = frame(macs, from.0, to.0, protocol, segment, checksum_at);
+        let mut bytes = if protocol == SCTP {
+            sctp(macs, from, to, &[(self.flags >> 1, &data)])
+        } else {
+            segment.extend(data);
+            segment[..2].copy_from_slice(&from.1.to_be_bytes());
+            segment[2..4].copy_from_slice(&to.1.to_be_bytes());
+            if protocol == UDP {
+                let length = segment.len() as u16;
+                segment[4..6].copy_from_slice(&length.to_be_bytes());
+            }
+            frame(macs, from.0, to.0, protocol, segment, checksum_at)
+        };
         let field = 14 + 20 + checksum_at;
         if protocol == UDP && (self.quirks & 2 != 0 || bytes[field..field + 2] == [0, 0]) {
             // No checksum, or one that must be written the other way (RFC 768).

@@ -6,11 +6,12 @@
 
 use std::net::Ipv4Addr;
 
-use crate::frames::checksum;
+use crate::frames::{checksum, crc32c};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// An IPv4 packet in a frame: whole, with a header that makes sense.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +75,7 @@ impl<'a> Packet<'a> {
         let least = match ip[9] {
             TCP => 20,
             UDP | ICMP => 8,
+            SCTP => 16,
             _ => 0,
         };
         if total - header < least {
@@ -107,9 +109,9 @@ impl<'a> Packet<'a> {
         &self.ip[self.header..]
     }
 
-    /// Addresses and ports of a TCP or UDP packet.
+    /// Addresses and ports of a TCP, UDP or SCTP packet.
     pub fn flow(&self) -> Option<Flow> {
-        matches!(self.protocol(), TCP | UDP).then(|| flow(self.ip, self.segment()))
+        matches!(self.protocol(), TCP | UDP | SCTP).then(|| flow(self.ip, self.segment()))
     }
 
     /// The flow of the packet that an ICMP error quotes, if it quotes enough of one.
@@ -123,7 +125,7 @@ impl<'a> Packet<'a> {
         let inner = self.segment().get(8..).filter(|inner| self.protocol() == ICMP && inner.len() >= 20)?;
         let header = usize::from(inner[0] & 15) * 4;
         let enough = inner[0] >> 4 == 4 && header >= 20 && inner.len() >= header + 8;
-        (enough && matches!(inner[9], TCP | UDP)).then_some((inner, header))
+        (enough && matches!(inner[9], TCP | UDP | SCTP)).then_some((inner, header))
     }
 
     /// Whether the IP header's checksum is right.
@@ -131,11 +133,16 @@ impl<'a> Packet<'a> {
         checksum(&self.ip[..self.header]) == 0
     }
 
-    /// By how much the TCP, UDP or ICMP checksum is wrong; 0 when it is right.
+    /// By how much the TCP, UDP or ICMP checksum is wrong; 0 when it is right. Of SCTP's CRC only whether it is.
     pub fn residue(&self) -> u16 {
         let segment = self.segment();
-        if self.protocol() == ICMP {
-            return checksum(segment);
+        match self.protocol() {
+            ICMP => return checksum(segment),
+            SCTP => {
+                let crc = crc32c(&[&segment[..8], &[0; 4], &segment[12..]].concat());
+                return u16::from(segment[8..12] != crc.to_le_bytes());
+            }
+            _ => {}
         }
         let mut summed = self.ip[12..20].to_vec();
         summed.extend([0, self.protocol()]);
@@ -176,6 +183,10 @@ pub fn forwarded(input: &[u8], output: &[u8], rewrite: Rewrite) -> Result<(), St
     if before.protocol() == ICMP && translates {
         must(after.residue() == 0, "the ICMP checksum is wrong")?;
         quote_is_adjusted(&before, &after)?;
+    } else if before.protocol() == SCTP {
+        let is_same = before.flow().map(ports) == after.flow().map(ports);
+        let is_kept = before.segment()[8..12] == after.segment()[8..12];
+        must(if is_same { is_kept } else { after.residue() == 0 }, "the CRC")?;
     } else if before.protocol() == UDP && before.checksum_field() == 0 {
         let filled_in = after.checksum_field() != 0 && after.residue() == 0;
         must(filled_in == translates, "a datagram without checksum")?;
@@ -244,6 +255,15 @@ pub fn replied(input: &[u8], output: &[u8]) -> Result<(), String> {
             must(after.flow() == Some((to, from, TCP)), "the reset is not the way back")?;
             must(message[13] & 4 != 0 && after.ip.len() == 40, "it is no bare reset")
         }
+        SCTP => {
+            let (from, to, _) = before.flow().ok_or("an abort for no SCTP")?;
+            let asked = before.segment();
+            must(before.residue() == 0, "a broken packet was answered")?;
+            must(!matches!(asked[12], 6 | 14), "what nobody answers was answered")?;
+            must(after.flow() == Some((to, from, SCTP)), "the abort is not the way back")?;
+            must(message[4..8] == asked[4..8], "another tag")?;
+            must(matches!(message[12..], [6 | 14, 1, 0, 4]), "neither abort nor shutdown complete, with T")
+        }
         ICMP => {
             must(matches!(message[0], 3 | 11), "an odd error")?;
             must(before.protocol() != ICMP, "an error about an ICMP packet")?;
@@ -264,6 +284,10 @@ pub fn replied(input: &[u8], output: &[u8]) -> Result<(), String> {
     }
 }
 
+fn ports(((_, source), (_, destination), _): Flow) -> (u16, u16) {
+    (source, destination)
+}
+
 /// Puts address and port into the quoted packet, on the other side than outside.
 fn rewrite_quote(before: &Packet, expected: &mut [u8], place: usize, (address, port): (Ipv4Addr, u16)) {
     let Some((_, inner_header)) = before.quote() else { return };
@@ -281,7 +305,7 @@ fn quote_is_adjusted(before: &Packet, after: &Packet) -> Result<(), String> {
     };
     must(checksum(&old[..header]) == checksum(&new[..header]), "the quoted IP checksum")?;
     let at = header + checksum_at(old[9]);
-    if old.len() < at + 2 || (old[9] == UDP && word(old, at) == 0) {
+    if old[9] == SCTP || old.len() < at + 2 || (old[9] == UDP && word(old, at) == 0) {
         return Ok(());
     }
     // The pseudo header, the ports and the field; the rest is the same.
@@ -299,12 +323,15 @@ fn mask(packet: &mut [u8], header: usize) {
     packet[10..12].fill(0);
     let protocol = packet[9];
     let at = header + checksum_at(protocol);
-    packet[at..at + 2].fill(0);
+    packet[at..at + if protocol == SCTP { 4 } else { 2 }].fill(0);
     if protocol == ICMP && packet.len() >= header + 8 + 20 {
         let inner = &mut packet[header + 8..];
         inner[10..12].fill(0);
         let at = usize::from(inner[0] & 15) * 4 + checksum_at(inner[9]);
-        if let Some(field) = inner.get_mut(at..at + 2) {
+        // A quoted CRC stays as it is.
+        if inner[9] != SCTP
+            && let Some(field) = inner.get_mut(at..at + 2)
+        {
             field.fill(0);
         }
     }
@@ -318,6 +345,7 @@ fn checksum_at(protocol: u8) -> usize {
     match protocol {
         TCP => 16,
         UDP => 6,
+        SCTP => 8,
         _ => 2,
     }
 }

@@ -23,7 +23,8 @@ use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
 use shunt_dataplane::service::{
-    Epoch, Interface, Neighbour, Network, PortId, Route, Services, Snapshot, Tick, Timeouts, WorkerId,
+    Epoch, Interface, Neighbour, Network, PortId, Route, Services, Snapshot, Sysctls, Tick, Timeouts,
+    WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -83,6 +84,7 @@ impl Rig {
             services: Arc::default(),
             network: Arc::new(network(mtu)),
             timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
         });
         // Late enough that the clock wraps in the middle of a long test.
         let now = Tick(u32::MAX - 600_000);
@@ -134,6 +136,7 @@ impl Rig {
         snapshot.timeouts.set(State::Established, seconds.tcp);
         snapshot.timeouts.set(State::FinWait, seconds.tcp_fin);
         snapshot.timeouts.set(State::Udp, seconds.udp);
+        snapshot.sysctls = *rules.sysctls();
         self.rules = rules;
         self.adopt(snapshot);
         Ok(())

@@ -57,7 +57,7 @@ fn edits() -> impl Strategy<Value = Edit> {
 /// A frame that makes sense, with a few bytes changed; `mend` makes the IP checksum right again.
 fn mutants() -> impl Strategy<Value = Op> {
     let changes = prop::collection::vec((0usize..80, any::<u8>()), 0..4);
-    let made = (any::<u8>(), 0u8..8, any::<bool>(), shapes());
+    let made = (any::<u8>(), 0..SERVICES.len() as u8, any::<bool>(), shapes());
     (0u8..4, any::<bool>(), made, changes, 0usize..40).prop_map(|(worker, mend, made, changes, cut)| {
         let (number, service, toward_server, shape) = made;
         let (protocol, vip, port, server_port, _) = SERVICES[usize::from(service)];
@@ -80,7 +80,7 @@ fn mutants() -> impl Strategy<Value = Op> {
 fn ops() -> impl Strategy<Value = Op> {
     let raw = (0u8..4, 0u8..2, any::<bool>(), prop::collection::vec(any::<u8>(), 0..120))
         .prop_map(|(worker, side, mend, bytes)| Op::Raw { worker, side, mend, bytes: Hex(bytes) });
-    let request = (0u8..4, any::<u8>(), 0u8..8, shapes())
+    let request = (0u8..4, any::<u8>(), 0..SERVICES.len() as u8, shapes())
         .prop_map(|(worker, client, service, shape)| Op::Request { worker, client, service, shape });
     let reply =
         (0u8..4, any::<u8>(), shapes()).prop_map(|(worker, conn, shape)| Op::Reply { worker, conn, shape });

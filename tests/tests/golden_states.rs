@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, Outcome, SERVERS, VIP};
-use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp, udp};
+use shunt_tests::frames::{C0, S0, client_mac, flags, sctp, server_mac, tcp, udp};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 11);
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Case {
     name: String,
     setup: Vec<String>,
@@ -25,31 +26,34 @@ struct Case {
 /// What happens, the connections listed afterwards, the servers' active and inactive counts.
 type Step = (String, Vec<[String; 5]>, Vec<[u32; 2]>);
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(untagged)]
 enum Value {
     Text(String),
     List(Vec<u32>),
 }
 
-/// Cases for later, and why.
-const LATER: &[(&str, &str)] =
-    &[("secure_tcp", "sysctls"), ("sloppy", "sysctls"), ("expire_nodest_conn=1", "sysctls")];
+/// What the kernel lists for some milliseconds more and shunt does not, and why: case, step, state.
+const GOING: &[(&str, &str, &str)] = &[(
+    "removed, expire_nodest_conn=1",
+    "c:A -> client from 10.9.0.1 RST",
+    // The connection has ended; then its own reset passes IPVS, which follows it on what is still in the table.
+    "CLOSE",
+)];
 
 #[test]
 fn every_connection_lives_and_ends_as_under_ipvs() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/states.json")).expect("golden file");
+    let files = [include_str!("../golden/states.json"), include_str!("../golden/states-random.json")];
+    let cases = files.map(|file| serde_json::from_str::<Vec<Case>>(file).expect("golden file"));
+    let cases = cases.concat();
     let (mut played, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
     let mut wrong = Vec::new();
     for case in &cases {
         let mut bench = Bench::default();
-        let needs_knob = case.sysctl.iter().any(|(_, value)| *value != 0);
-        let reason =
-            LATER.iter().find(|(name, _)| needs_knob && case.name.contains(name)).map(|(_, why)| *why);
-        let refused = reason.is_none() && case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
-        if let Some(reason) =
-            reason.or(refused.then_some("its setup is refused: SCTP, persistence, one-packet"))
-        {
+        let is_set = case.sysctl.iter().all(|(name, value)| bench.sysctl(name, *value).is_ok());
+        let refused = case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
+        let reason = if is_set { "its setup is refused: persistence, one-packet" } else { "sysctls" };
+        if refused || !is_set {
             later.entry(reason).or_default().push(&case.name);
             continue;
         }
@@ -62,9 +66,12 @@ fn every_connection_lives_and_ends_as_under_ipvs() {
             assert_eq!(bench.ipvsadm(&line).0, 0, "{line}");
         }
         played += 1;
-        let udp = case.setup[0].contains("-u ");
+        let protocol = Protocol::of(&case.setup[0]);
         for (n, (what, conns, counts)) in case.steps.iter().enumerate() {
-            if let Err(answer) = step(&mut bench, udp, what, conns, counts) {
+            let going = GOING.iter().find(|(name, step, _)| case.name == *name && what == step);
+            let conns: Vec<_> =
+                conns.iter().filter(|conn| going.is_none_or(|(.., state)| conn[2] != *state)).collect();
+            if let Err(answer) = step(&mut bench, protocol, what, &conns, counts) {
                 wrong.push(format!("{} ({}): step {n}: {what}: {answer}", case.name, case.setup[1]));
                 break;
             }
@@ -72,14 +79,41 @@ fn every_connection_lives_and_ends_as_under_ipvs() {
     }
     println!("{played} cases played; for later: {later:?}");
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(played >= 30, "only {played} cases were played");
+    assert!(played >= 48, "only {played} cases were played");
+}
+
+/// What a case's packets are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// That of the service that this line of ipvsadm adds.
+    fn of(line: &str) -> Self {
+        match line {
+            line if line.contains("-u ") => Self::Udp,
+            line if line.contains("--sctp-service ") => Self::Sctp,
+            _ => Self::Tcp,
+        }
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Tcp => 80,
+            Self::Udp => 53,
+            Self::Sctp => 5000,
+        }
+    }
 }
 
 fn step(
     bench: &mut Bench,
-    is_udp: bool,
+    protocol: Protocol,
     what: &str,
-    conns: &[[String; 5]],
+    conns: &[&[String; 5]],
     counts: &[[u32; 2]],
 ) -> Result<(), String> {
     if let Some(seconds) = what.strip_prefix("wait ") {
@@ -91,11 +125,16 @@ fn step(
         }
     } else {
         let (packet, to) = what.split_once(" -> ").expect("a packet and where it goes");
-        let went = send(bench, is_udp, packet);
+        let went = send(bench, protocol, packet);
         // With no service left the kernel does what it does for any segment: its stack resets the client's, it routes the server's.
-        let kernels =
-            went == "the kernel" && matches!(to, "client from 10.9.0.1 RST" | "client from 10.1.0.11");
-        if went != to && !kernels {
+        let kernels = went == "the kernel"
+            && matches!(
+                to,
+                "client from 10.9.0.1 RST" | "client from 10.1.0.11" | "client from 10.1.0.11 RST"
+            );
+        // The recorder's bench had no limit on ICMP, and an error to the server is all that comes to it from there.
+        let limited = went == "limited" && (to.contains("icmp") || to == "10.1.0.11");
+        if went != to && !kernels && !limited {
             return Err(format!("went to {went}"));
         }
     }
@@ -105,9 +144,9 @@ fn step(
         listed.push([protocol, left.to_string(), state, client, server]);
     }
     // The kernel may keep an entry whose time is over for a moment; shunt need not.
-    let over = |c: &&[String; 5]| c[1] == "00:00" && !listed.iter().any(|l| l[2..] == c[2..]);
+    let over = |c: &&&[String; 5]| c[1] == "00:00" && !listed.iter().any(|l| l[2..] == c[2..]);
     let lingering = conns.iter().filter(over).count();
-    let mut expected: Vec<&[String; 5]> = conns.iter().filter(|c| !over(c)).collect();
+    let mut expected: Vec<&[String; 5]> = conns.iter().filter(|c| !over(c)).copied().collect();
     expected.sort();
     listed.sort();
     let alike = expected.len() == listed.len()
@@ -128,18 +167,22 @@ fn step(
     Ok(())
 }
 
-/// Sends `c:FLAGS` or `s:FLAGS`; says where it went in the words of the file.
-fn send(bench: &mut Bench, is_udp: bool, packet: &str) -> String {
+/// Sends `c:FLAGS` or `s:FLAGS`, for SCTP `c:CHUNK` or `c:CHUNK+CHUNK` by their numbers; says where it went in the words of the file.
+fn send(bench: &mut Bench, protocol: Protocol, packet: &str) -> String {
     let (who, letters) = packet.split_once(':').expect("who:what");
-    let port = if is_udp { 53 } else { 80 };
+    let port = protocol.port();
     let (client, vip, server) = ((CLIENT, 1000), (VIP, port), (SERVER, port));
     let (from, macs, ends) = match who {
         "c" => (CLIENTS, (client_mac(CLIENT), C0), (client, vip)),
         _ => (SERVERS, (server_mac(SERVER), S0), (server, client)),
     };
-    let frame = match is_udp {
-        true => udp(macs, ends.0, ends.1),
-        false => tcp(macs, ends.0, ends.1, flags(letters)),
+    let frame = match protocol {
+        Protocol::Tcp => tcp(macs, ends.0, ends.1, flags(letters)),
+        Protocol::Udp => udp(macs, ends.0, ends.1),
+        Protocol::Sctp => {
+            let chunk = |number: &str| (number.parse().expect("a chunk's number"), &[0; 16][..]);
+            sctp(macs, ends.0, ends.1, &letters.split('+').map(chunk).collect::<Vec<_>>())
+        }
     };
     describe(&bench.frame(from, &frame))
 }
@@ -148,6 +191,7 @@ fn describe(outcome: &Outcome) -> String {
     let Some((port, frame)) = outcome.sent.last() else {
         return match outcome.verdict {
             Verdict::Pass => "the kernel".to_owned(),
+            Verdict::Drop(Reason::RateLimited) => "limited".to_owned(),
             _ => "nothing".to_owned(),
         };
     };

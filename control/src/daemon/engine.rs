@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shunt_dataplane::director::{Listed, Place};
-use shunt_dataplane::service::{Epoch, Network, PortId, Services, Snapshot, Timeouts};
+use shunt_dataplane::service::{Epoch, Network, PortId, Services, Snapshot, Sysctls, Timeouts};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::worker::link::{Answer, Command, Handle};
 
@@ -58,13 +58,19 @@ impl Engine {
         self.snapshot.epoch
     }
 
-    /// Gives the workers other services and timeouts; returns when all of them work by these.
+    /// Gives the workers other services, timeouts and settings; returns when all of them work by these.
     ///
     /// # Errors
     /// When a worker does not answer.
-    pub async fn serve(&mut self, services: Services, timeouts: Timeouts) -> anyhow::Result<()> {
+    pub async fn serve(
+        &mut self,
+        services: Services,
+        timeouts: Timeouts,
+        sysctls: Sysctls,
+    ) -> anyhow::Result<()> {
         self.snapshot.services = Arc::new(services);
         self.snapshot.timeouts = timeouts;
+        self.snapshot.sysctls = sysctls;
         self.publish().await
     }
 

@@ -93,7 +93,7 @@ pub fn capabilities() -> Capabilities {
         persistence: false,
         one_packet: false,
         marks: false,
-        sctp: false,
+        sctp: true,
         thresholds: true,
         fullnat: true,
         fullnat_across: true,
@@ -222,6 +222,7 @@ impl Control {
             services: Arc::new(publisher.publish(&rules, &counters, Instant::now())?),
             network: Arc::new(view.network.clone()),
             timeouts: timeouts(rules.timeouts()),
+            sysctls: *rules.sysctls(),
         };
         let clock = Clock::start();
         let words = backend::random::<24>()?;
@@ -315,6 +316,10 @@ impl Control {
                 }
             },
             Request::Timeouts => Answer::Message(Response::Timeouts(self.rules.timeouts())),
+            Request::Sysctls(name) => {
+                let listed = self.rules.listed_sysctls(name.as_deref());
+                Answer::Message(listed.map_or_else(Response::from, Response::Sysctls))
+            }
             Request::Daemons => Answer::Message(Response::Daemons(Vec::new())),
             Request::Status => Answer::Message(Response::Status(self.status())),
             change => Answer::Message(self.change(&change).await.unwrap_or_else(Response::from)),
@@ -352,7 +357,7 @@ impl Control {
     /// Publishes rules to every worker, then takes the frames of what is new and leaves those of what is gone.
     async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
-        self.engine.serve(services, timeouts(rules.timeouts())).await?;
+        self.engine.serve(services, timeouts(rules.timeouts()), *rules.sysctls()).await?;
         self.leave_to_kernel(&self.view.local.clone())?;
         let targets = self.publisher.targets(rules).collect();
         self.steer(targets)

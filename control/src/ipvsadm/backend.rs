@@ -43,6 +43,9 @@ impl Backend for Rules {
                 part(Response::Done)
             }
             (Change::Nothing, Request::Timeouts) => part(Response::Timeouts(self.timeouts())),
+            (Change::Nothing, Request::Sysctls(name)) => {
+                part(self.listed_sysctls(name.as_deref()).map_or_else(Response::from, Response::Sysctls))
+            }
             (Change::Nothing, Request::Daemons) => part(Response::Daemons(Vec::new())),
             (Change::Nothing, Request::Status) => part(Response::Status(Status {
                 version: env!("CARGO_PKG_VERSION").to_string(),

@@ -206,7 +206,7 @@ pub(super) fn timeouts(new: &Timeouts) -> Result<(), Refusal> {
 
 /// As much of a name as a sentence repeats. A refusal must fit a message, however long what it refuses is; the kernel's own
 /// names have 15 characters at most.
-fn short(name: &str) -> String {
+pub(super) fn short(name: &str) -> String {
     name.chars().take(15).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The rules: which services there are, which servers each has, and the timeouts. The authority on all three.
+//! The rules: which services there are, which servers each has, the timeouts and the settings. The authority on all four.
 //!
 //! [`Rules`] is plain data. It does no I/O, reads no clock and can be cloned, so that a change can be tried on a copy,
 //! published, and only then kept. [`Rules::apply`] holds every change against what kernel IPVS would say, errno for
@@ -11,6 +11,7 @@
 mod capabilities;
 mod check;
 mod restore;
+mod sysctl;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use std::net::IpAddr;
 pub use capabilities::Capabilities;
 pub use check::{MIN_MSS, Refusal};
 pub use restore::RestoreError;
+use shunt_dataplane::service::Sysctls;
 
 use crate::api::{
     LocalAddress, LocalEntry, Request, ServerConfig, ServerEntry, ServerKey, ServiceConfig, ServiceEntry,
@@ -33,6 +35,7 @@ pub struct Rules {
     capabilities: Capabilities,
     services: BTreeMap<Bucket, Vec<Service>>,
     timeouts: Timeouts,
+    sysctls: Sysctls,
 }
 
 /// A service with its servers.
@@ -69,6 +72,8 @@ pub enum Change {
     Flushed(Vec<Service>),
     /// The timeouts are these now.
     Timeouts(Timeouts),
+    /// The settings are these now.
+    Sysctls(Sysctls),
     /// The counters of one service, or of all, are to be set to zero. The rules are as before.
     Zeroed(Option<ServiceKey>),
     /// Nothing; the request only asks.
@@ -85,7 +90,12 @@ struct Bucket {
 impl Rules {
     /// No rules, for a director that can do this much.
     pub fn new(capabilities: Capabilities) -> Rules {
-        Rules { capabilities, services: BTreeMap::new(), timeouts: DEFAULT_TIMEOUTS }
+        Rules {
+            capabilities,
+            services: BTreeMap::new(),
+            timeouts: DEFAULT_TIMEOUTS,
+            sysctls: Sysctls::default(),
+        }
     }
 
     /// Reads rules in the format of `ipvsadm -S`; lines that begin with `#` are comments. All or nothing.
@@ -109,6 +119,14 @@ impl Rules {
                 Ok(Change::Flushed(services.into_values().flatten().collect()))
             }
             Request::SetTimeouts(timeouts) => self.set_timeouts(timeouts),
+            Request::SetSysctl { name, value } => {
+                sysctl::set(&mut self.sysctls, name, value)?;
+                Ok(Change::Sysctls(self.sysctls))
+            }
+            Request::Sysctls(name) => {
+                sysctl::list(&self.sysctls, name.as_deref())?;
+                Ok(Change::Nothing)
+            }
             Request::Zero(key) => {
                 key.as_ref().map(|key| self.find(key)).transpose()?;
                 Ok(Change::Zeroed(*key))
@@ -227,6 +245,19 @@ impl Rules {
     /// The timeouts in force.
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
+    }
+
+    /// The settings in force.
+    pub fn sysctls(&self) -> &Sysctls {
+        &self.sysctls
+    }
+
+    /// One setting or all as they are listed.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn listed_sysctls(&self, name: Option<&str>) -> Result<Vec<(String, String)>, Refusal> {
+        sysctl::list(&self.sysctls, name)
     }
 
     /// What the director behind these rules can do.

@@ -7,6 +7,8 @@ pub mod directory;
 pub mod fragments;
 pub mod index;
 pub mod memory;
+pub mod sctp;
+pub mod state;
 pub mod table;
 pub mod tcp;
 pub mod wheel;
@@ -14,8 +16,8 @@ pub mod wheel;
 use zerocopy::FromZeros;
 
 pub use index::Direction;
+pub use state::{Side, State};
 pub use table::{ConnId, Table};
-pub use tcp::{Side, State};
 
 use crate::packet::{Address, Tuple};
 use crate::service::{DestId, Forwarding, Tick, Tunnel, TunnelKind};
@@ -178,6 +180,15 @@ impl<A: Address> Conn<A> {
             source_port: self.server_port,
             destination_port,
             protocol: self.protocol,
+        }
+    }
+
+    /// Whether the translation of its packets changes ports.
+    pub fn changes_ports(&self) -> bool {
+        match self.forwarding {
+            Forwarding::Masq => self.virtual_port != self.server_port,
+            Forwarding::FullNat => true,
+            Forwarding::Route | Forwarding::Tunnel => false,
         }
     }
 

@@ -211,6 +211,27 @@ impl<A: Address> Table<A> {
         (to < touched).then_some(to as u32)
     }
 
+    /// The first connection at or behind place `from` that is wanted, and where to go on; looks at `budget` places at most and takes them off
+    /// it. No place to go on from at the end.
+    pub fn search(
+        &self,
+        from: u32,
+        budget: &mut usize,
+        is_wanted: impl Fn(&Conn<A>) -> bool,
+    ) -> (Option<ConnId>, Option<u32>) {
+        for slot in from..self.slab.touched {
+            if *budget == 0 {
+                return (None, Some(slot));
+            }
+            *budget -= 1;
+            let conn = &self.slab.entries[slot as usize];
+            if conn.protocol != 0 && is_wanted(conn) {
+                return (Some(ConnId(slot)), Some(slot + 1));
+            }
+        }
+        (None, None)
+    }
+
     fn forget(&mut self, id: ConnId) -> Conn<A> {
         let conn = *self.conn(id);
         let request = self.hash(&conn.request());

@@ -6,7 +6,7 @@ use super::hops::Toward;
 use super::{Shared, Verdict};
 use crate::conn::{Conn, ConnId, Direction};
 use crate::forward::icmp::{self, Problem, Quote};
-use crate::forward::{self, across};
+use crate::forward::{self, across, nat};
 use crate::packet::{Meta, Packet, Tuple};
 use crate::service::{Hop, Tick};
 use crate::stats::{Reason, add};
@@ -48,6 +48,9 @@ impl<A: Near> Family<A> {
     ) -> Verdict {
         if far.conns.conn(id).remaining(now) == 0 {
             return self.stray(shared, packet, meta, &meta.tuple, now);
+        }
+        if nat::needs_whole(meta, true) {
+            return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match far.hop(shared, id, Toward::Client) {
             Ok(hop) => hop,

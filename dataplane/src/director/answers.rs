@@ -1,17 +1,18 @@
-//! What the director says and does in the kernel's place: resets, ICMP errors of its own, and the routing of what was kept from the kernel.
+//! What the director says and does in the kernel's place: resets and aborts, ICMP errors of its own, and the routing of what was kept from the kernel.
 
 use super::beyond::Near;
 use super::family::Family;
-use super::{Shared, Verdict};
+use super::{Shared, Verdict, admission};
 use crate::conn::ConnId;
 use crate::forward::icmp::Problem;
-use crate::forward::{self, icmp, reset};
-use crate::packet::parse::{ETHERNET, tcp_flags};
-use crate::packet::{Meta, Packet, Tuple};
+use crate::forward::{self, abort, icmp, reset};
+use crate::packet::parse::ETHERNET;
+use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{PortId, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
 
 const TCP: u8 = Protocol::Tcp as u8;
+const SCTP: u8 = Protocol::Sctp as u8;
 
 impl<A: Near> Family<A> {
     /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from
@@ -46,6 +47,11 @@ impl<A: Near> Family<A> {
         if forward::is_too_big(packet, meta, hop.mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
+        if is_refused_to_server(&shared.snapshot, meta) {
+            // The kernel asks IPVS when it has aged the packet, and quotes it so.
+            forward::age(packet, meta);
+            return self.refuse_as_router(shared, packet, meta, Problem::PortUnreachable, now);
+        }
         forward::route(packet, meta, &hop);
         shared.mine().count(Event::Routed, 1);
         self.send(shared, packet, &hop)
@@ -60,22 +66,28 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         match meta.tuple.protocol {
-            TCP => self.reset(shared, packet, meta),
+            TCP | SCTP => self.reset(shared, packet, meta),
             protocol if protocol == A::ICMP => Verdict::Drop(Reason::StrayIcmp),
             _ => self.answer(shared, packet, meta, Problem::PortUnreachable, meta.tuple.destination, now),
         }
     }
 
-    /// Answers a segment that belongs to no connection and cannot begin one.
+    /// Answers a TCP segment or an SCTP packet that belongs to no connection and cannot begin one.
     pub(super) fn reset(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Verdict {
-        if meta.flags & tcp_flags::RST != 0 {
+        if admission::is_abrupt(meta) {
             return Verdict::Drop(Reason::StrayReset);
         }
-        if !reset::is_sound(packet, meta) {
+        let is_sctp = meta.tuple.protocol == SCTP;
+        let is_sound = if is_sctp { abort::is_sound(packet, meta) } else { reset::is_sound(packet, meta) };
+        if !is_sound {
             return Verdict::Drop(Reason::BadChecksum);
         }
         let back = self.way_back(shared, packet, meta);
-        reset::answer(packet, meta);
+        if !is_sctp {
+            reset::answer(packet, meta);
+        } else if abort::answer(packet, meta).is_none() {
+            return Verdict::Drop(Reason::StrayReset);
+        }
         send_back(packet, back)
     }
 
@@ -163,6 +175,15 @@ impl<A: Near> Family<A> {
             }
         }
     }
+}
+
+/// Whether a NAT real server is to be told that what it sends belongs to no connection (`nat_icmp_send`).
+pub(super) fn is_refused_to_server<A: Address>(snapshot: &Snapshot, meta: &Meta<A>) -> bool {
+    let Tuple { source, source_port, protocol, .. } = meta.tuple;
+    snapshot.sysctls.nat_icmp_send != 0
+        && protocol != A::ICMP
+        && !admission::is_abrupt(meta)
+        && snapshot.services.has_nat_server(source, source_port, protocol)
 }
 
 fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {

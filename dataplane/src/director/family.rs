@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::answers::is_refused_to_server;
 use super::beyond::{self, Near};
 use super::hops::{HopCache, Toward};
-use super::{Shared, Verdict, is_relieved};
+use super::{Shared, Verdict, admission, is_relieved};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table};
+use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
 use crate::forward::cut::Cut;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, across, dr, mss, nat, tunnel};
@@ -18,6 +19,7 @@ use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Un
 use crate::stats::{Event, Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
+const SCTP: u8 = Protocol::Sctp as u8;
 
 /// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
 const EMBRYO: u32 = 3_000;
@@ -29,6 +31,8 @@ pub struct Family<A> {
     fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     next_id: u16,
+    /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
+    swept: Option<u32>,
 }
 
 /// Where a listing has got to.
@@ -74,6 +78,7 @@ impl<A: Near> Family<A> {
             hops: HopCache::default(),
             fragments: Fragments::default(),
             next_id: 0,
+            swept: None,
         })
     }
 
@@ -191,15 +196,20 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let conn = self.conns.conn(id);
-        // A SYN for a connection that is over begins a new one, perhaps on another real server.
-        if meta.tuple.protocol == TCP && meta.flags & tcp_flags::SYN != 0 && conn.state.is_over() {
-            let old = self.conns.remove(id);
-            self.end(shared, &old);
+        if admission::replaces(meta, conn, &shared.snapshot) {
+            self.cut(shared, id);
             return self.admit(shared, packet, meta, hash, now);
         }
-        // The connection stays: its real server may come back, and then it goes on.
         if !shared.snapshot.services.has_dest(conn.dest) {
-            return Verdict::Drop(Reason::NoDest);
+            // The connection stays: its real server may come back, and then it goes on.
+            if shared.snapshot.sysctls.expire_nodest_conn == 0 || meta.is_later_fragment() {
+                return Verdict::Drop(Reason::NoDest);
+            }
+            self.cut(shared, id);
+            return self.admit(shared, packet, meta, hash, now);
+        }
+        if nat::needs_whole(meta, conn.changes_ports()) {
+            return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match self.hop(shared, id, Toward::Server) {
             Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
@@ -255,6 +265,10 @@ impl<A: Near> Family<A> {
         id: ConnId,
         now: Tick,
     ) -> Verdict {
+        let conn = self.conns.conn(id);
+        if nat::needs_whole(meta, conn.changes_ports()) {
+            return Verdict::Drop(Reason::SctpFragment);
+        }
         let hop = match self.hop(shared, id, Toward::Client) {
             Ok(hop) => hop,
             Err(why) => return why.into(),
@@ -284,7 +298,8 @@ impl<A: Near> Family<A> {
     /// Holds a SYN to the segments that its service allows.
     #[inline]
     pub(super) fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
-        if meta.flags & tcp_flags::SYN != 0
+        if meta.tuple.protocol == TCP
+            && meta.flags & tcp_flags::SYN != 0
             && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
         {
             mss::clamp(packet, meta, most);
@@ -306,7 +321,10 @@ impl<A: Near> Family<A> {
         else {
             return self.stray(shared, packet, meta, tuple, now);
         };
-        if tuple.protocol == TCP && (meta.flags & (tcp_flags::SYN | tcp_flags::RST)) != tcp_flags::SYN {
+        if is_refused_to_server(&services, meta) {
+            return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
+        }
+        if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
         if let Some(owner) = shared.announce(hash) {
@@ -411,15 +429,15 @@ impl<A: Near> Family<A> {
             return;
         }
         let old_timeout = conn.timeout;
-        let new = if meta.tuple.protocol == TCP {
-            let side = match direction {
-                Direction::Request if conn.marks.has(Marks::NO_OUTPUT) => Side::InputOnly,
-                Direction::Request => Side::Input,
-                Direction::Reply => Side::Output,
-            };
-            conn.state.after(side, meta.flags)
-        } else {
-            State::Udp
+        let side = match direction {
+            Direction::Request if conn.marks.has(Marks::NO_OUTPUT) => Side::InputOnly,
+            Direction::Request => Side::Input,
+            Direction::Reply => Side::Output,
+        };
+        let new = match meta.tuple.protocol {
+            TCP => tcp::after(conn.state, side, meta.flags),
+            SCTP => sctp::after(conn.state, side, meta.flags),
+            _ => State::Udp,
         };
         conn.state = new;
         conn.timeout = shared.snapshot.timeouts.of(new);
@@ -437,6 +455,12 @@ impl<A: Near> Family<A> {
             sub(from, 1);
             add(to, 1);
         }
+    }
+
+    /// Ends a connection before its time.
+    fn cut(&mut self, shared: &mut Shared, id: ConnId) {
+        let old = self.conns.remove(id);
+        self.end(shared, &old);
     }
 
     /// Does the books for a connection that is no longer in the table.
@@ -525,12 +549,27 @@ impl<A: Near> Family<A> {
         Some(())
     }
 
-    /// Ends connections whose time is over.
+    /// Ends connections whose time is over, then those that are being swept away.
     pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
         while let Some(conn) = self.conns.expire(now, budget) {
             self.end(shared, &conn);
             shared.mine().count(Event::Expired, 1);
         }
+        let snapshot = Arc::clone(&shared.snapshot);
+        let services = &snapshot.services;
+        while let Some(from) = self.swept.filter(|_| *budget > 0) {
+            let (orphan, next) = self.conns.search(from, budget, |conn| !services.has_dest(conn.dest));
+            self.swept = next;
+            if let Some(id) = orphan {
+                self.cut(shared, id);
+                shared.mine().count(Event::Expired, 1);
+            }
+        }
+    }
+
+    /// Has the connections of removed real servers ended, little by little (`ip_vs_expire_nodest_conn_flush`).
+    pub fn sweep(&mut self) {
+        self.swept = Some(0);
     }
 
     /// Voids all remembered next hops.

@@ -15,6 +15,7 @@
 //! counted, so that a packet which must wait for a neighbour can be tried again as if it had just come.
 
 mod across;
+mod admission;
 mod answers;
 mod beyond;
 mod errors;
@@ -199,10 +200,17 @@ impl Director {
             self.v4.forget_hops();
             self.v6.forget_hops();
         }
-        std::mem::replace(&mut shared.snapshot, snapshot)
+        let old = std::mem::replace(&mut shared.snapshot, snapshot);
+        let new = &shared.snapshot;
+        if new.sysctls.expire_nodest_conn != 0 && new.services.has_lost_any(&old.services) {
+            self.v4.sweep();
+            self.v6.sweep();
+        }
+        old
     }
 
-    /// Ends connections whose time is over, looking at `budget` of those that are due at most.
+    /// Ends connections whose time is over, and those of removed real servers if they are not to wait for them, looking at `budget` connections at
+    /// most.
     pub fn expire(&mut self, now: Tick, mut budget: usize) {
         self.v4.expire(&mut self.shared, now, &mut budget);
         self.v6.expire(&mut self.shared, now, &mut budget);

@@ -7,9 +7,9 @@
 
 use super::ip;
 use super::nat::End;
-use crate::forward::icmp::Quote;
+use crate::forward::icmp::{self, Quote};
 use crate::packet::address::Onward;
-use crate::packet::checksum::{Change, Sum, pseudo_header};
+use crate::packet::checksum::{Change, Sum, pseudo_header, write_sctp_crc};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, Tuple, V4, be16, be32, put16, put32};
 use crate::service::Hop;
@@ -64,16 +64,22 @@ pub fn translate<A: Address, B: Address>(
             .word(be16(segment, 2), destination_port);
         put16(segment, 0, source_port);
         put16(segment, 2, destination_port);
-        let at = if meta.tuple.protocol == TCP { 16 } else { 6 };
-        let checksum = match be16(segment, at) {
-            0 if meta.tuple.protocol == UDP && meta.fragment.is_some() => return false,
-            0 if meta.tuple.protocol == UDP => {
-                pseudo_header(source, destination, UDP, segment.len() as u16).bytes(segment).field()
+        match meta.tuple.protocol {
+            TCP => {
+                let checksum = change.apply(be16(segment, 16));
+                put16(segment, 16, checksum);
             }
-            field => change.apply(field),
-        };
-        let none = meta.tuple.protocol == UDP && checksum == 0;
-        put16(segment, at, if none { 0xffff } else { checksum });
+            UDP => {
+                let checksum = match be16(segment, 6) {
+                    // The rest of the datagram would be needed, and has not come yet.
+                    0 if meta.fragment.is_some() => return false,
+                    0 => pseudo_header(source, destination, UDP, segment.len() as u16).bytes(segment).field(),
+                    field => change.apply(field),
+                };
+                put16(segment, 6, if checksum == 0 { 0xffff } else { checksum });
+            }
+            _ => write_sctp_crc(segment),
+        }
     }
     let transport = packet.start + usize::from(meta.transport);
     let length = usize::from(meta.end - meta.transport);
@@ -146,11 +152,7 @@ pub fn error<A: Address, B: Address>(
         .word(be16(new_segment, 2), quoted.destination_port);
     put16(new_segment, 0, quoted.source_port);
     put16(new_segment, 2, quoted.destination_port);
-    let at = if quote.tuple.protocol == TCP { 16 } else { 6 };
-    if new_segment.len() >= at + 2 && (quote.tuple.protocol == TCP || be16(new_segment, at) != 0) {
-        let checksum = change.apply(be16(new_segment, at));
-        put16(new_segment, at, checksum);
-    }
+    icmp::adjust_quoted(new_segment, quote.tuple.protocol, change);
     let begin = if B::HEADER == V4::HEADER {
         Sum::default()
     } else {

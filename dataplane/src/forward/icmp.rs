@@ -13,6 +13,7 @@ use crate::packet::{Address, Meta, Packet, Tuple, be16, put16, put32};
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// Bytes of an error before its quote.
 const HEADER: usize = 8;
@@ -110,7 +111,7 @@ impl<A> Quote<A> {
 /// What an ICMP packet is to the director.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message<A> {
-    /// An error that quotes a TCP or UDP packet, ports included.
+    /// An error that quotes a TCP, UDP or SCTP packet, ports included.
     Error(Quote<A>),
     /// An error that quotes too little, or something the director does not know.
     Unusable,
@@ -138,7 +139,7 @@ pub fn read<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> Message<A> {
         _ => return Message::Unusable,
     };
     // Eight bytes of the transport header are the least a quote must have (RFC 792).
-    if header < A::HEADER || inner.len() < header + 8 || !is_whole || !matches!(protocol, TCP | UDP) {
+    if header < A::HEADER || inner.len() < header + 8 || !is_whole || !matches!(protocol, TCP | UDP | SCTP) {
         return Message::Unusable;
     }
     Message::Error(Quote {
@@ -181,7 +182,7 @@ pub fn translate<A: Address>(
 ) {
     let data = &mut packet.data()[..usize::from(meta.end)];
 
-    // The quote: addresses, ports, its IP checksum, and its transport checksum if that was quoted too.
+    // The quote: addresses, ports and checksums.
     let (inner, segment) =
         data[usize::from(quote.network)..].split_at_mut(usize::from(quote.transport - quote.network));
     let change = readdress(inner, new.quoted.source, new.quoted.destination);
@@ -190,11 +191,7 @@ pub fn translate<A: Address>(
         .word(be16(segment, 2), new.quoted.destination_port);
     put16(segment, 0, new.quoted.source_port);
     put16(segment, 2, new.quoted.destination_port);
-    let checksum_at = if quote.tuple.protocol == TCP { 16 } else { 6 };
-    if segment.len() >= checksum_at + 2 && (quote.tuple.protocol == TCP || be16(segment, 6) != 0) {
-        let checksum = change.apply(be16(segment, checksum_at));
-        put16(segment, checksum_at, checksum);
-    }
+    adjust_quoted(segment, quote.tuple.protocol, change);
 
     // The outer header, then the message: its sum is taken anew, for it is rare and short.
     let (outer, message) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
@@ -204,6 +201,20 @@ pub fn translate<A: Address>(
     let checksum = sum(message, new.source, new.destination).field();
     put16(message, 2, checksum);
     frame(packet, meta, hop);
+}
+
+/// Adjusts the transport checksum of a quoted packet, if that was quoted too and is a sum.
+pub(super) fn adjust_quoted(segment: &mut [u8], protocol: u8, change: Change) {
+    let checksum_at = match protocol {
+        TCP => Some(16),
+        UDP => Some(6).filter(|_| be16(segment, 6) != 0),
+        // A CRC would need the whole packet.
+        _ => None,
+    };
+    if let Some(at) = checksum_at.filter(|at| segment.len() >= at + 2) {
+        let checksum = change.apply(be16(segment, at));
+        put16(segment, at, checksum);
+    }
 }
 
 /// Gives a header other addresses. Says how that changes sums that cover them.

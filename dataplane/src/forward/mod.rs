@@ -1,9 +1,10 @@
 //! The ways out: how a packet is rewritten for its next hop.
 //!
 //! A forwarder changes bytes and nothing else. It knows no scheduler and no table; the director hands it
-//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`]; [`icmp`], [`mss`] and [`reset`] serve all. Both address
-//! families go through the same lines.
+//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`], and [`across`] the families; [`icmp`], [`mss`],
+//! [`reset`] and [`abort`] serve all. Both address families go through the same lines.
 
+pub mod abort;
 pub mod across;
 pub mod cut;
 pub mod dr;

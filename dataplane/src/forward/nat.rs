@@ -3,14 +3,25 @@
 //!
 //! Checksums are adjusted by what changes. IPVS never verifies them, so a wrong one stays wrong by as much. One exception, IPVS's too: a UDP
 //! packet without a checksum leaves with one. (Not so when it comes in fragments, which the kernel puts together first.)
+//!
+//! SCTP's CRC covers no addresses. Where a port changes it is made anew over the whole packet, so that a wrong one becomes right; where none
+//! does it stays as it is (`sctp_snat_handler`, `sctp_dnat_handler`). A part of a datagram does not have what the CRC covers: the
+//! director [drops](needs_whole) what would need it.
 
 use super::{frame, ip};
-use crate::packet::checksum::{Change, pseudo_header};
+use crate::packet::checksum::{Change, pseudo_header, write_sctp_crc};
 use crate::packet::{Address, Meta, Packet, be16, put16};
 use crate::service::Hop;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+/// Whether a packet cannot be rewritten, if that changes its ports, because it is only a part.
+#[inline]
+pub fn needs_whole<A>(meta: &Meta<A>, changes_ports: bool) -> bool {
+    changes_ports && meta.tuple.protocol == SCTP && meta.fragment.is_some()
+}
 
 /// An end of a connection: an address and a port.
 pub type End<A> = (A, u16);
@@ -59,8 +70,10 @@ fn rewrite<A: Address>(
         return;
     }
 
+    let mut has_other_ports = false;
     for (end, at) in [(source, 0), (destination, 2)] {
         if let Some((_, port)) = end {
+            has_other_ports |= be16(segment, at) != port;
             change = change.word(be16(segment, at), port);
             put16(segment, at, port);
         }
@@ -87,6 +100,7 @@ fn rewrite<A: Address>(
             // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
             put16(segment, 6, if checksum == 0 { 0xffff } else { checksum });
         }
+        SCTP if has_other_ports => write_sctp_crc(segment),
         _ => {}
     }
 }

@@ -104,6 +104,9 @@ pub trait Address:
         source: Self,
         destination: Self,
     );
+
+    /// Says in a header written so that its sender understands congestion marks (ECT(0) of RFC 3168 §5).
+    fn mark_ecn_capable(ip: &mut [u8]);
 }
 
 /// What a packet that is sent on under a new header takes from its old one.
@@ -263,6 +266,12 @@ impl Address for V4 {
         let checksum = Sum::default().bytes(&ip[..Self::HEADER]).field();
         put16(ip, V4_CHECKSUM, checksum);
     }
+
+    fn mark_ecn_capable(ip: &mut [u8]) {
+        let old = be16(ip, 0);
+        put16(ip, 0, old | 0x0002);
+        Self::adjust_header(ip, Change::default().word(old, old | 0x0002));
+    }
 }
 
 impl Address for V6 {
@@ -382,6 +391,10 @@ impl Address for V6 {
         ip[6..8].copy_from_slice(&[protocol, OWN_TTL]);
         source.write(ip, Self::SOURCE);
         destination.write(ip, Self::DESTINATION);
+    }
+
+    fn mark_ecn_capable(ip: &mut [u8]) {
+        ip[1] |= 0x20;
     }
 }
 

@@ -86,6 +86,26 @@ impl Change {
     }
 }
 
+/// Puts the CRC of an SCTP packet into it (RFC 9260 §6.8, appendix A: CRC32c, its lowest byte first).
+///
+/// The packet has its common header at least.
+pub fn write_sctp_crc(packet: &mut [u8]) {
+    packet[SCTP_CRC].fill(0);
+    let crc = crc32c::crc32c(packet).to_le_bytes();
+    packet[SCTP_CRC].copy_from_slice(&crc);
+}
+
+/// Whether the CRC of an SCTP packet is right. The packet has its common header at least.
+pub fn has_right_sctp_crc(packet: &[u8]) -> bool {
+    let crc = crc32c::crc32c(&packet[..SCTP_CRC.start]);
+    let crc = crc32c::crc32c_append(crc, &[0; 4]);
+    let crc = crc32c::crc32c_append(crc, &packet[SCTP_CRC.end..]);
+    packet[SCTP_CRC] == crc.to_le_bytes()
+}
+
+/// Where the CRC stands in SCTP's common header.
+const SCTP_CRC: std::ops::Range<usize> = 8..12;
+
 #[inline]
 fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
@@ -103,6 +123,21 @@ mod tests {
     fn the_example_of_rfc_1624() {
         // §4: HC = 0xdd2f, m = 0x5555, m' = 0x3285 gives 0x0000, where RFC 1141 gave 0xffff.
         assert_eq!(Change::default().word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    #[test]
+    fn the_crc_of_a_recorded_init() {
+        // An INIT as `tests/golden/packets.json` has it, from 10.0.0.2:4001.
+        let recorded = [
+            0x0f, 0xa1, 0x13, 0x88, 0, 0, 0, 0, 0xfb, 0x3b, 0xed, 0xf3, 1, 0, 0, 0x14, 0, 0, 0, 7, 0, 0,
+            0xff, 0xff, 0, 1, 0, 1, 0, 0, 0, 9,
+        ];
+        assert!(has_right_sctp_crc(&recorded));
+        let mut packet = recorded;
+        packet[9] ^= 1;
+        assert!(!has_right_sctp_crc(&packet));
+        write_sctp_crc(&mut packet);
+        assert_eq!(packet, recorded);
     }
 
     #[test]

@@ -23,6 +23,10 @@ const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+/// Length of SCTP's common header: ports, tag, CRC.
+pub const SCTP_HEADER: usize = 12;
 
 /// TCP flags as they stand in the header.
 #[allow(missing_docs, reason = "their names say it")]
@@ -34,10 +38,27 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
+/// Types of SCTP chunks (RFC 9260 §3.2), as far as they mean something to the director.
+#[allow(missing_docs, reason = "their names say it")]
+pub mod chunks {
+    pub const DATA: u8 = 0;
+    pub const INIT: u8 = 1;
+    pub const INIT_ACK: u8 = 2;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN: u8 = 7;
+    pub const SHUTDOWN_ACK: u8 = 8;
+    pub const ERROR: u8 = 9;
+    pub const COOKIE_ECHO: u8 = 10;
+    pub const COOKIE_ACK: u8 = 11;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+    /// No type on the wire: a COOKIE ECHO or COOKIE ACK with an ABORT behind it.
+    pub const COOKIE_AND_ABORT: u8 = 0xff;
+}
+
 /// What a frame is, in the few bytes the director needs.
 ///
 /// Having one means: the IP header at `network` is whole (and an IPv4 header's checksum right), `network..end` lies inside the frame, and at
-/// `transport` stands a whole TCP or UDP header (options not included), or 8 bytes of ICMP.
+/// `transport` stands a whole TCP or UDP header (options not included), SCTP's header and that of its first chunk, or 8 bytes of ICMP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta<A> {
     /// Addresses, ports and protocol. An ICMP packet has ports 0.
@@ -48,7 +69,7 @@ pub struct Meta<A> {
     pub transport: u16,
     /// Where the IP packet ends; Ethernet padding may follow.
     pub end: u16,
-    /// TCP flags; 0 for other protocols.
+    /// TCP flags; for SCTP the type of the first chunk, one of [`chunks`] (what is not among them is DATA); 0 for other protocols.
     pub flags: u8,
     /// Which part of a datagram it is, if it is not a whole one.
     pub fragment: Option<Fragment>,
@@ -202,6 +223,7 @@ fn transport<A: Address>(
     let least = match protocol {
         TCP => 20,
         UDP => 8,
+        SCTP => SCTP_HEADER + 4,
         protocol if protocol == A::ICMP => 8,
         _ => return Err(NotOurs::Pass),
     };
@@ -229,9 +251,29 @@ fn transport<A: Address>(
         network: network as u16,
         transport: at as u16,
         end: end as u16,
-        flags: if protocol == TCP && !is_later { payload[13] } else { 0 },
+        flags: match protocol {
+            TCP if !is_later => payload[13],
+            SCTP if !is_later => chunk(payload),
+            _ => 0,
+        },
         fragment,
     })
+}
+
+/// The chunk that decides what an SCTP packet means: the first one, unless that is a cookie with an ABORT behind it.
+#[inline]
+fn chunk(packet: &[u8]) -> u8 {
+    match packet[SCTP_HEADER] {
+        kind @ (chunks::COOKIE_ECHO | chunks::COOKIE_ACK) => {
+            let length = usize::from(be16(packet, SCTP_HEADER + 2));
+            let second = SCTP_HEADER + length.next_multiple_of(4);
+            let is_aborted =
+                length >= 4 && packet.get(second..second + 4).is_some_and(|c| c[0] == chunks::ABORT);
+            if is_aborted { chunks::COOKIE_AND_ABORT } else { kind }
+        }
+        kind if kind <= chunks::SHUTDOWN_COMPLETE => kind,
+        _ => chunks::DATA,
+    }
 }
 
 /// Where the packet begins, behind the Ethernet header and its tags, and its ethertype.
@@ -331,6 +373,44 @@ mod tests {
         assert_eq!(checksum(&ip), ip.get_checksum());
     }
 
+    /// An SCTP packet of these chunks: type, length as it says, bytes that follow.
+    fn sctp(chunks: &[(u8, u16, &[u8])]) -> Result<u8, NotOurs> {
+        let mut packet = vec![0; SCTP_HEADER];
+        for (kind, length, bytes) in chunks {
+            packet.extend([*kind, 0]);
+            packet.extend(length.to_be_bytes());
+            packet.extend(*bytes);
+        }
+        let mut frame = SYN[..ETHERNET + 20].to_vec();
+        frame[16..18].copy_from_slice(&(20 + packet.len() as u16).to_be_bytes());
+        frame[23] = SCTP;
+        frame[24..26].fill(0);
+        let sum = Sum::default().bytes(&frame[ETHERNET..]).field();
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame.extend(packet);
+        match parse(&frame)? {
+            Parsed::V4(meta) => Ok(meta.flags),
+            Parsed::V6(_) => panic!("IPv4 was written"),
+        }
+    }
+
+    #[test]
+    fn the_first_chunk_decides_unless_an_abort_follows_a_cookie() {
+        assert_eq!(sctp(&[]), Err(NotOurs::Drop(Reason::TruncatedTransport)));
+        assert_eq!(sctp(&[(chunks::INIT, 20, &[0; 16])]), Ok(chunks::INIT));
+        assert_eq!(sctp(&[(64, 4, &[])]), Ok(chunks::DATA), "a type of later days");
+        let abort = (chunks::ABORT, 4, &[][..]);
+        assert_eq!(sctp(&[(chunks::ERROR, 4, &[]), abort]), Ok(chunks::ERROR));
+        for cookie in [chunks::COOKIE_ECHO, chunks::COOKIE_ACK] {
+            assert_eq!(sctp(&[(cookie, 4, &[])]), Ok(cookie));
+            assert_eq!(sctp(&[(cookie, 4, &[]), abort]), Ok(chunks::COOKIE_AND_ABORT));
+            assert_eq!(sctp(&[(cookie, 6, &[1, 2, 0, 0]), abort]), Ok(chunks::COOKIE_AND_ABORT), "padded");
+            assert_eq!(sctp(&[(cookie, 6, &[1, 2]), abort]), Ok(cookie), "not padded");
+            assert_eq!(sctp(&[(cookie, 3, &[]), abort]), Ok(cookie), "too short to be one");
+            assert_eq!(sctp(&[(cookie, u16::MAX, &[]), abort]), Ok(cookie), "longer than the packet");
+        }
+    }
+
     /// A UDP datagram over IPv6 behind these extension headers.
     fn v6(extensions: &[(u8, &[u8])]) -> Vec<u8> {
         let datagram = [0x07, 0xd0, 0, 53, 0, 8, 0xff, 0xff];
@@ -394,7 +474,7 @@ mod tests {
             if mend == 2 && frame.len() >= 54 {
                 frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
                 frame[18..20].copy_from_slice(&[0, 100]);
-                frame[20] = [0, 43, 44, 51, 60, 6, 17, 58][usize::from(frame[20] % 8)];
+                frame[20] = [0, 43, 44, 51, 60, 6, 17, 58, 132][usize::from(frame[20] % 9)];
             }
             // Random bytes seldom get past the ethertype and the checksum; mend those, so that what follows is tried too.
             if mend == 1 && frame.len() >= 34 {

@@ -7,7 +7,9 @@
 //! sum would leave as garbage: ports finish it before they deliver the frame.
 //!
 //! Fragments are never partial: the kernel finishes a sum before it fragments (`ip_do_fragment`). SCTP's CRC is
-//! left undone by the same senders, with zero in the field; it is finished too, where the kernel says so.
+//! left undone by the same senders, with zero in the field (`sctp_packet_pack`); it is finished too.
+
+use crate::packet::checksum::write_sctp_crc;
 
 /// Bytes of an Ethernet header without tags.
 const ETHERNET: usize = 14;
@@ -32,15 +34,14 @@ pub(super) fn finish(frame: &mut [u8]) {
     }
 }
 
-/// Finishes the checksum of a frame if it looks partial: the field holds exactly the pseudo header's sum. For ports
+/// Finishes the checksum of a frame if it looks partial: the field holds exactly the pseudo header's sum, SCTP's zero. For ports
 /// on devices that leave partial sums and cannot say on which packets (AF_XDP on veth and virtio_net).
 ///
 /// One whole packet in 65 536 looks partial by chance. Computing its sum anew gives the value it already had, so
 /// nothing is lost but the time; only a packet damaged on the way, one in 65 536 of those, would pass as sound.
 pub(super) fn finish_if_partial(frame: &mut [u8]) {
     if let Some(segment) = Segment::find(frame)
-        && segment.protocol != SCTP
-        && segment.field(frame) == fold(segment.pseudo)
+        && segment.looks_partial(frame)
     {
         segment.write_checksum(frame);
     }
@@ -130,17 +131,18 @@ impl Segment {
             }
     }
 
-    fn field(&self, frame: &[u8]) -> u16 {
-        u16::from_be_bytes([frame[self.field_at()], frame[self.field_at() + 1]])
+    fn looks_partial(&self, frame: &[u8]) -> bool {
+        let at = self.field_at();
+        match self.protocol {
+            SCTP => frame[at..at + 4] == [0; 4],
+            _ => frame[at..at + 2] == fold(self.pseudo).to_be_bytes(),
+        }
     }
 
     fn write_checksum(&self, frame: &mut [u8]) {
         let at = self.field_at();
         if self.protocol == SCTP {
-            frame[at..at + 4].fill(0);
-            let crc = crc32c(&frame[self.start..self.end]);
-            // Least significant byte first: RFC 9260 appendix A.
-            frame[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+            write_sctp_crc(&mut frame[self.start..self.end]);
             return;
         }
         frame[at..at + 2].fill(0);
@@ -172,15 +174,6 @@ fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// CRC32c, bit by bit: a few microseconds for a full packet, and only local SCTP senders on veth cause it.
-fn crc32c(bytes: &[u8]) -> u32 {
-    /// The Castagnoli polynomial, reflected.
-    const POLYNOMIAL: u32 = 0x82f6_3b78;
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ *byte as u32, |crc, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ POLYNOMIAL })
-    })
-}
-
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
@@ -190,6 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::packet::checksum::has_right_sctp_crc;
 
     /// A frame as a local sender makes it, its checksum field holding the pseudo header's sum.
     fn partial(v6: bool, tags: usize, protocol: u8, payload: &[u8]) -> Vec<u8> {
@@ -293,12 +287,18 @@ mod tests {
     }
 
     #[test]
-    fn the_crc_of_sctp_is_castagnolis() {
-        // The check value of CRC-32/ISCSI.
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        let mut frame = partial(false, 0, SCTP, b"chunk");
-        finish(&mut frame);
+    fn the_crc_of_sctp_is_finished_where_it_is_zero() {
+        let mut frame = partial(false, 1, SCTP, b"chunk");
+        let mut told = frame.clone();
+        finish_if_partial(&mut frame);
+        finish(&mut told);
         let segment = Segment::find(&frame).unwrap();
-        assert_ne!(frame[segment.start + 8..segment.start + 12], [0; 4]);
+        assert!(has_right_sctp_crc(&frame[segment.start..segment.end]));
+        assert_eq!(told, frame);
+
+        frame[segment.start + 9] ^= 1;
+        let wrong = frame.clone();
+        finish_if_partial(&mut frame);
+        assert_eq!(frame, wrong, "what is not zero is the sender's own");
     }
 }

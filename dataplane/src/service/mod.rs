@@ -12,14 +12,16 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use crate::conn::tcp::State;
+use crate::conn::State;
 use crate::sched::Scheduler;
 
 mod local;
 mod network;
+mod sysctl;
 
 pub use local::Local;
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable};
+pub use sysctl::{SysctlError, Sysctls};
 
 /// Counts snapshots. A worker that has reached an epoch has forgotten everything older.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +140,8 @@ pub struct Snapshot {
     pub network: Arc<Network>,
     /// Timeouts.
     pub timeouts: Timeouts,
+    /// Settings.
+    pub sysctls: Sysctls,
 }
 
 /// Virtual services and real servers.
@@ -145,7 +149,8 @@ pub struct Snapshot {
 pub struct Services {
     by_address: HashMap<(IpAddr, u16, u8), Arc<Service>>,
     dests: Vec<Option<Arc<Dest>>>,
-    masqueraded: HashSet<(IpAddr, u16, u8)>,
+    /// Real servers reached by NAT, and whether they are in the rules or only remembered.
+    masqueraded: HashMap<(IpAddr, u16, u8), bool>,
     /// Local addresses of FullNAT.
     locals: HashSet<IpAddr>,
     /// Virtual addresses and NAT real servers by protocol, for packets without ports.
@@ -207,7 +212,7 @@ pub struct Dest {
 /// Milliseconds a connection lives in each state when nothing more comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    by_state: [u32; 12],
+    by_state: [u32; State::ALL.len()],
 }
 
 impl Tick {
@@ -243,7 +248,7 @@ impl Services {
                 }
                 tables.dests[id] = Some(Arc::clone(dest));
                 if dest.forwarding.translates_replies() {
-                    tables.masqueraded.insert((dest.address, dest.port, protocol));
+                    tables.masqueraded.insert((dest.address, dest.port, protocol), true);
                     tables.addresses.insert((dest.address, protocol));
                 }
             }
@@ -258,7 +263,7 @@ impl Services {
     #[must_use]
     pub fn remembering(mut self, removed: impl IntoIterator<Item = (Protocol, IpAddr, u16)>) -> Self {
         for (protocol, address, port) in removed {
-            self.masqueraded.insert((address, port, protocol as u8));
+            self.masqueraded.entry((address, port, protocol as u8)).or_insert(false);
             self.addresses.insert((address, protocol as u8));
         }
         self
@@ -311,21 +316,43 @@ impl Services {
     /// Whether a real server is reached by NAT at this address, so that what comes from it may be a reply.
     #[inline]
     pub fn is_masqueraded(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
-        self.masqueraded.contains(&(address.into(), port, protocol))
+        self.masqueraded.contains_key(&(address.into(), port, protocol))
+    }
+
+    /// Whether the rules have a real server reached by NAT at this address (`ip_vs_has_real_service`).
+    pub fn has_nat_server(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
+        self.masqueraded.get(&(address.into(), port, protocol)) == Some(&true)
+    }
+
+    /// Whether a real server was there before and is not any more.
+    pub fn has_lost_any(&self, before: &Self) -> bool {
+        before.dests.iter().flatten().any(|dest| !self.has_dest(dest.id))
     }
 }
 
 impl Default for Timeouts {
-    /// The kernel's defaults (`tcp_timeouts` of `ip_vs_proto_tcp.c`, `udp_timeouts` of `ip_vs_proto_udp.c`).
+    /// The kernel's defaults (`tcp_timeouts` of `ip_vs_proto_tcp.c`, `udp_timeouts` of `ip_vs_proto_udp.c`, `sctp_timeouts` of
+    /// `ip_vs_proto_sctp.c`).
     fn default() -> Self {
         let seconds = |state| match state {
             State::None => 2,
-            State::Established => 900,
+            State::Established | State::Associated => 900,
             State::SynSent | State::FinWait | State::TimeWait | State::Listen | State::SynAck => 120,
             State::SynRecv | State::CloseWait => 60,
             State::Close => 10,
             State::LastAck => 30,
             State::Udp => 300,
+            State::Init1 | State::Rejected => 4,
+            State::Init
+            | State::CookieSent
+            | State::CookieReplied
+            | State::CookieWait
+            | State::Cookie
+            | State::CookieEchoed
+            | State::ShutdownSent
+            | State::ShutdownReceived
+            | State::ShutdownAckSent
+            | State::Closed => 61,
         };
         Self { by_state: State::ALL.map(|state| seconds(state) * 1000) }
     }

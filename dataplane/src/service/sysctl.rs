@@ -1,0 +1,104 @@
+//! The settings that IPVS has under `net.ipv4.vs`, as far as the data plane obeys them.
+//!
+//! One table has the names, defaults and bounds of all; who sets, lists or reads them goes by it. A new setting is one entry
+//! below and the place that obeys it.
+
+use std::ops::RangeInclusive;
+
+/// What the kernel takes for settings it does not bound: any number of its type. Most are switches, on when not 0.
+const ANY: RangeInclusive<i32> = i32::MIN..=i32::MAX;
+
+macro_rules! sysctls {
+    ($($(#[$doc:meta])+ $name:ident = $default:literal in $bounds:expr;)+) => {
+        /// The settings in force, each under its own name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Sysctls { $($(#[$doc])+ pub $name: i32,)+ }
+
+        /// The kernel's defaults.
+        impl Default for Sysctls {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        /// Every setting, in the order of `sysctl -a`.
+        const TABLE: &[Sysctl] = &[
+            $(Sysctl {
+                name: stringify!($name),
+                bounds: $bounds,
+                get: |all| all.$name,
+                place: |all| &mut all.$name,
+            },)+
+        ];
+    };
+}
+
+sysctls! {
+    /// Whether a packet that asks for a new connection may replace the one that has its addresses and ports: 0 never; otherwise when that one is
+    /// over; with bit 1 also when its client has sent a FIN and its replies are not seen here.
+    conn_reuse_mode = 1 in ANY;
+    /// Whether the connections of a real server that was removed end. Otherwise their packets vanish until they expire or the server is back.
+    /// A real server of weight 0 loses a connection to a packet that asks for a new one.
+    expire_nodest_conn = 0 in ANY;
+    /// Whether a NAT real server is told, by ICMP port unreachable, that what it sent belongs to no connection.
+    nat_icmp_send = 0 in ANY;
+    /// Whether a tunnel's outer packet must not be cut up when the inner one must not.
+    pmtu_disc = 1 in ANY;
+    /// Whether any SCTP packet but an ABORT may begin a connection, not only an INIT.
+    sloppy_sctp = 0 in ANY;
+    /// Whether any TCP segment but a RST may begin a connection, not only a SYN.
+    sloppy_tcp = 0 in ANY;
+}
+
+/// What one setting is called, and what it takes.
+struct Sysctl {
+    name: &'static str,
+    bounds: RangeInclusive<i32>,
+    get: fn(&Sysctls) -> i32,
+    place: fn(&mut Sysctls) -> &mut i32,
+}
+
+/// Why a setting was not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SysctlError {
+    /// There is none of this name.
+    Unknown,
+    /// The value is outside its bounds.
+    OutOfBounds(RangeInclusive<i32>),
+}
+
+impl Sysctls {
+    /// Changes a setting.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it does not take this value. Nothing has changed then.
+    pub fn set(&mut self, name: &str, value: i32) -> Result<(), SysctlError> {
+        let known = TABLE.iter().find(|known| known.name == name).ok_or(SysctlError::Unknown)?;
+        if !known.bounds.contains(&value) {
+            return Err(SysctlError::OutOfBounds(known.bounds.clone()));
+        }
+        *(known.place)(self) = value;
+        Ok(())
+    }
+
+    /// Every setting by name, in alphabetical order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, i32)> {
+        TABLE.iter().map(|known| (known.name, (known.get)(self)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_order_and_each_has_a_place_of_its_own() {
+        assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
+        let mut all = Sysctls::default();
+        for (n, known) in (0..).zip(TABLE) {
+            all.set(known.name, n).unwrap();
+        }
+        assert!(all.iter().map(|(_, value)| value).eq(0..TABLE.len() as i32));
+        assert_eq!(all.set("no_such", 1), Err(SysctlError::Unknown));
+    }
+}
