@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_chunk_nobody_knows_is_data() {
-        assert_eq!(after(State::None, Side::Input, 255), State::Associated);
+        assert_eq!(after(State::None, Side::Input, 64), State::Associated);
         assert_eq!(after(State::Closed, Side::Input, 64), State::Closed);
     }
 }

@@ -340,6 +340,8 @@ pub(super) fn cases() -> Vec<Case> {
     row("unreachable, IP options inside", to_vip.icmp(3, &Packet { options: 3, ..answer }.ip()), TAKEN, ROUTED);
     row("unreachable, about another port's answer", to_vip.icmp(3, &Packet { ports: (81, 1), ..answer }.ip()), PASSED, ROUTED);
     row("unreachable, about UDP from there", to_vip.icmp(3, &Packet { protocol: 17, ..answer }.ip()), PASSED, ROUTED);
+    row("unreachable, about SCTP's answer", to_vip.icmp(3, &Packet { protocol: 132, ports: (3868, 1), ..answer }.ip()), TAKEN, ROUTED);
+    row("unreachable, about SCTP from TCP's port", to_vip.icmp(3, &Packet { protocol: 132, ..answer }.ip()), PASSED, ROUTED);
     row("unreachable, about every port's answer", to_vip.icmp(3, &Packet { source: OPEN_VIP, ports: (4, 4), ..answer }.ip()), TAKEN, ROUTED);
     row("unreachable, about ICMP", to_vip.icmp(3, &Packet { protocol: 1, ..answer }.ip()), PASSED, ROUTED);
     row("unreachable, about a later fragment", to_vip.icmp(3, &Packet { fragment: LATER, ..answer }.ip()), PASSED, ROUTED);
@@ -348,6 +350,7 @@ pub(super) fn cases() -> Vec<Case> {
     row("unreachable, from a router near a real server", Packet { source: OTHER, ..from_real }.icmp(3, &asked.ip()), TAKEN, ROUTED);
     row("unreachable, about a request to another port", from_real.icmp(3, &Packet { ports: (1, 22), ..asked }.ip()), PASSED, ROUTED);
     row("unreachable, about a request to every port", from_real.icmp(3, &Packet { protocol: 17, destination: OPEN_REAL, ..asked }.ip()), TAKEN, ROUTED);
+    row("unreachable, about an SCTP request", from_real.icmp(3, &Packet { protocol: 132, ports: (1, 3868), ..asked }.ip()[..28]), TAKEN, ROUTED);
     row("unreachable, about our own health check", Packet { destination: OURS, ..from_real }.icmp(3, &Packet { source: OURS, ..asked }.ip()), PASSED, NOT_ROUTED);
     row("unreachable, about a request to a service", from_real.icmp(3, &SYN.ip()), PASSED, ROUTED);
     row("unreachable, cut off inside", to_vip.icmp(3, &answer.ip()[..21]), PASSED, ROUTED);

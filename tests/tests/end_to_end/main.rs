@@ -5,6 +5,7 @@
 //!   forwarding   traffic: NAT and DR, both backends, one worker and two
 //!   tunnels      every way to forward, of both families
 //!   fragments    datagrams larger than the wire
+//!   sctp         an association by hand, and the settings that concern it
 //!   bystanders   what is not the director's stays the kernel's
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
@@ -28,5 +29,6 @@ mod lifecycle;
 mod network;
 mod refusals;
 mod rules;
+mod sctp;
 mod tunnels;
 mod unprivileged;
