@@ -51,10 +51,12 @@ pub struct Conn<A> {
     pub state: State,
     /// How its packets reach the real server.
     pub forwarding: Forwarding,
-    /// What else is known of it.
-    pub marks: Marks,
     /// Bytes that the director has put before the client's data.
     pub shift: u8,
+    /// What else is known of it.
+    pub marks: Marks,
+    /// Packets from the client, as IPVS counts them for synchronisation and load shedding. It wraps.
+    pub in_packets: u16,
     /// What only its forwarding method needs.
     pub detail: Detail,
     /// Its real server, which also tells the service.
@@ -66,14 +68,12 @@ pub struct Conn<A> {
     /// Cached next hops, as numbers of the worker's own list.
     pub hops: Hops,
     pub(crate) links: wheel::Links,
-    /// Packets from the client, as IPVS counts them for synchronisation and load shedding. It wraps.
-    pub in_packets: u16,
 }
 
 /// Yes-or-no facts of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
 #[repr(transparent)]
-pub struct Marks(u8);
+pub struct Marks(u16);
 
 impl Marks {
     /// No reply was seen, and none is expected: the client's half decides the state.
