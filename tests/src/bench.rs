@@ -24,6 +24,7 @@ use shunt_dataplane::service::{
 use shunt_dataplane::stats::Counters;
 
 use crate::frames::{C0, S0, client_mac, server_mac};
+use crate::ops::LOCALS;
 
 /// A side of the director.
 pub const CLIENTS: PortId = PortId(0);
@@ -32,6 +33,11 @@ pub const SERVERS: PortId = PortId(1);
 
 /// The virtual address.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+/// The IPv6 virtual address.
+pub const VIP6: Ipv6Addr = v6(0xf, 1);
+
+/// The director's local addresses over IPv6; those over IPv4 are [`LOCALS`].
+pub const LOCALS6: [Ipv6Addr; 2] = [v6(0xb, 2), v6(0xb, 3)];
 
 /// A director on the bench.
 pub struct Bench {
@@ -260,7 +266,7 @@ impl Backend for Bench {
 
 /// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP.
 fn network(mtu: [u16; 2]) -> Network {
-    let v6 = |net: u16, host: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host));
+    let v6 = |net, host| IpAddr::V6(v6(net, host));
     let interface = |name: &str, index, mac, v4: [u8; 4], v6, mtu| Interface {
         name: name.to_owned(),
         index,
@@ -277,7 +283,8 @@ fn network(mtu: [u16; 2]) -> Network {
     let clients6 =
         hosts.clone().map(|n| ((CLIENTS, v6(0xa, n)), Neighbour::Reachable([2, 0xc6, 0, 0, 0, n as u8])));
     let servers6 = hosts.map(|n| ((SERVERS, v6(0xb, n)), Neighbour::Reachable([2, 0x56, 0, 0, 0, n as u8])));
-    let local = [VIP.into(), [10, 0, 0, 1].into(), [10, 1, 0, 1].into(), v6(0xf, 1), v6(0xa, 1), v6(0xb, 1)];
+    let own = [VIP.into(), [10, 0, 0, 1].into(), [10, 1, 0, 1].into(), VIP6.into(), v6(0xa, 1), v6(0xb, 1)];
+    let local = LOCALS.map(IpAddr::from).into_iter().chain(LOCALS6.map(IpAddr::from)).chain(own);
     Network::new(
         vec![
             interface("c0", 2, C0, [10, 0, 0, 1], v6(0xa, 1), mtu[0]),
@@ -292,4 +299,8 @@ fn network(mtu: [u16; 2]) -> Network {
         clients.chain(servers).chain(clients6).chain(servers6),
     )
     .on_machine(local, [true; 2])
+}
+
+const fn v6(net: u16, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host)
 }
