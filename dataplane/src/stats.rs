@@ -59,6 +59,8 @@ reasons! {
     BadChecksum = "drop.bad_checksum",
     /// An ICMP error that fits no connection.
     StrayIcmp = "drop.stray_icmp",
+    /// An ICMP error about a tunnel's packet that is of no use to the packet's sender.
+    AbsorbedIcmp = "drop.absorbed_icmp",
     /// The connection table is full.
     TableFull = "drop.table_full",
     /// No route leads to where the packet must go, or through an interface that is not the director's.
@@ -115,6 +117,8 @@ events! {
     Routed = "frames.routed",
     /// Later fragments that came before their first and began to wait for it.
     FragmentWaited = "fragment.waited",
+    /// Errors by which the director learned that the path to a tunnel's real server carries less than it took it to.
+    PathNarrowed = "path.narrowed",
     /// Packets that began to wait for a neighbour.
     Waited = "neighbour.waited",
     /// Connections created.

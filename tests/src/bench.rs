@@ -70,6 +70,7 @@ impl Default for Bench {
             capacity: 4096,
             secret: Secret([1, 2, 3]),
             directory: None,
+            paths: Arc::default(),
             counters: Arc::clone(&counters),
         };
         // Late enough that the clock wraps in the middle of a long test.

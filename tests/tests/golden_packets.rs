@@ -1,9 +1,10 @@
-//! What comes out for each frame, byte for byte, against what a real kernel IPVS sent (`golden/packets.json`).
+//! What comes out for each frame, byte for byte, against what a real kernel IPVS sent (`golden/packets.json`, `golden/tunnel-errors.json`).
 //!
 //! The bench plays the kernel's part only by rule: where the director passes a frame, the recorded outcome must be one that the kernel's own
 //! stack makes (an answer on the same side, nothing, or plain routing).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,14 +33,32 @@ struct Step {
 
 /// Steps where shunt differs, and why.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
-    ("icmp", "about the tunnel", "errors about outer packets become errors about inner ones later"),
-    ("tun-", "big data, DF", "needs the path MTU that an error about the tunnel told"),
     (
         "mtu-1400-on-server-link",
         "1500-byte udp, DF clear",
         "cutting packets up comes later; drop.too_big counts them",
     ),
+    (
+        "tunnel-errors",
+        "1401 bytes in the tunnel, DF clear",
+        "a router that cannot take the outer packet whole cuts it up",
+    ),
+    (
+        "tunnel-errors",
+        "about a tunnel from elsewhere",
+        "a packet that is not from the director was not put into a tunnel by it",
+    ),
+    (
+        "tunnel-errors",
+        "the inner ports quoted",
+        "eight bytes of a transport header are the least that is read of any quote",
+    ),
 ];
+
+/// Errors about a tunnel's path. To the first of them IPVS answers with the MTU of the link, which it still has at hand, and tells of the path only when
+/// the next packet comes; the director tells of it at once. The rest of the answer is the same.
+const STALE: &[(&str, &str)] =
+    &[("tun-ipip/ipv4/icmp", "frag needed about the tunnel"), ("tunnel-errors", "frag needed, MTU 1400")];
 
 /// Whole cases that are for later, and why.
 const LATER: &[(&str, &str)] = &[
@@ -49,7 +68,9 @@ const LATER: &[(&str, &str)] = &[
 
 #[test]
 fn every_frame_leaves_as_ipvs_sent_it() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/packets.json")).expect("golden file");
+    let files = [include_str!("../golden/packets.json"), include_str!("../golden/tunnel-errors.json")];
+    let cases = files.iter().flat_map(|file| serde_json::from_str::<Vec<Case>>(file).expect("golden file"));
+    let cases: Vec<Case> = cases.collect();
     let (mut steps, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
     let mut wrong = Vec::new();
     for case in &cases {
@@ -157,6 +178,10 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
     if let Some(lines) = step.get("stats") {
         return statistics(bench, lines);
     }
+    if let Some(seconds) = step.get("wait") {
+        bench.wait(Duration::from_secs(seconds.as_u64().expect("seconds")));
+        return Ok(());
+    }
     if let Some(line) = step.get("cmd") {
         let (code, _, error) = bench.ipvsadm(line.as_str().expect("a line"));
         return if code == 0 { Ok(()) } else { Err(format!("{line}: {error}")) };
@@ -197,11 +222,12 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
                 if !has_sound_gue(sent) {
                     return Err(explain("the outer UDP checksum is wrong"));
                 }
-                if canonical(sent, own) == canonical(frame, own) {
-                    Ok(())
-                } else {
-                    Err(explain("another frame"))
-                }
+                let is_stale = STALE.iter().any(|(c, note)| case.contains(c) && step.note.contains(note));
+                let canonical = |frame| match is_stale {
+                    true => without_mtu(canonical(frame, own)),
+                    false => canonical(frame, own),
+                };
+                if canonical(sent) == canonical(frame) { Ok(()) } else { Err(explain("another frame")) }
             }
             _ => Err(explain("another way")),
         },
@@ -249,6 +275,13 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
             frame[at..at + 2].fill(0);
         }
     }
+    frame
+}
+
+/// An ICMPv4 error without the MTU that it tells of, and without its checksum.
+fn without_mtu(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[36..38].fill(0);
+    frame[40..42].fill(0);
     frame
 }
 

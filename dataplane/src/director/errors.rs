@@ -58,7 +58,7 @@ impl<A: Address> Family<A> {
             Err(why) => return why.into(),
         };
         let mtu = match direction {
-            Direction::Request => mtu(shared, &conn, &hop),
+            Direction::Request => mtu(shared, packet, meta, &conn, &hop, now),
             Direction::Reply => hop.mtu,
         };
         if forward::exceeds(packet, meta, mtu).is_some() {

@@ -219,7 +219,7 @@ impl<A: Address> Family<A> {
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
-        let mtu = mtu(shared, &conn, &hop);
+        let mtu = mtu(shared, packet, meta, &conn, &hop, now);
         match forward::exceeds(packet, meta, mtu) {
             Some(true) => {
                 // IPVS has aged the packet by now, and quotes it so.
@@ -508,13 +508,25 @@ impl<A: Address> Family<A> {
     }
 }
 
-/// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
-pub(super) fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
-    if conn.forwarding != Forwarding::Tunnel {
-        return hop.mtu;
+/// Bytes of IP that fit on a packet's way to its connection's real server, a tunnel's own headers taken off.
+///
+/// A packet that may be cut up has only the link to fit: a router that cannot take it whole will do that, for the director does not.
+pub(super) fn mtu<A: Address>(
+    shared: &Shared,
+    packet: &mut Packet,
+    meta: &Meta<A>,
+    conn: &Conn<A>,
+    hop: &Hop,
+    now: Tick,
+) -> u16 {
+    let dest = shared.snapshot.services.dest(conn.dest);
+    let Some(dest) = dest.filter(|_| conn.forwarding == Forwarding::Tunnel) else { return hop.mtu };
+    let overhead = tunnel::overhead(conn.tunnel, dest.address);
+    let link = hop.mtu.saturating_sub(overhead);
+    if !forward::forbids_fragments(packet, meta) {
+        return link;
     }
-    let to = shared.snapshot.services.dest(conn.dest).map(|dest| dest.address);
-    hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.tunnel, to)))
+    link.min(tunnel::room::<A>(shared.paths.mtu(dest.address, now), overhead))
 }
 
 impl From<Unreachable> for Verdict {

@@ -19,6 +19,7 @@ mod errors;
 mod family;
 mod hops;
 mod services;
+mod undelivered;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use arrayvec::ArrayVec;
 
 use crate::conn::Conn;
 use crate::conn::directory::{Announced, Directory};
+use crate::conn::paths::Paths;
 use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
 use crate::packet::{Packet, Parsed, V4, V6, parse};
@@ -71,6 +73,7 @@ struct Shared {
     snapshot: Arc<Snapshot>,
     schedulers: Schedulers,
     directory: Option<Arc<Directory>>,
+    paths: Arc<Paths>,
     counters: Arc<Counters>,
     limiter: Limiter,
 }
@@ -87,6 +90,8 @@ pub struct Parts {
     pub secret: Secret,
     /// Where workers find each other's connections; `None` for a single worker.
     pub directory: Option<Arc<Directory>>,
+    /// What all workers have been told of the paths to tunnels' real servers.
+    pub paths: Arc<Paths>,
     /// Everybody's counters.
     pub counters: Arc<Counters>,
 }
@@ -97,12 +102,12 @@ impl Director {
     /// # Errors
     /// When the kernel refuses the memory for the tables.
     pub fn new(parts: Parts, now: Tick) -> std::io::Result<Self> {
-        let Parts { worker, snapshot, capacity, secret, directory, counters } = parts;
+        let Parts { worker, snapshot, capacity, secret, directory, paths, counters } = parts;
         let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
         let limiter = Limiter::default();
         Ok(Self {
-            shared: Shared { worker, snapshot, schedulers, directory, counters, limiter },
+            shared: Shared { worker, snapshot, schedulers, directory, paths, counters, limiter },
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
         })
@@ -140,8 +145,14 @@ impl Director {
         for (packet, (what, hash)) in packets.iter_mut().zip(parsed) {
             let verdict = match what {
                 Ok(_) if is_idle => Verdict::Pass,
-                Ok(Parsed::V4(meta)) => self.v4.decide(&mut self.shared, packet, &meta, hash, handed, now),
-                Ok(Parsed::V6(meta)) => self.v6.decide(&mut self.shared, packet, &meta, hash, handed, now),
+                Ok(Parsed::V4(meta)) => match self.undelivered(packet, &meta, handed, now) {
+                    Some(verdict) => verdict,
+                    None => self.v4.decide(&mut self.shared, packet, &meta, hash, handed, now),
+                },
+                Ok(Parsed::V6(meta)) => match self.undelivered(packet, &meta, handed, now) {
+                    Some(verdict) => verdict,
+                    None => self.v6.decide(&mut self.shared, packet, &meta, hash, handed, now),
+                },
                 Err(NotOurs::Pass) => Verdict::Pass,
                 Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             };

@@ -1,7 +1,7 @@
 //! The ways out: how a packet is rewritten for its next hop.
 //!
 //! A forwarder changes bytes and nothing else. It knows no scheduler and no table; the director hands it
-//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`]; [`icmp`] and [`reset`] serve all. Both address
+//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`], with [`undelivered`] for what comes back of it; [`icmp`] and [`reset`] serve all. Both address
 //! families go through the same lines.
 
 pub mod dr;
@@ -10,6 +10,7 @@ pub mod limit;
 pub mod nat;
 pub mod reset;
 pub mod tunnel;
+pub mod undelivered;
 
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, put16};
@@ -33,10 +34,16 @@ pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
     A::age(ip(packet, meta));
 }
 
+/// Whether the packet must not be cut up.
+#[inline]
+pub fn forbids_fragments<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> bool {
+    A::forbids_fragments(ip(packet, meta))
+}
+
 /// Whether the packet is too long for the hop: `Some(true)` when it must not be cut up.
 #[inline]
 pub fn exceeds<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> Option<bool> {
-    (meta.length() > mtu).then(|| A::forbids_fragments(ip(packet, meta)))
+    (meta.length() > mtu).then(|| forbids_fragments(packet, meta))
 }
 
 /// Puts the frame's addresses on, drops VLAN tags and Ethernet padding: the hop's interface is untagged.
