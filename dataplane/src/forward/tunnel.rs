@@ -41,6 +41,16 @@ pub fn overhead(tunnel: Tunnel, destination: IpAddr) -> u16 {
     (outer + wrapping(tunnel)) as u16
 }
 
+/// The IP protocol number of packets with IPv4 inside, or IPv6.
+pub fn protocol(kind: TunnelKind, is_v4: bool) -> u8 {
+    match kind {
+        TunnelKind::Ipip if is_v4 => IPV4_IN_IP,
+        TunnelKind::Ipip => IPV6_IN_IP,
+        TunnelKind::Gue => UDP,
+        TunnelKind::Gre => GRE,
+    }
+}
+
 /// Bytes of an inner packet that fit through a path that carries `path`. Never less than what every path must carry: what is shorter may not be
 /// refused for its length, and a tunnel so narrow must cut up its own packets.
 pub fn room<A: Address>(path: u16, overhead: u16) -> u16 {
@@ -86,7 +96,7 @@ pub fn request<A: Address>(
 
     let data = packet.data();
     data[..12].copy_from_slice(&hop.macs);
-    let (outer, protocol) = (&mut data[ETHERNET..], inner_protocol::<A>(tunnel));
+    let (outer, protocol) = (&mut data[ETHERNET..], protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE));
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let (source, destination) = (V4::from(source), V4::from(destination));
@@ -121,16 +131,8 @@ fn encapsulate_ecn(tos: u8) -> u8 {
     if tos & CONGESTED == CONGESTED { tos & !CONGESTED | CAPABLE_0 } else { tos }
 }
 
-fn inner_protocol<A: Address>(tunnel: Tunnel) -> u8 {
-    match tunnel.kind {
-        TunnelKind::Ipip => bare_protocol::<A>(),
-        TunnelKind::Gue => UDP,
-        TunnelKind::Gre => GRE,
-    }
-}
-
 fn bare_protocol<A: Address>() -> u8 {
-    if A::ETHERTYPE == V4::ETHERTYPE { IPV4_IN_IP } else { IPV6_IN_IP }
+    protocol(TunnelKind::Ipip, A::ETHERTYPE == V4::ETHERTYPE)
 }
 
 fn write_v4(ip: &mut [u8], protocol: u8, inherited: Inherited, source: V4, destination: V4) {
