@@ -49,6 +49,12 @@ reasons! {
     TinyFragment = "drop.tiny_fragment",
     /// A later fragment whose first did not come in time.
     FragmentTimeout = "drop.fragment_timeout",
+    /// A fragment that was sent on before.
+    FragmentDuplicate = "drop.fragment_duplicate",
+    /// A fragment that overlaps with one that was sent on, or any later one of the same datagram.
+    FragmentOverlap = "drop.fragment_overlap",
+    /// A fragment of a datagram that comes in too little order to be kept track of.
+    FragmentScattered = "drop.fragment_scattered",
     /// Too many later fragments wait for their first.
     FragmentQueueFull = "drop.fragment_queue_full",
     /// The connection's real server was removed; the connection waits for it to come back, or for its timeout.

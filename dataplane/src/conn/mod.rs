@@ -7,6 +7,7 @@ pub mod directory;
 pub mod fragments;
 pub mod index;
 pub mod memory;
+pub mod parts;
 pub mod paths;
 pub mod table;
 pub mod tcp;

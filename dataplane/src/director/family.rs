@@ -24,7 +24,7 @@ const EMBRYO: u32 = 3_000;
 pub struct Family<A> {
     pub(super) conns: Table<A>,
     pub(super) hops: HopCache,
-    fragments: Fragments<A>,
+    pub(super) fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     next_id: u16,
 }
@@ -106,52 +106,33 @@ impl<A: Address> Family<A> {
                 Some(_) => Verdict::Pass,
             };
         }
-        if meta.is_later_fragment() {
-            return self.later_fragment(shared, packet, meta, handed, now);
+        match meta.fragment {
+            None => self.packet(shared, packet, meta, hash, handed, now),
+            Some(part) if part.offset == 0 => {
+                self.first_fragment(shared, packet, meta, (&part, hash), handed, now)
+            }
+            Some(part) => self.later_fragment(shared, packet, meta, &part, handed, now),
         }
-        let verdict = match self.find(shared, &meta.tuple, hash, now) {
+    }
+
+    /// A packet with a transport header: whole, or a datagram's first part.
+    #[inline]
+    pub(super) fn packet(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        handed: bool,
+        now: Tick,
+    ) -> Verdict {
+        match self.find(shared, &meta.tuple, hash, now) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
             None => match shared.owner_elsewhere(hash, handed) {
                 Some(owner) => Verdict::HandOff(owner),
                 None => self.admit(shared, packet, meta, hash, now),
             },
-        };
-        if let (Some(key), Verdict::Forward(_)) = (Fragments::key(meta), verdict) {
-            let hash = self.conns.hash(&key);
-            shared.claim(hash);
-            if let Some(displaced) = self.fragments.remember(key, hash, meta.tuple, now) {
-                shared.withdraw(self.conns.hash(&displaced));
-            }
-        }
-        verdict
-    }
-
-    /// A part of a datagram that has no transport header: it goes the way its first part went.
-    fn later_fragment(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        handed: bool,
-        now: Tick,
-    ) -> Verdict {
-        let Some(key) = Fragments::key(meta) else { return Verdict::Pass };
-        let hash = self.conns.hash(&key);
-        let Some(flow) = self.fragments.flow(&key, hash, now) else {
-            if let Some(owner) = shared.owner_elsewhere(hash, handed) {
-                return Verdict::HandOff(owner);
-            }
-            let tuple = &meta.tuple;
-            let services = &shared.snapshot.services;
-            let may_be_ours = services.may_concern(tuple.source, tuple.destination, tuple.protocol);
-            return if may_be_ours { Verdict::Keep } else { Verdict::Pass };
-        };
-        let hash = self.conns.hash(&flow);
-        match self.find(shared, &flow, hash, now) {
-            Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
-            Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
-            None => Verdict::Drop(Reason::FragmentTimeout),
         }
     }
 

@@ -17,6 +17,7 @@
 mod answers;
 mod errors;
 mod family;
+mod fragments;
 mod hops;
 mod services;
 mod undelivered;

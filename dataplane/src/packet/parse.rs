@@ -60,6 +60,10 @@ pub struct Fragment {
     /// Where it belongs in the datagram, in units of 8 bytes. The first part, at 0, has the transport header; a later one has none, and its
     /// ports are read as 0.
     pub offset: u16,
+    /// Bytes of the datagram that it carries.
+    pub length: u16,
+    /// Whether it is not the last one.
+    pub more: bool,
 }
 
 /// A packet of either family.
@@ -124,7 +128,12 @@ fn parse_v4(frame: &[u8], network: usize) -> Result<Meta<V4>, NotOurs> {
     }
     let part = be16(ip, 6);
     let is_fragment = part & 0x3fff != 0;
-    let fragment = is_fragment.then(|| Fragment { id: be16(ip, 4).into(), offset: part & 0x1fff });
+    let fragment = is_fragment.then(|| Fragment {
+        id: be16(ip, 4).into(),
+        offset: part & 0x1fff,
+        length: (total - header) as u16,
+        more: part & 0x2000 != 0,
+    });
     transport(frame, network, network + header, network + total, ip[9], fragment)
 }
 
@@ -148,7 +157,13 @@ fn parse_v6(frame: &[u8], network: usize) -> Result<Meta<V6>, NotOurs> {
             FRAGMENT => {
                 // An "atomic" fragment is a whole packet (RFC 6946).
                 let part = ip.get(at + 2..at + 8).filter(|field| be16(field, 0) & 0xfff9 != 0);
-                fragment = part.map(|f| Fragment { id: be32(f, 2), offset: be16(f, 0) >> 3 }).or(fragment);
+                let of = |field: &[u8]| Fragment {
+                    id: be32(field, 2),
+                    offset: be16(field, 0) >> 3,
+                    length: (total - at - 8) as u16,
+                    more: field[1] & 1 != 0,
+                };
+                fragment = part.map(of).or(fragment);
                 Some(8)
             }
             protocol => {
@@ -355,8 +370,8 @@ mod tests {
             Ok(Parsed::V6(meta)) => (meta.fragment, meta.tuple.destination_port),
             other => panic!("{other:?}"),
         };
-        assert_eq!(part(first), (Some(Fragment { id: 7, offset: 0 }), 53));
-        assert_eq!(part(later), (Some(Fragment { id: 7, offset: 0x80 }), 0));
+        assert_eq!(part(first), (Some(Fragment { id: 7, offset: 0, length: 8, more: true }), 53));
+        assert_eq!(part(later), (Some(Fragment { id: 7, offset: 0x80, length: 8, more: false }), 0));
         let many = [(DESTINATION_OPTIONS, options); MAX_EXTENSIONS + 1];
         assert!(parse(&v6(&many[1..])).is_ok());
         assert_eq!(parse(&v6(&many)), Err(NotOurs::Drop(Reason::BadIpHeader)));
