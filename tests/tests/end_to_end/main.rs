@@ -5,6 +5,8 @@
 //!   forwarding   traffic: NAT and DR, both backends, one worker and two
 //!   tunnels      every way to forward, of both families
 //!   fragments    datagrams larger than the wire
+//!   path_mtu     a path through a tunnel that is narrower than its first link
+//!   hops         what a traceroute to a service shows
 //!   bystanders   what is not the director's stays the kernel's
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
@@ -22,10 +24,12 @@ mod bystanders;
 mod forwarding;
 mod fragments;
 mod ground;
+mod hops;
 mod hostile;
 mod ipv6;
 mod lifecycle;
 mod network;
+mod path_mtu;
 mod refusals;
 mod rules;
 mod tunnels;
