@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use proptest::prelude::*;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::service::WorkerId;
 use shunt_dataplane::stats::{Event, Reason};
@@ -315,6 +316,33 @@ fn a_wrong_checksum_changes_nothing() {
         assert_eq!(tunnel.bench.frame(SERVERS, &frame).verdict, Verdict::Drop(Reason::BadChecksum));
         assert_eq!(tunnel.send(1500 - tunnel.overhead), None);
     });
+}
+
+proptest! {
+    /// Whatever is quoted, and whatever becomes of the frame on its way: if the client is told, it is in a sound message about its own flow.
+    #[test]
+    fn a_damaged_quote_is_told_soundly_or_not_at_all(
+        is_v4: bool, outer_is_v4: bool, kind in 0..KINDS.len(), (code, mtu) in (0u8..6, 0u32..2000), left in 1usize..200,
+        quoted in prop::collection::vec((0usize..120, any::<u8>()), 0..4),
+        framed in prop::collection::vec((12usize..120, any::<u8>()), 0..2),
+    ) {
+        let mut tunnel = Tunnelled::new(is_v4, outer_is_v4, KINDS[kind]);
+        let change = |bytes: &mut [u8], changes: &[(usize, u8)]| {
+            changes.iter().for_each(|(at, value)| if let Some(byte) = bytes.get_mut(*at) { *byte = *value });
+        };
+        let mut about = tunnel.long.1[..left].to_vec();
+        change(&mut about[1..], &quoted);
+        let mut frame = error(&about, if outer_is_v4 { 3 } else { 1 + code % 4 }, code, mtu);
+        change(&mut frame, &framed);
+        let outcome = tunnel.bench.frame(SERVERS, &frame);
+        if let Some((port, sent)) = outcome.sent {
+            prop_assert_eq!((outcome.verdict, port), (Verdict::Reply(CLIENTS), CLIENTS));
+            let message = &sent[14 + header(is_v4)..];
+            prop_assert_eq!(icmp_sum(vip(is_v4), client(is_v4), message), 0);
+            let flow = if is_v4 { 12..24 } else { 8..44 };
+            prop_assert_eq!(&message[8..][flow.clone()], &tunnel.long.0[flow]);
+        }
+    }
 }
 
 /// An error comes to one worker, the connection is another's, and a third's must obey as well.
