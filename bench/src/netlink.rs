@@ -126,9 +126,14 @@ impl Netlink {
     }
 
     /// Routes a single address by way of `gateway`, in place of an earlier such route.
-    pub fn route(&self, to: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
-        let route =
-            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).gateway(gateway).build();
+    pub fn route(&self, to: impl Into<IpAddr>, gateway: impl Into<IpAddr>) -> Result<()> {
+        let (to, gateway) = (to.into(), gateway.into());
+        let prefix = if to.is_ipv4() { 32 } else { 128 };
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to, prefix)
+            .and_then(|route| route.gateway(gateway))
+            .with_context(|| format!("{to} and {gateway} are of two families"))?
+            .build();
         self.runtime
             .block_on(self.handle.route().add(route).replace().execute())
             .with_context(|| format!("routing {to} by way of {gateway}"))

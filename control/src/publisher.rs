@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shunt_dataplane::director::is_relieved;
+use shunt_dataplane::forward::tunnel;
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{self as data, DestId, ServiceId, Services, TunnelKind};
 use shunt_dataplane::stats::{Counters, MAX_DESTS};
@@ -138,12 +139,23 @@ impl Publisher {
             };
             let requests =
                 address.map(|(protocol, address, port)| Target::Service { protocol, address, port });
-            let replies = service.servers.iter().filter_map(move |server| {
-                let (protocol, ..) = address.filter(|_| translates_replies(server.forwarding))?;
+            // What comes back from real servers: replies, or errors about the tunnels to them.
+            let returns = service.servers.iter().filter_map(move |server| {
+                let (protocol, virtual_address, _) = address?;
                 let ServerKey { address, port } = server.key;
-                Some(Target::RealServer { protocol, address, port })
+                match server.forwarding {
+                    Forwarding::Masq | Forwarding::FullNat => {
+                        Some(Target::RealServer { protocol, address, port })
+                    }
+                    Forwarding::Tunnel(tunnel) => {
+                        let data::Tunnel { kind, port, .. } = wrapping(tunnel);
+                        let protocol = tunnel::protocol(kind, virtual_address.is_ipv4());
+                        Some(Target::Tunnel { protocol, address, port })
+                    }
+                    Forwarding::Route | Forwarding::Local => None,
+                }
             });
-            requests.into_iter().chain(replies)
+            requests.into_iter().chain(returns)
         });
         live.chain(replies)
     }
@@ -541,6 +553,34 @@ mod tests {
         publisher.publish(&none, &counters, Instant::now()).unwrap();
         assert_eq!(publisher.targets(&none).count(), 0);
         assert!(!publisher.is_outdated(&none, &counters));
+    }
+
+    #[test]
+    fn errors_about_tunnels_are_taken_by_the_outer_packets_protocol() {
+        let rules = rules(&[
+            "-A -t 10.9.0.1:80 -s rr",
+            "-a -t 10.9.0.1:80 -r 10.2.0.11:80 -i",
+            "-a -t 10.9.0.1:80 -r 10.2.0.12:80 -i --tun-type gue --tun-port 6080 --tun-csum",
+            "-a -t 10.9.0.1:80 -r [fd00:2::b]:80 -i --tun-type gre",
+            "-A -u [fd00:9::1]:53 -s rr",
+            "-a -u [fd00:9::1]:53 -r 10.2.0.11:53 -i",
+            "-a -u [fd00:9::1]:53 -r 10.2.0.12:53 -i --tun-type gue --tun-port 6080",
+            "-a -u [fd00:9::1]:53 -r [fd00:2::c]:53 -m",
+        ]);
+        let targets: HashSet<Target> = Publisher::default().targets(&rules).collect();
+        let tunnel = |protocol, address: &str, port| {
+            let address = address.parse().unwrap();
+            Target::Tunnel { protocol, address, port }
+        };
+        let tunnels: HashSet<Target> =
+            targets.into_iter().filter(|target| matches!(target, Target::Tunnel { .. })).collect();
+        let expected = [
+            tunnel(4, "10.2.0.11", 0),
+            tunnel(17, "10.2.0.12", 6080),
+            tunnel(47, "fd00:2::b", 0),
+            tunnel(41, "10.2.0.11", 0),
+        ];
+        assert_eq!(tunnels, HashSet::from(expected));
     }
 
     fn published(rules: &Rules, publisher: &mut Publisher, counters: &Counters) -> Arc<data::Service> {

@@ -49,6 +49,12 @@ reasons! {
     TinyFragment = "drop.tiny_fragment",
     /// A later fragment whose first did not come in time.
     FragmentTimeout = "drop.fragment_timeout",
+    /// A fragment that was sent on before.
+    FragmentDuplicate = "drop.fragment_duplicate",
+    /// A fragment that overlaps with one that was sent on, or any later one of the same datagram.
+    FragmentOverlap = "drop.fragment_overlap",
+    /// A fragment of a datagram that comes in too little order to be kept track of.
+    FragmentScattered = "drop.fragment_scattered",
     /// Too many later fragments wait for their first.
     FragmentQueueFull = "drop.fragment_queue_full",
     /// A part of an SCTP datagram whose port NAT would change: the new CRC needs the whole.
@@ -61,6 +67,8 @@ reasons! {
     BadChecksum = "drop.bad_checksum",
     /// An ICMP error that fits no connection.
     StrayIcmp = "drop.stray_icmp",
+    /// An ICMP error about a tunnel's packet that is of no use to the packet's sender.
+    AbsorbedIcmp = "drop.absorbed_icmp",
     /// The connection table is full.
     TableFull = "drop.table_full",
     /// FullNAT has no local address for the real server, or no port left at any. A TCP client was reset.
@@ -123,6 +131,8 @@ events! {
     CutUp = "fragment.cut_up",
     /// Later fragments that came before their first and began to wait for it.
     FragmentWaited = "fragment.waited",
+    /// Errors by which the director learned that the path to a tunnel's real server carries less than it took it to.
+    PathNarrowed = "path.narrowed",
     /// Packets that began to wait for a neighbour.
     Waited = "neighbour.waited",
     /// Connections created.

@@ -61,6 +61,17 @@ pub struct Outcome {
     pub sent: Vec<(PortId, Vec<u8>)>,
 }
 
+impl Outcome {
+    /// The only frame that was sent.
+    ///
+    /// # Panics
+    /// When none was, or several.
+    pub fn only(mut self) -> (PortId, Vec<u8>) {
+        assert_eq!(self.sent.len(), 1, "{:?}", self.verdict);
+        self.sent.remove(0)
+    }
+}
+
 impl Default for Bench {
     fn default() -> Self {
         let counters = Arc::new(Counters::new(1).expect("memory for counters"));
@@ -77,6 +88,7 @@ impl Default for Bench {
             capacity: 4096,
             secret: Secret([1, 2, 3]),
             directory: None,
+            paths: Arc::default(),
             counters: Arc::clone(&counters),
         };
         // Late enough that the clock wraps in the middle of a long test.

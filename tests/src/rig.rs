@@ -16,6 +16,7 @@ use shunt::daemon::capabilities;
 use shunt::publisher::Publisher;
 use shunt::rules::{Change, Refusal, Rules};
 use shunt_dataplane::conn::directory::Directory;
+use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, State};
 use shunt_dataplane::director::{Director, Parts, Verdict};
@@ -88,6 +89,7 @@ impl Rig {
         });
         // Late enough that the clock wraps in the middle of a long test.
         let now = Tick(u32::MAX - 600_000);
+        let paths = Arc::<Paths>::default();
         let director = |n| {
             let parts = Parts {
                 worker: WorkerId(n as u8),
@@ -95,6 +97,7 @@ impl Rig {
                 capacity: CAPACITY,
                 secret: SECRET,
                 directory: directory.clone(),
+                paths: Arc::clone(&paths),
                 counters: Arc::clone(&counters),
             };
             Director::new(parts, now).expect("memory for connections")

@@ -1,4 +1,4 @@
-//! What comes out for each frame, byte for byte, against what a real kernel IPVS sent (`golden/packets.json`).
+//! What comes out for each frame, byte for byte, against what a real kernel IPVS sent (`golden/packets.json`, `golden/tunnel-errors.json`).
 //!
 //! The bench plays the kernel's part only by rule: where the director passes a frame, the recorded outcome must be one that the kernel's own
 //! stack makes (an answer on the same side, nothing, or plain routing).
@@ -34,9 +34,22 @@ struct Step {
 
 /// Steps where shunt differs, and why.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
-    ("icmp", "about the tunnel", "errors about outer packets become errors about inner ones later"),
-    ("tun-", "big data, DF", "needs the path MTU that an error about the tunnel told"),
+    (
+        "tunnel-errors",
+        "about a tunnel from elsewhere",
+        "a packet that is not from the director was not put into a tunnel by it",
+    ),
+    (
+        "tunnel-errors",
+        "the inner ports quoted",
+        "eight bytes of a transport header are the least that is read of any quote",
+    ),
 ];
+
+/// Errors about a tunnel's path. To the first of them IPVS answers with the MTU of the link, which it still has at hand, and tells of the path only when
+/// the next packet comes; the director tells of it at once. The rest of the answer is the same.
+const STALE: &[(&str, &str)] =
+    &[("tun-ipip/ipv4/icmp", "frag needed about the tunnel"), ("tunnel-errors", "frag needed, MTU 1400")];
 
 /// Whole cases that are for later or differ, and why.
 const LATER: &[(&str, &str)] = &[
@@ -46,7 +59,11 @@ const LATER: &[(&str, &str)] = &[
 
 #[test]
 fn every_frame_leaves_as_ipvs_sent_it() {
-    let files = [include_str!("../golden/packets.json"), include_str!("../golden/packets-more.json")];
+    let files = [
+        include_str!("../golden/packets.json"),
+        include_str!("../golden/packets-more.json"),
+        include_str!("../golden/tunnel-errors.json"),
+    ];
     let cases = files.map(|file| serde_json::from_str::<Vec<Case>>(file).expect("golden file"));
     let cases = cases.concat();
     let (mut steps, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
@@ -158,6 +175,10 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
     if let Some(lines) = step.get("stats") {
         return statistics(bench, lines);
     }
+    if let Some(seconds) = step.get("wait") {
+        bench.wait(Duration::from_secs(seconds.as_u64().expect("seconds")));
+        return Ok(());
+    }
     if let Some(line) = step.get("cmd") {
         let (code, _, error) = bench.ipvsadm(line.as_str().expect("a line"));
         return if code == 0 { Ok(()) } else { Err(format!("{line}: {error}")) };
@@ -208,7 +229,12 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
                 if outcome.sent.len() == 1 && !has_sound_gue(sent) {
                     return Err(explain("the outer UDP checksum is wrong"));
                 }
-                if canonical(sent, own) != canonical(frame, own) {
+                let is_stale = STALE.iter().any(|(c, note)| case.contains(c) && step.note.contains(note));
+                let canonical = |frame| match is_stale {
+                    true => without_mtu(canonical(frame, own)),
+                    false => canonical(frame, own),
+                };
+                if canonical(sent) != canonical(frame) {
                     return Err(explain("another frame"));
                 }
             }
@@ -263,6 +289,13 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
 }
 
 const SCTP: u8 = 132;
+
+/// An ICMPv4 error without the MTU that it tells of, and without its checksum.
+fn without_mtu(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[36..38].fill(0);
+    frame[40..42].fill(0);
+    frame
+}
 
 fn is_v6(frame: &[u8]) -> bool {
     frame[12] == 0x86

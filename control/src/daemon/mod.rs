@@ -30,6 +30,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::directory::Directory;
+use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director};
 use shunt_dataplane::sched;
@@ -234,6 +235,8 @@ impl Control {
             workers => Some(Arc::new(Directory::with_capacity(workers * CONNECTIONS * 2)?)),
         };
 
+        let paths = Arc::<Paths>::default();
+
         let (bell, answers) = std::os::unix::net::UnixStream::pair()?;
         let (links, handles): (Vec<_>, Vec<_>) = (0..cores.len())
             .map(|_| link::channel(snapshot.epoch, answers.try_clone()?))
@@ -253,6 +256,7 @@ impl Control {
                     capacity: CONNECTIONS,
                     secret,
                     directory: directory.clone(),
+                    paths: Arc::clone(&paths),
                     counters: Arc::clone(&counters),
                 },
                 clock.now(),

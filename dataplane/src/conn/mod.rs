@@ -7,6 +7,8 @@ pub mod directory;
 pub mod fragments;
 pub mod index;
 pub mod memory;
+pub mod parts;
+pub mod paths;
 pub mod sctp;
 pub mod state;
 pub mod table;

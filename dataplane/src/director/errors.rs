@@ -62,7 +62,7 @@ impl<A: Near> Family<A> {
             Err(why) => return why.into(),
         };
         let mtu = match direction {
-            Direction::Request => mtu(shared, &conn, &hop),
+            Direction::Request => mtu(shared, &conn, &hop, now),
             Direction::Reply => hop.mtu,
         };
         if forward::is_too_big(packet, meta, mtu) {
@@ -87,10 +87,7 @@ impl<A: Near> Family<A> {
                         return self.send(shared, packet, &hop);
                     }
                     Forwarding::Tunnel => {
-                        return match self.tunnel(shared, packet, meta, (&conn, hash), &hop) {
-                            Some(()) => self.send(shared, packet, &hop),
-                            None => Verdict::Drop(Reason::NoRoute),
-                        };
+                        return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now);
                     }
                     Forwarding::Masq | Forwarding::FullNat => icmp::Translated {
                         source: if is_full { conn.local } else { meta.tuple.source },

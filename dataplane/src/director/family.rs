@@ -28,7 +28,7 @@ const EMBRYO: u32 = 3_000;
 pub struct Family<A> {
     pub(super) conns: Table<A>,
     pub(super) hops: HopCache,
-    fragments: Fragments<A>,
+    pub(super) fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     next_id: u16,
     /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
@@ -113,55 +113,33 @@ impl<A: Near> Family<A> {
                 Some(_) => Verdict::Pass,
             };
         }
-        if meta.is_later_fragment() {
-            return self.later_fragment(far, shared, packet, meta, now);
+        match meta.fragment {
+            None => self.packet(far, shared, packet, meta, hash, now),
+            Some(part) if part.offset == 0 => {
+                self.first_fragment(far, shared, packet, meta, (&part, hash), now)
+            }
+            Some(part) => self.later_fragment(far, shared, packet, meta, &part, now),
         }
-        let verdict = match self.find(shared, &meta.tuple, hash, now) {
+    }
+
+    /// A packet with a transport header: whole, or a datagram's first part.
+    #[inline]
+    pub(super) fn packet(
+        &mut self,
+        far: &mut Family<A::Other>,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        now: Tick,
+    ) -> Verdict {
+        match self.find(shared, &meta.tuple, hash, now) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
             None => match (beyond::find(shared, &meta.tuple, hash), shared.owner_elsewhere(hash)) {
                 (Some(id), _) => self.reply_across(far, shared, packet, meta, id, now),
                 (None, Some(owner)) => Verdict::HandOff(owner),
                 (None, None) => self.admit(shared, packet, meta, hash, now),
-            },
-        };
-        if let (Some(key), Verdict::Forward(_)) = (Fragments::key(meta), verdict) {
-            let hash = self.conns.hash(&key);
-            shared.claim(hash);
-            if let Some(displaced) = self.fragments.remember(key, hash, meta.tuple, now) {
-                shared.withdraw(self.conns.hash(&displaced));
-            }
-        }
-        verdict
-    }
-
-    /// A part of a datagram that has no transport header: it goes the way its first part went.
-    fn later_fragment(
-        &mut self,
-        far: &mut Family<A::Other>,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        now: Tick,
-    ) -> Verdict {
-        let Some(key) = Fragments::key(meta) else { return Verdict::Pass };
-        let hash = self.conns.hash(&key);
-        let Some(flow) = self.fragments.flow(&key, hash, now) else {
-            if let Some(owner) = shared.owner_elsewhere(hash) {
-                return Verdict::HandOff(owner);
-            }
-            let tuple = &meta.tuple;
-            let services = &shared.snapshot.services;
-            let may_be_ours = services.may_concern(tuple.source, tuple.destination, tuple.protocol);
-            return if may_be_ours { Verdict::Keep } else { Verdict::Pass };
-        };
-        let hash = self.conns.hash(&flow);
-        match self.find(shared, &flow, hash, now) {
-            Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
-            Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
-            None => match beyond::find(shared, &flow, hash) {
-                Some(id) => self.reply_across(far, shared, packet, meta, id, now),
-                None => Verdict::Drop(Reason::FragmentTimeout),
             },
         }
     }
@@ -235,7 +213,7 @@ impl<A: Near> Family<A> {
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
-        let mtu = mtu(shared, &conn, &hop);
+        let mtu = mtu(shared, &conn, &hop, now);
         if forward::is_too_big(packet, meta, mtu) {
             // IPVS has aged the packet by now, and quotes it so.
             forward::age(packet, meta);
@@ -247,11 +225,7 @@ impl<A: Near> Family<A> {
             Forwarding::Route => dr::request(packet, meta, &hop),
             Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
             Forwarding::FullNat => return self.request_by_full_nat(shared, packet, meta, id, &hop),
-            Forwarding::Tunnel => {
-                if self.tunnel(shared, packet, meta, (&conn, hash), &hop).is_none() {
-                    return Verdict::Drop(Reason::NoRoute);
-                }
-            }
+            Forwarding::Tunnel => return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now),
         }
         self.send(shared, packet, &hop)
     }
@@ -531,22 +505,28 @@ impl<A: Near> Family<A> {
         }
     }
 
-    /// Wraps a packet and sends it to the real server; `None` when the director has no address of its own on the way.
+    /// Wraps a packet and sends it to the real server, in pieces that the path is known to carry.
     pub(super) fn tunnel(
         &mut self,
-        shared: &Shared,
+        shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
         (conn, hash): (&Conn<A>, u64),
         hop: &Hop,
-    ) -> Option<()> {
+        now: Tick,
+    ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
-        let destination = services.dest(conn.dest)?.address;
-        let source = network.interface(hop.port)?.address_towards(destination)?;
+        let Some(destination) = services.dest(conn.dest).map(|dest| dest.address) else {
+            return Verdict::Drop(Reason::NoDest);
+        };
+        let source = network.interface(hop.port).and_then(|interface| interface.address_towards(destination));
+        // Without an address of its own on the way the director cannot be the tunnel's end.
+        let Some(source) = source else { return Verdict::Drop(Reason::NoRoute) };
         self.next_id = self.next_id.wrapping_add(1);
         let ends = tunnel::Ends { source, destination };
         tunnel::request(packet, meta, conn.detail.tunnel(), ends, hop, (hash, self.next_id));
-        Some(())
+        let mtu = hop.mtu.min(shared.paths.mtu(destination, now));
+        self.send(shared, packet, &Hop { mtu, ..*hop })
     }
 
     /// Ends connections whose time is over, then those that are being swept away.
@@ -615,15 +595,15 @@ impl<A: Near> Family<A> {
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
-pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16 {
+pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
     if conn.marks.has(Marks::ACROSS) {
         return across::fits::<A>(hop.mtu);
     }
-    if conn.forwarding != Forwarding::Tunnel {
-        return hop.mtu;
-    }
-    let to = shared.snapshot.services.dest(conn.dest).map(|dest| dest.address);
-    hop.mtu.saturating_sub(to.map_or(0, |to| tunnel::overhead(conn.detail.tunnel(), to)))
+    let dest = shared.snapshot.services.dest(conn.dest);
+    let Some(dest) = dest.filter(|_| conn.forwarding == Forwarding::Tunnel) else { return hop.mtu };
+    let overhead = tunnel::overhead(conn.detail.tunnel(), dest.address);
+    let path = shared.paths.mtu(dest.address, now);
+    hop.mtu.saturating_sub(overhead).min(tunnel::room::<A>(path, overhead))
 }
 
 impl From<Unreachable> for Verdict {

@@ -20,11 +20,13 @@ mod answers;
 mod beyond;
 mod errors;
 mod family;
+mod fragments;
 mod full_nat;
 mod hops;
 mod outbox;
 mod pools;
 mod services;
+mod undelivered;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use arrayvec::ArrayVec;
 
 use crate::conn::Conn;
 use crate::conn::directory::{Announced, Directory};
+use crate::conn::paths::Paths;
 use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
 use crate::packet::{Packet, Parsed, V4, V6, parse};
@@ -80,6 +83,7 @@ struct Shared {
     snapshot: Arc<Snapshot>,
     schedulers: Schedulers,
     directory: Option<Arc<Directory>>,
+    paths: Arc<Paths>,
     counters: Arc<Counters>,
     limiter: Limiter,
     outbox: Outbox,
@@ -101,6 +105,8 @@ pub struct Parts {
     pub secret: Secret,
     /// Where workers find each other's connections; `None` for a single worker.
     pub directory: Option<Arc<Directory>>,
+    /// What all workers have been told of the paths to tunnels' real servers.
+    pub paths: Arc<Paths>,
     /// Everybody's counters.
     pub counters: Arc<Counters>,
 }
@@ -111,7 +117,7 @@ impl Director {
     /// # Errors
     /// When the kernel refuses the memory for the tables.
     pub fn new(parts: Parts, now: Tick) -> std::io::Result<Self> {
-        let Parts { worker, snapshot, capacity, secret, directory, counters } = parts;
+        let Parts { worker, snapshot, capacity, secret, directory, paths, counters } = parts;
         let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
         let mut pools = Pools::new(worker, counters.workers(), secret);
@@ -124,6 +130,7 @@ impl Director {
                 snapshot,
                 schedulers,
                 directory,
+                paths,
                 counters,
                 limiter,
                 outbox,
@@ -170,12 +177,14 @@ impl Director {
         for (packet, (what, hash)) in packets.iter_mut().zip(parsed) {
             let verdict = match what {
                 Ok(_) if is_idle => Verdict::Pass,
-                Ok(Parsed::V4(meta)) => {
-                    self.v4.decide(&mut self.v6, &mut self.shared, packet, &meta, hash, now)
-                }
-                Ok(Parsed::V6(meta)) => {
-                    self.v6.decide(&mut self.v4, &mut self.shared, packet, &meta, hash, now)
-                }
+                Ok(Parsed::V4(meta)) => match self.undelivered(packet, &meta, now) {
+                    Some(verdict) => verdict,
+                    None => self.v4.decide(&mut self.v6, &mut self.shared, packet, &meta, hash, now),
+                },
+                Ok(Parsed::V6(meta)) => match self.undelivered(packet, &meta, now) {
+                    Some(verdict) => verdict,
+                    None => self.v6.decide(&mut self.v4, &mut self.shared, packet, &meta, hash, now),
+                },
                 Err(NotOurs::Pass) => Verdict::Pass,
                 Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             };

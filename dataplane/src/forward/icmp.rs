@@ -16,7 +16,7 @@ const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
 /// Bytes of an error before its quote.
-const HEADER: usize = 8;
+pub(super) const HEADER: usize = 8;
 
 /// An error that the director sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Problem {
     HostUnreachable,
     /// The packet must not be cut up and is longer than this.
     TooBig(u16),
+    /// What somebody further on has said, by type and code.
+    Reported(u8, u8),
 }
 
 impl Problem {
@@ -43,6 +45,7 @@ impl Problem {
             (Problem::PortUnreachable, false) => (1, 4, 0),
             (Problem::HostUnreachable, false) => (1, 3, 0),
             (Problem::TooBig(mtu), false) => (2, 0, u32::from(mtu)),
+            (Problem::Reported(kind, code), _) => (kind, code, 0),
         }
     }
 
@@ -123,36 +126,50 @@ pub enum Message<A> {
 pub fn read<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> Message<A> {
     let transport = usize::from(meta.transport);
     let message = &packet.data()[transport..usize::from(meta.end)];
-    let kind = message[0];
-    let is_error = if A::ICMP == ICMP { matches!(kind, 3 | 4 | 11) } else { kind < 128 };
-    if !is_error {
+    if !is_error::<A>(message) {
         return Message::Other;
     }
-    let inner = &message[HEADER..];
-    if inner.len() < A::HEADER {
-        return Message::Unusable;
-    }
-    let (header, protocol, is_whole) = match (A::ICMP == ICMP, inner[0] >> 4) {
-        // A later fragment has no ports.
-        (true, 4) => (usize::from(inner[0] & 0xf) * 4, inner[9], be16(inner, 6) & 0x1fff == 0),
-        (false, 6) => (A::HEADER, inner[6], true),
-        _ => return Message::Unusable,
-    };
-    // Eight bytes of the transport header are the least a quote must have (RFC 792).
-    if header < A::HEADER || inner.len() < header + 8 || !is_whole || !matches!(protocol, TCP | UDP | SCTP) {
-        return Message::Unusable;
-    }
+    let Some((tuple, header)) = quoted::<A>(&message[HEADER..]) else { return Message::Unusable };
     Message::Error(Quote {
-        tuple: Tuple {
-            source: A::read(inner, A::SOURCE),
-            destination: A::read(inner, A::DESTINATION),
-            source_port: be16(inner, header),
-            destination_port: be16(inner, header + 2),
-            protocol,
-        },
+        tuple,
         network: (transport + HEADER) as u16,
         transport: (transport + HEADER + header) as u16,
     })
+}
+
+/// Whether a message is an error that IPVS follows.
+pub(super) fn is_error<A: Address>(message: &[u8]) -> bool {
+    if A::ICMP == ICMP { matches!(message[0], 3 | 4 | 11) } else { message[0] < 128 }
+}
+
+/// The tuple of the packet that a quote begins with, and the length of its IP header.
+pub(super) fn quoted<A: Address>(quote: &[u8]) -> Option<(Tuple<A>, usize)> {
+    let (header, protocol) = header::<A>(quote)?;
+    // Eight bytes of the transport header are the least a quote must have (RFC 792).
+    if quote.len() < header + 8 || !matches!(protocol, TCP | UDP | SCTP) {
+        return None;
+    }
+    let tuple = Tuple {
+        source: A::read(quote, A::SOURCE),
+        destination: A::read(quote, A::DESTINATION),
+        source_port: be16(quote, header),
+        destination_port: be16(quote, header + 2),
+        protocol,
+    };
+    Some((tuple, header))
+}
+
+/// The length of the IP header that a quote begins with, and what follows it. A later fragment is none: nothing of use follows.
+pub(super) fn header<A: Address>(quote: &[u8]) -> Option<(usize, u8)> {
+    if quote.len() < A::HEADER {
+        return None;
+    }
+    let (header, protocol, is_first) = match (A::ICMP == ICMP, quote[0] >> 4) {
+        (true, 4) => (usize::from(quote[0] & 0xf) * 4, quote[9], be16(quote, 6) & 0x1fff == 0),
+        (false, 6) => (A::HEADER, quote[6], true),
+        _ => return None,
+    };
+    (A::HEADER..=quote.len()).contains(&header).then_some((header, protocol)).filter(|_| is_first)
 }
 
 /// Whether the message's own checksum is right. IPVS refuses to translate one that is not.

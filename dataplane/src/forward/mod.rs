@@ -1,8 +1,8 @@
 //! The ways out: how a packet is rewritten for its next hop.
 //!
 //! A forwarder changes bytes and nothing else. It knows no scheduler and no table; the director hands it
-//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`], and [`across`] the families; [`icmp`], [`mss`],
-//! [`reset`] and [`abort`] serve all. Both address families go through the same lines.
+//! the packet, what was parsed of it, the connection and the hop. A file a method: [`dr`], [`nat`], [`tunnel`], with [`undelivered`] for what comes back of it,
+//! and [`across`] the families; [`icmp`], [`mss`], [`reset`] and [`abort`] serve all. Both address families go through the same lines.
 
 pub mod abort;
 pub mod across;
@@ -17,6 +17,7 @@ pub mod reset;
 pub mod sequence;
 pub mod toa;
 pub mod tunnel;
+pub mod undelivered;
 
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, put16};

@@ -12,11 +12,11 @@
 
 use std::net::IpAddr;
 
-use super::ip;
+use super::{icmp, ip};
 use crate::packet::address::Onward;
 use crate::packet::checksum::{Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Address, Meta, Packet, V4, V6, put16, put32};
+use crate::packet::{Address, Meta, Packet, V4, V6, be16, put16, put32};
 use crate::service::{Hop, Tunnel, TunnelKind};
 
 const UDP: u8 = 17;
@@ -28,7 +28,7 @@ const IPV6_IN_IP: u8 = 41;
 const SOURCE_PORTS: std::ops::Range<u16> = 32_768..61_000;
 
 /// Where a packet is tunnelled to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// The director's own address on the way.
     pub source: IpAddr,
@@ -40,6 +40,22 @@ pub struct Ends {
 pub fn overhead(tunnel: Tunnel, destination: IpAddr) -> u16 {
     let outer = if destination.is_ipv4() { V4::HEADER } else { V6::HEADER };
     (outer + wrapping(tunnel)) as u16
+}
+
+/// The IP protocol number of packets with IPv4 inside, or IPv6.
+pub fn protocol(kind: TunnelKind, is_v4: bool) -> u8 {
+    match kind {
+        TunnelKind::Ipip if is_v4 => IPV4_IN_IP,
+        TunnelKind::Ipip => IPV6_IN_IP,
+        TunnelKind::Gue => UDP,
+        TunnelKind::Gre => GRE,
+    }
+}
+
+/// Bytes of an inner packet that fit through a path that carries `path`. Never less than what every path must carry: what is shorter may not be
+/// refused for its length, and a tunnel so narrow must cut up its own packets.
+pub fn room<A: Address>(path: u16, overhead: u16) -> u16 {
+    path.saturating_sub(overhead).max(A::LEAST_MTU)
 }
 
 /// Bytes between the two IP headers.
@@ -82,7 +98,7 @@ pub fn request<A: Address>(
 
     let data = packet.data();
     data[..12].copy_from_slice(&hop.macs);
-    let (outer, protocol) = (&mut data[ETHERNET..], inner_protocol::<A>(tunnel));
+    let (outer, protocol) = (&mut data[ETHERNET..], protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE));
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let (source, destination) = (V4::from(source), V4::from(destination));
@@ -108,16 +124,8 @@ fn encapsulate_ecn(tos: u8) -> u8 {
     if tos & CONGESTED == CONGESTED { tos & !CONGESTED | CAPABLE_0 } else { tos }
 }
 
-fn inner_protocol<A: Address>(tunnel: Tunnel) -> u8 {
-    match tunnel.kind {
-        TunnelKind::Ipip => bare_protocol::<A>(),
-        TunnelKind::Gue => UDP,
-        TunnelKind::Gre => GRE,
-    }
-}
-
 fn bare_protocol<A: Address>() -> u8 {
-    if A::ETHERTYPE == V4::ETHERTYPE { IPV4_IN_IP } else { IPV6_IN_IP }
+    protocol(TunnelKind::Ipip, A::ETHERTYPE == V4::ETHERTYPE)
 }
 
 /// Writes the outer header of a packet.
@@ -157,9 +165,133 @@ fn wrap<A: Address, O: Address>(payload: &mut [u8], tunnel: Tunnel, flow: u64, s
     }
 }
 
+/// What a wrapped packet's outer headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unwrapped {
+    /// From where to where it went.
+    pub ends: Ends,
+    /// In what. The port is that of GUE, otherwise 0.
+    pub wrapping: (TunnelKind, u16),
+    /// Where the inner packet begins.
+    pub inner: usize,
+    /// Whether that is an IPv4 packet; otherwise an IPv6 one.
+    pub is_v4: bool,
+}
+
+/// Reads the outer headers of a packet that [`request`] may have made, from the start of the outer IP header. `None` if it has made no such
+/// packet, or too little of it is left to know.
+pub fn unwrap<O: Address>(packet: &[u8]) -> Option<Unwrapped> {
+    let (header, protocol) = icmp::header::<O>(packet)?;
+    let between = &packet[header..];
+    let (wrapping, inner, length) = match protocol {
+        IPV4_IN_IP | IPV6_IN_IP => ((TunnelKind::Ipip, 0), protocol, 0),
+        UDP => match between.get(..12)? {
+            &[_, _, port0, port1, _, _, _, _, 0, inner, 0, 0] => {
+                ((TunnelKind::Gue, u16::from_be_bytes([port0, port1])), inner, 12)
+            }
+            _ => return None,
+        },
+        GRE => {
+            let inner = match be16(between.get(..4)?, 2) {
+                V4::ETHERTYPE => IPV4_IN_IP,
+                V6::ETHERTYPE => IPV6_IN_IP,
+                _ => return None,
+            };
+            match be16(between, 0) {
+                0 => ((TunnelKind::Gre, 0), inner, 4),
+                0x8000 => ((TunnelKind::Gre, 0), inner, 8),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    if !matches!(inner, IPV4_IN_IP | IPV6_IN_IP) || between.len() < length {
+        return None;
+    }
+    let (source, destination) = (O::read(packet, O::SOURCE), O::read(packet, O::DESTINATION));
+    let ends = Ends { source: source.into(), destination: destination.into() };
+    Some(Unwrapped { ends, wrapping, inner: header + length, is_v4: inner == IPV4_IN_IP })
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::packet::{Parsed, parse};
+    use crate::service::PortId;
+
+    /// A packet that may be sent into a tunnel, in a frame.
+    fn inner(is_v4: bool, length: usize) -> Vec<u8> {
+        let mut frame = vec![0; ETHERNET + if is_v4 { 20 } else { 40 }];
+        if is_v4 {
+            put16(&mut frame, 12, V4::ETHERTYPE);
+            V4::write_header(&mut frame[ETHERNET..], length, UDP, None, V4(1), V4(2));
+        } else {
+            put16(&mut frame, 12, V6::ETHERTYPE);
+            V6::write_header(&mut frame[ETHERNET..], length, UDP, None, V6(1), V6(2));
+        }
+        frame.resize(frame.len() + length, 0xaa);
+        frame
+    }
+
+    /// The same in a tunnel, from the outer IP header on.
+    fn wrapped(frame: &[u8], tunnel: Tunnel, ends: Ends) -> Vec<u8> {
+        let mut chunk = vec![0; 128];
+        chunk.extend(frame);
+        let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
+        let hop = Hop { port: PortId(0), mtu: 1500, macs: [0; 12] };
+        match parse(frame) {
+            Ok(Parsed::V4(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
+            Ok(Parsed::V6(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
+            Err(why) => panic!("{why:?}"),
+        }
+        packet.data()[ETHERNET..].to_vec()
+    }
+
+    fn read(outer: &[u8], is_v4: bool) -> Option<Unwrapped> {
+        if is_v4 { unwrap::<V4>(outer) } else { unwrap::<V6>(outer) }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_wrapped_can_be_unwrapped_however_much_is_left(
+            is_v4: bool, outer_is_v4: bool, kind in 0..3, checksum: bool, port: u16, length in 8usize..100, left in 0usize..200,
+        ) {
+            let kind = [TunnelKind::Ipip, TunnelKind::Gue, TunnelKind::Gre][kind as usize];
+            let port = if kind == TunnelKind::Gue { port } else { 0 };
+            let tunnel = Tunnel { kind, checksum, port };
+            let ends: Ends = if outer_is_v4 {
+                Ends { source: V4(3).into(), destination: V4(4).into() }
+            } else {
+                Ends { source: V6(3).into(), destination: V6(4).into() }
+            };
+            let frame = inner(is_v4, length);
+            let outer = wrapped(&frame, tunnel, ends);
+            let before = usize::from(overhead(tunnel, ends.destination));
+            let expected = Unwrapped { ends, wrapping: (kind, port), inner: before, is_v4 };
+            prop_assert_eq!(read(&outer, outer_is_v4), Some(expected));
+            prop_assert_eq!(outer.len() - before, frame.len() - ETHERNET);
+            let left = left.min(outer.len());
+            prop_assert_eq!(read(&outer[..left], outer_is_v4), (left >= before).then_some(expected));
+            prop_assert_eq!(read(&outer, !outer_is_v4), None);
+        }
+
+        #[test]
+        fn any_bytes_are_unwrapped_or_not(mut bytes in prop::collection::vec(any::<u8>(), 0..80), protocol in 0..4) {
+            if bytes.len() >= 20 {
+                let protocol = [4, 41, 17, 47][protocol as usize];
+                let at = if bytes[0] & 1 == 0 { 9 } else { 6 };
+                bytes[at] = protocol;
+                bytes[0] = if at == 9 { 0x40 | bytes[0] & 0xf } else { 0x60 };
+            }
+            for is_v4 in [true, false] {
+                if let Some(unwrapped) = read(&bytes, is_v4) {
+                    prop_assert!(unwrapped.inner <= bytes.len());
+                }
+            }
+        }
+    }
 
     #[test]
     fn congestion_is_not_copied_out() {

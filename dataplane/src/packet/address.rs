@@ -39,6 +39,8 @@ pub trait Address:
     const ICMP: u8;
     /// Bytes of an ICMP error at most, IP header included (RFC 1812 §4.3.2.3, RFC 4443 §2.4).
     const LONGEST_ERROR: usize;
+    /// Bytes of IP that every path must carry (RFC 791 §3.2, RFC 8200 §5).
+    const LEAST_MTU: u16;
     /// Whether routers may cut packets up that do not forbid it.
     const ROUTERS_FRAGMENT: bool;
 
@@ -142,6 +144,7 @@ impl Address for V4 {
     const DESTINATION: usize = 16;
     const ICMP: u8 = 1;
     const LONGEST_ERROR: usize = 576;
+    const LEAST_MTU: u16 = 68;
     const ROUTERS_FRAGMENT: bool = true;
 
     fn of(address: IpAddr) -> Option<Self> {
@@ -281,6 +284,7 @@ impl Address for V6 {
     const DESTINATION: usize = 24;
     const ICMP: u8 = 58;
     const LONGEST_ERROR: usize = 1280;
+    const LEAST_MTU: u16 = 1280;
     const ROUTERS_FRAGMENT: bool = false;
 
     fn of(address: IpAddr) -> Option<Self> {

@@ -9,47 +9,45 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::Target;
-use crate::service::Protocol;
 
 /// On which side of a frame a target is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     Service,
     RealServer,
+    Tunnel,
 }
 
 /// An address with a protocol, in a role: a target without its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Place {
     pub(super) role: Role,
-    pub(super) protocol: Protocol,
+    /// The IP protocol's number.
+    pub(super) protocol: u8,
     pub(super) address: IpAddr,
 }
 
 impl Place {
     pub(super) fn of(target: Target) -> Place {
         match target {
-            Target::Service { protocol, address, .. } => Place { role: Role::Service, protocol, address },
-            Target::RealServer { protocol, address, .. } => {
-                Place { role: Role::RealServer, protocol, address }
+            Target::Service { protocol, address, .. } => {
+                Place { role: Role::Service, protocol: protocol as u8, address }
             }
-        }
-    }
-
-    pub(super) fn target(self, port: u16) -> Target {
-        let Place { role, protocol, address } = self;
-        match role {
-            Role::Service => Target::Service { protocol, address, port },
-            Role::RealServer => Target::RealServer { protocol, address, port },
+            Target::RealServer { protocol, address, .. } => {
+                Place { role: Role::RealServer, protocol: protocol as u8, address }
+            }
+            Target::Tunnel { protocol, address, .. } => Place { role: Role::Tunnel, protocol, address },
         }
     }
 }
 
 impl Target {
-    /// The port; 0 is every port.
+    /// The port; 0 is every port, or that the protocol has none.
     pub(super) fn port(self) -> u16 {
         match self {
-            Target::Service { port, .. } | Target::RealServer { port, .. } => port,
+            Target::Service { port, .. } | Target::RealServer { port, .. } | Target::Tunnel { port, .. } => {
+                port
+            }
         }
     }
 }
@@ -57,25 +55,26 @@ impl Target {
 /// The targets that are taken.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    targets: HashSet<Target>,
+    targets: HashSet<(Place, u16)>,
     places: HashMap<Place, u32>,
 }
 
 impl Claims {
     /// Adds a target; false if it was there.
     pub(super) fn insert(&mut self, target: Target) -> bool {
-        let new = self.targets.insert(target);
+        let place = Place::of(target);
+        let new = self.targets.insert((place, target.port()));
         if new {
-            *self.places.entry(Place::of(target)).or_default() += 1;
+            *self.places.entry(place).or_default() += 1;
         }
         new
     }
 
     /// Removes a target; false if it was not there.
     pub(super) fn remove(&mut self, target: Target) -> bool {
-        let old = self.targets.remove(&target);
+        let place = Place::of(target);
+        let old = self.targets.remove(&(place, target.port()));
         if old {
-            let place = Place::of(target);
             match self.places.get_mut(&place) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => drop(self.places.remove(&place)),
@@ -85,7 +84,11 @@ impl Claims {
     }
 
     pub(super) fn contains(&self, target: Target) -> bool {
-        self.targets.contains(&target)
+        self.has(Place::of(target), target.port())
+    }
+
+    pub(super) fn has(&self, place: Place, port: u16) -> bool {
+        self.targets.contains(&(place, port))
     }
 
     /// The number of targets at a place.
@@ -97,20 +100,21 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::Protocol;
 
     #[test]
     fn a_place_is_there_as_long_as_its_last_target() {
-        let address = IpAddr::from([10, 0, 0, 1]);
-        let place = Place { role: Role::Service, protocol: Protocol::Tcp, address };
+        let target = |port| Target::Service { protocol: Protocol::Tcp, address: [10, 0, 0, 1].into(), port };
+        let place = Place::of(target(80));
         let mut claims = Claims::default();
-        assert!(claims.insert(place.target(80)));
-        assert!(!claims.insert(place.target(80)), "the same again changes nothing");
-        assert!(claims.insert(place.target(443)));
+        assert!(claims.insert(target(80)));
+        assert!(!claims.insert(target(80)), "the same again changes nothing");
+        assert!(claims.insert(target(443)));
         assert_eq!(claims.count(place), 2);
-        assert!(claims.remove(place.target(80)));
-        assert!(!claims.remove(place.target(80)));
+        assert!(claims.remove(target(80)));
+        assert!(!claims.remove(target(80)));
         assert_eq!(claims.count(place), 1);
-        assert!(claims.remove(place.target(443)));
+        assert!(claims.remove(target(443)));
         assert_eq!(claims.count(place), 0);
         assert_eq!(claims.count(Place { role: Role::RealServer, ..place }), 0);
     }

@@ -130,20 +130,25 @@ impl Steering for Filter {
 /// The elements that come with a target and go with it, when `others` are at its place.
 fn elements(target: Target, others: u32) -> Vec<(&'static str, Vec<u8>)> {
     let place = Place::of(target);
-    let sets = Family::of(place.address).sets(place.role);
+    let family = Family::of(place.address);
+    let (exact, any, here) = match place.role {
+        Role::Service => family.services.all(),
+        Role::RealServer => family.real_servers.all(),
+        Role::Tunnel => (family.tunnels_with_port, family.tunnels, None),
+    };
 
-    let mut key = vec![place.protocol as u8, 0, 0, 0];
+    let mut key = vec![place.protocol, 0, 0, 0];
     key.extend(octets(&place.address));
     let mut elements = Vec::new();
-    if others == 0 {
-        elements.push((sets.here, key.clone()));
+    if let Some(here) = here.filter(|_| others == 0) {
+        elements.push((here, key.clone()));
     }
     match target.port() {
-        0 => elements.push((sets.any, key)),
+        0 => elements.push((any, key)),
         port => {
             key.extend_from_slice(&port.to_be_bytes());
             key.extend_from_slice(&[0; 2]);
-            elements.push((sets.exact, key));
+            elements.push((exact, key));
         }
     }
     elements
@@ -200,6 +205,10 @@ struct Family {
     local: &'static str,
     services: Sets,
     real_servers: Sets,
+    /// Far ends of tunnels whose outer packets have no ports.
+    tunnels: &'static str,
+    /// Those of GUE.
+    tunnels_with_port: &'static str,
 }
 
 /// The sets of a role.
@@ -213,6 +222,12 @@ struct Sets {
     here: &'static str,
 }
 
+impl Sets {
+    fn all(self) -> (&'static str, &'static str, Option<&'static str>) {
+        (self.exact, self.any, Some(self.here))
+    }
+}
+
 impl Family {
     fn of(address: IpAddr) -> &'static Family {
         match address {
@@ -223,13 +238,6 @@ impl Family {
 
     fn has(&self, address: IpAddr) -> bool {
         Family::of(address).number == self.number
-    }
-
-    fn sets(&self, role: Role) -> Sets {
-        match role {
-            Role::Service => self.services,
-            Role::RealServer => self.real_servers,
-        }
     }
 
     /// The rules for packets of this family.
@@ -275,6 +283,14 @@ impl Family {
                 r.verdict(Verdict::Accept);
             });
         }
+        rule(chain, &|r| {
+            self.to_us(r);
+            self.embedded(r, destination, None).is_in(self.tunnels).verdict(Verdict::Drop);
+        });
+        rule(chain, &|r| {
+            self.to_us(r);
+            self.embedded(r, destination, Some(2)).is_in(self.tunnels_with_port).verdict(Verdict::Drop);
+        });
         rule(chain, &|r| self.embedded(r, source, None).is_in(services.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.embedded(r, source, Some(0)).is_in(services.exact).verdict(Verdict::Drop));
         rule(chain, &|r| self.accept_local(r));
@@ -341,9 +357,12 @@ impl Family {
 
     /// What is sent to the machine itself is the machine's, also if a real server sends it.
     fn accept_local(&self, rule: &mut Rule<'_, '_>) {
-        rule.payload(Base::Network, self.destination, self.address)
-            .is_in(self.local)
-            .verdict(Verdict::Accept);
+        self.to_us(rule).verdict(Verdict::Accept);
+    }
+
+    /// Goes on with what is sent to the machine itself.
+    fn to_us<'l, 'r, 'a>(&self, rule: &'l mut Rule<'r, 'a>) -> &'l mut Rule<'r, 'a> {
+        rule.payload(Base::Network, self.destination, self.address).is_in(self.local)
     }
 }
 
@@ -371,6 +390,8 @@ const IPV4: Family = Family {
         any: "real_servers_ipv4_with_every_port",
         here: "real_servers_ipv4_at_any_port",
     },
+    tunnels: "tunnels_ipv4",
+    tunnels_with_port: "tunnels_ipv4_with_port",
 };
 
 const IPV6: Family = Family {
@@ -395,10 +416,12 @@ const IPV6: Family = Family {
         any: "real_servers_ipv6_with_every_port",
         here: "real_servers_ipv6_at_any_port",
     },
+    tunnels: "tunnels_ipv6",
+    tunnels_with_port: "tunnels_ipv6_with_port",
 };
 
 /// Every set and its key.
-const SETS: [(&str, &[Part]); 16] = [
+const SETS: [(&str, &[Part]); 20] = [
     (INTERFACES, &[Part::Interface]),
     (ERROR_TYPES, &[Part::IcmpType]),
     (IPV4.local, &[Part::AddressV4]),
@@ -408,6 +431,8 @@ const SETS: [(&str, &[Part]); 16] = [
     (IPV4.real_servers.exact, &[Part::Protocol, Part::AddressV4, Part::Port]),
     (IPV4.real_servers.any, &[Part::Protocol, Part::AddressV4]),
     (IPV4.real_servers.here, &[Part::Protocol, Part::AddressV4]),
+    (IPV4.tunnels, &[Part::Protocol, Part::AddressV4]),
+    (IPV4.tunnels_with_port, &[Part::Protocol, Part::AddressV4, Part::Port]),
     (IPV6.local, &[Part::AddressV6]),
     (IPV6.services.exact, &[Part::Protocol, Part::AddressV6, Part::Port]),
     (IPV6.services.any, &[Part::Protocol, Part::AddressV6]),
@@ -415,6 +440,8 @@ const SETS: [(&str, &[Part]); 16] = [
     (IPV6.real_servers.exact, &[Part::Protocol, Part::AddressV6, Part::Port]),
     (IPV6.real_servers.any, &[Part::Protocol, Part::AddressV6]),
     (IPV6.real_servers.here, &[Part::Protocol, Part::AddressV6]),
+    (IPV6.tunnels, &[Part::Protocol, Part::AddressV6]),
+    (IPV6.tunnels_with_port, &[Part::Protocol, Part::AddressV6, Part::Port]),
 ];
 
 const INTERFACES: &str = "interfaces";

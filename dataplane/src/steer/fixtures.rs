@@ -70,6 +70,7 @@ pub(super) fn real_servers() -> [IpAddr; 2] {
 pub(super) fn targets() -> Vec<Target> {
     let service = |protocol, address, port| Target::Service { protocol, address, port };
     let real = |protocol, address, port| Target::RealServer { protocol, address, port };
+    let tunnel = |protocol, address, port| Target::Tunnel { protocol, address, port };
     let of_family = |family: Addresses| {
         [
             service(Tcp, family.vip, 80),
@@ -80,6 +81,11 @@ pub(super) fn targets() -> Vec<Target> {
             real(Tcp, family.real, 8080),
             real(Sctp, family.real, 3868),
             real(Udp, family.open_real, 0),
+            tunnel(4, family.real, 0),
+            tunnel(17, family.real, 6080),
+            tunnel(17, family.open_real, 6080),
+            tunnel(41, family.open_real, 0),
+            tunnel(47, family.open_real, 0),
         ]
     };
     FAMILIES.into_iter().flat_map(of_family).collect()
@@ -354,6 +360,30 @@ pub(super) fn cases() -> Vec<Case> {
     row("unreachable, about our own health check", Packet { destination: OURS, ..from_real }.icmp(3, &Packet { source: OURS, ..asked }.ip()), PASSED, NOT_ROUTED);
     row("unreachable, about a request to a service", from_real.icmp(3, &SYN.ip()), PASSED, ROUTED);
     row("unreachable, cut off inside", to_vip.icmp(3, &answer.ip()[..21]), PASSED, ROUTED);
+
+    // ICMP about what the machine itself has sent. `ipip` is in a tunnel, and some router on the way does not like it.
+    let ipip = Packet { source: OURS, destination: REAL, protocol: 4, ports: (0x4500, 60), ..SYN };
+    let gue = Packet { protocol: 17, ports: (40_000, 6080), ..ipip };
+    let to_us = Packet { source: OTHER, destination: OURS, ..SYN };
+    row("tunnel: unreachable, about ipip", to_us.icmp(3, &ipip.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: time exceeded, about ipip", to_us.icmp(11, &ipip.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: quench, about ipip", to_us.icmp(4, &ipip.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: parameter problem, about ipip", to_us.icmp(12, &ipip.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about ipip, IP options outside", Packet { options: 3, ..to_us }.icmp(3, &ipip.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: unreachable, about a later fragment of ipip", to_us.icmp(3, &Packet { fragment: LATER, ..ipip }.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about ipip to another address", to_us.icmp(3, &Packet { destination: OTHER, ..ipip }.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about IPv6 in IP where that is no tunnel", to_us.icmp(3, &Packet { protocol: 41, ..ipip }.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about IPv6 in IP", to_us.icmp(3, &Packet { destination: OPEN_REAL, protocol: 41, ..ipip }.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: unreachable, about gre", to_us.icmp(3, &Packet { destination: OPEN_REAL, protocol: 47, ..ipip }.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: unreachable, about gre where that is no tunnel", to_us.icmp(3, &Packet { protocol: 47, ..ipip }.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about gue", to_us.icmp(3, &gue.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: unreachable, about gue where every UDP port replies", to_us.icmp(3, &Packet { destination: OPEN_REAL, ..gue }.ip()), TAKEN, NOT_ROUTED);
+    row("tunnel: unreachable, about UDP to another port", to_us.icmp(3, &Packet { ports: (6080, 53), ..gue }.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about TCP to the port of gue", to_us.icmp(3, &Packet { protocol: 6, ..gue }.ip()), PASSED, NOT_ROUTED);
+    row("tunnel: unreachable, about ipip of somebody else", Packet { destination: CLIENT, ..to_us }.icmp(3, &Packet { source: CLIENT, ..ipip }.ip()), PASSED, ROUTED);
+    row("tunnel: unreachable, about gue of somebody else", Packet { destination: CLIENT, ..to_us }.icmp(3, &Packet { source: CLIENT, ..gue }.ip()), PASSED, ROUTED);
+    row("tunnel: ipip itself", Packet { protocol: 4, source: REAL, destination: CLIENT, ..SYN }.frame(), PASSED, ROUTED);
+    row("tunnel: gue itself", Packet { protocol: 17, source: REAL, destination: CLIENT, ports: (6080, 6080), ..SYN }.frame(), PASSED, ROUTED);
 
     ipv6::rows(&mut row);
     table

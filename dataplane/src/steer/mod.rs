@@ -1,8 +1,9 @@
 //! Which frames the director takes from the kernel.
 //!
-//! The director owns the frames of its services and nothing else: requests to a service's address and port, and, for
-//! NAT, what a real server sends from its service port to an address that is not the machine's own. Everything else
-//! stays with the kernel, so ARP, neighbour discovery, SSH, BGP and ping to a VIP work as before.
+//! The director owns the frames of its services and nothing else: requests to a service's address and port; for NAT,
+//! what a real server sends from its service port to an address that is not the machine's own; for tunnels, ICMP errors
+//! about the outer packets. Everything else stays with the kernel, so ARP, neighbour discovery, SSH, BGP and ping to a
+//! VIP work as before.
 //!
 //! There are two ways to take a frame, one for each kind of port:
 //! [`xdp`]: an XDP program redirects it to the worker's AF_XDP socket, and the kernel never sees it;
@@ -62,6 +63,16 @@ pub enum Target {
         /// The real server's address.
         address: IpAddr,
         /// The real server's port; 0 is every port.
+        port: u16,
+    },
+    /// Errors about tunnels: ICMP errors to an address of the machine's own, about packets to this address. An error
+    /// about a tunnel of the machine's own to the same address, wrapped in the same way, cannot be told from them.
+    Tunnel {
+        /// The outer packet's IP protocol number.
+        protocol: u8,
+        /// The real server's address.
+        address: IpAddr,
+        /// The outer packet's destination port, if its protocol is UDP; otherwise 0.
         port: u16,
     },
 }

@@ -3,9 +3,12 @@
 //! ```text
 //!   Ethernet ─▶ VLAN tags (0–2) ─▶ IPv4 ─┬─ TCP, UDP, SCTP: ports ─────────┐
 //!   not to our MAC ─▶ pass  │            ├─ later fragment: no ports ──────┼─▶ near is a service? ───────────▶ take
-//!                           └────▶ IPv6 ─┤  ICMP error: embedded packet ───┘   far is a real server, and
-//!      extension headers (0–8) ◀──┘      └─ all else ─▶ pass                   the frame is not to us? ──────▶ take
-//!                                                                              else ─▶ pass
+//!                           └────▶ IPv6 ─┤  ICMP error: embedded packet ───┤   far is a real server, and
+//!      extension headers (0–8) ◀──┘      └─ all else ─▶ pass               │   the frame is not to us? ──────▶ take
+//!                                                                          │   else ─▶ pass
+//!                                                                          └─▶ far is a tunnel's end, and
+//!                                                                              the frame is to us? ──────────▶ take
+//!                                                                              else it is as above, if it has ports
 //! ```
 //!
 //! Parsing fills three [keys](Key) on the stack, and one piece of code then decides over all kinds of frames:
@@ -19,7 +22,8 @@
 //! All keys are in one hash map, whose value says what the key is ([`roles`]). The key with port 0 is asked first and
 //! says whether asking for the port is worth it, so a frame that is not the director's costs two lookups, and one that
 //! is costs two to four. A later fragment has no port: it is taken by the key with port 0 alone, when its address has
-//! any target at all. An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`); the key's last byte tells it from that
+//! any target at all. An ICMP error asks for the far key first, with the port if it is UDP's, whether that is a tunnel's.
+//! An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`); the key's last byte tells it from that
 //! very address in an IPv6 header.
 //!
 //! IPv6 is fast where it is common: TCP or UDP right after the fixed header. Extension headers are walked, up to
@@ -68,6 +72,8 @@ pub(super) mod roles {
     pub(in crate::steer) const REAL_SERVER_HERE: u32 = 1 << 5;
     /// Of a key with port 0 and protocol 0: an address of the machine.
     pub(in crate::steer) const LOCAL: u32 = 1 << 6;
+    /// Of a key with the protocol of a tunnel's outer packets, and with their port if that is UDP: a tunnel's far end.
+    pub(in crate::steer) const TUNNEL: u32 = 1 << 7;
 }
 
 /// What the program does with a frame it takes.
@@ -91,7 +97,7 @@ pub(super) fn assemble(mac: [u8; 6], map: BorrowedFd<'_>, taken: Taken<'_>) -> V
     ipv4(a);
     ipv6(a);
     icmpv6(a);
-    icmp(a);
+    icmp(a, map);
     decide(a, map);
     finish(a, taken);
     // Labels are fixed text of this file; the tests below assemble both variants.
@@ -269,7 +275,7 @@ fn extension(a: &mut Assembler, round: u8) {
     a.alu(Alu::Add, HEADER, R2);
 }
 
-/// An ICMPv6 error: as `icmp`, where the transport header follows the embedded packet's fixed header.
+/// An ICMPv6 error: as `icmp`, where what follows the embedded packet's fixed header is its transport header.
 fn icmpv6(a: &mut Assembler) {
     a.label("icmpv6");
     check_room(a, 8 + 40); // the ICMPv6 header, and the embedded fixed header
@@ -277,9 +283,6 @@ fn icmpv6(a: &mut Assembler) {
     a.branch(When::Greater, R1, 127, "pass"); // RFC 4443 2.1: no error; echo, neighbour discovery, multicast listeners
     check_version(a, 8);
     a.load(Size::Byte, R3, HEADER, 8 + 6); // the embedded packet's protocol
-    pass_without_ports(a, "embedded upper ports");
-
-    a.label("embedded upper ports");
     set_protocol(a);
     copy_address(a, 8 + 8, &[NEAR]); // its source
     copy_address(a, 8 + 24, &[FAR]); // its destination
@@ -287,8 +290,9 @@ fn icmpv6(a: &mut Assembler) {
     a.jump("embedded transport");
 }
 
-/// An ICMP error: fills the keys from the packet it is about, which went the other way, and goes to "decide".
-fn icmp(a: &mut Assembler) {
+/// An ICMP error: fills the keys from the packet it is about, which went the other way, and goes to "decide" unless that
+/// is a tunnel's.
+fn icmp(a: &mut Assembler, map: BorrowedFd<'_>) {
     a.label("icmp");
     a.alu(Alu::Add, HEADER, R2); // over the IPv4 header, to the ICMP header
     check_room(a, 8 + 20); // it, and the embedded IPv4 header without options
@@ -304,9 +308,6 @@ fn icmp(a: &mut Assembler) {
     a.alu(Alu::And, R1, network_order([0x1f, 0xff])); // the offset
     a.branch(When::NotEqual, R1, 0, "pass"); // RFC 1122 3.2.2: no error is ever sent about a later fragment
     a.load(Size::Byte, R3, HEADER, 9); // its protocol
-    pass_without_ports(a, "embedded ports");
-
-    a.label("embedded ports");
     set_protocol(a);
     a.load(Size::Word, R1, HEADER, 12); // its source
     a.store(Size::Word, R10, NEAR + ADDRESS_V4, R1);
@@ -319,6 +320,25 @@ fn icmp(a: &mut Assembler) {
     a.store(Size::Half, R10, NEAR_PORT, R1);
     a.load(Size::Half, R1, HEADER, 2); // the destination port
     a.store(Size::Half, R10, FAR_PORT, R1);
+
+    // About what the machine has sent into a tunnel? Of these only GUE has ports.
+    a.branch(When::NotEqual, R3, UDP, "far without port");
+    a.store(Size::Half, R10, FAR + PORT, R1);
+    a.label("far without port");
+    look_up(a, map, FAR);
+    a.branch(When::Equal, R0, 0, "no tunnel");
+    a.load(Size::Word, R1, R0, 0);
+    a.alu(Alu::And, R1, roles::TUNNEL as i32);
+    a.branch(When::Equal, R1, 0, "no tunnel");
+    look_up(a, map, LOCAL);
+    a.branch(When::Equal, R0, 0, "no tunnel"); // to somebody else
+    a.load(Size::Word, R1, R0, 0);
+    a.branch(When::AnyBitOf, R1, roles::LOCAL as i32, "take");
+
+    a.label("no tunnel");
+    a.store(Size::Half, R10, FAR + PORT, 0);
+    a.load(Size::Byte, R3, R10, FAR + PROTOCOL);
+    pass_without_ports(a, "decide");
 }
 
 /// The decision, from the keys on the stack.

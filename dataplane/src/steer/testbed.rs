@@ -184,6 +184,24 @@ impl Router {
         }
     }
 
+    /// Sends fixtures into `lan` that are ICMP messages to the machine itself, and says which its kernel has heard.
+    pub(super) fn heard(&self, cases: &[Case]) -> Vec<&'static str> {
+        let receiver = self.wan.run(|| tap("side"));
+        let mut last = indifferent();
+        mark(&mut last, END);
+        let is_heard = |case: &&Case| {
+            let before = self.director.run(icmp_messages);
+            self.lan.run(|| {
+                let sender = tap("side");
+                send(&sender, &case.frame);
+                send(&sender, &last);
+            });
+            while receive(&receiver).as_deref().and_then(marked) != Some(END) {}
+            self.director.run(icmp_messages) != before
+        };
+        cases.iter().filter(is_heard).map(|case| case.name).collect()
+    }
+
     /// Connects from the clients' side to the VIPs that the director's kernel has itself, of IPv4 and of IPv6, and says
     /// how that fails.
     pub(super) fn connect(&self, port: u16) -> [io::ErrorKind; 2] {
@@ -195,6 +213,21 @@ impl Router {
         };
         fixtures::held().map(|address| self.wan.run(|| connect(address)))
     }
+}
+
+/// ICMP messages that the kernel has received in the namespace of the calling thread; of IPv6 only errors and echo, for
+/// neighbours talk of their own accord.
+fn icmp_messages() -> u64 {
+    let read =
+        |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).expect("every kernel has it");
+    let v4 = read("snmp");
+    let mut icmp = v4.lines().filter(|line| line.starts_with("Icmp:"));
+    let v4 = icmp.nth(1).and_then(|values| values.split_whitespace().nth(1)).map(str::parse::<u64>);
+    let names = ["Icmp6InDestUnreachs", "Icmp6InPktTooBigs", "Icmp6InTimeExcds", "Icmp6InEchos"];
+    let v6 = read("snmp6");
+    let v6 = v6.lines().filter_map(|line| line.split_once(char::is_whitespace));
+    let v6 = v6.filter(|(name, _)| names.contains(name)).map(|(_, value)| value.trim().parse::<u64>());
+    v4.into_iter().chain(v6).map(|value| value.expect("a number")).sum()
 }
 
 /// What [`Router::forwarded`] should say while nothing is taken.

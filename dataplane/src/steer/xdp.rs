@@ -121,7 +121,7 @@ impl Xdp {
     }
 
     fn write_entry(&self, place: Place, port: u16, roles: u32) -> io::Result<()> {
-        let key = program::key(place.address, port, place.protocol as u8);
+        let key = program::key(place.address, port, place.protocol);
         match roles {
             0 => self.entries.delete(&key),
             _ => self.entries.update(&key, &roles.to_ne_bytes()),
@@ -130,22 +130,23 @@ impl Xdp {
 
     /// What a key with a port is.
     fn roles_at_port(&self, place: Place, port: u16) -> u32 {
-        let bit = |role, bit| {
-            if self.claims.contains(Place { role, ..place }.target(port)) { bit } else { 0 }
-        };
-        bit(Role::Service, roles::SERVICE) | bit(Role::RealServer, roles::REAL_SERVER)
+        let bit = |role, bit| if self.claims.has(Place { role, ..place }, port) { bit } else { 0 };
+        bit(Role::Service, roles::SERVICE)
+            | bit(Role::RealServer, roles::REAL_SERVER)
+            | bit(Role::Tunnel, roles::TUNNEL)
     }
 
     /// What the key with port 0 is.
     fn roles_at_place(&self, place: Place) -> u32 {
         let bits = |role, any, here| {
             let place = Place { role, ..place };
-            let any = if self.claims.contains(place.target(0)) { any } else { 0 };
+            let any = if self.claims.has(place, 0) { any } else { 0 };
             let here = if self.claims.count(place) > 0 { here } else { 0 };
             any | here
         };
         bits(Role::Service, roles::SERVICE_ANY, roles::SERVICE_HERE)
             | bits(Role::RealServer, roles::REAL_SERVER_ANY, roles::REAL_SERVER_HERE)
+            | bits(Role::Tunnel, roles::TUNNEL, 0)
     }
 
     fn write_local(&self, address: IpAddr, is_local: bool) -> io::Result<()> {

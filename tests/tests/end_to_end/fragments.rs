@@ -1,6 +1,6 @@
 //! Datagrams larger than the wire: every part must get to the same real server, and every part of the answer back.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use shunt_bench::namespace::Namespace;
-use shunt_bench::topology::{Options, Topology, VIP, server};
+use shunt_bench::netlink::Netlink;
+use shunt_bench::topology::{FRONT, Options, Topology};
+use shunt_bench::traffic::decapsulator::Tunnel;
 
-use crate::ground::{Backend, permitted, serve, start_workers, status, udp};
+use crate::ground::{Backend, permitted, serve_with, source_for, start_workers, status, udp_from};
+use crate::tunnels::{DR, Family, IPIP, NAT, Way, drops};
 
 const PORT: u16 = 7000;
 
-/// Six frames of 1500 bytes.
-const LENGTH: usize = 8000;
+/// Six frames of 1500 bytes, and forty-one of them.
+const LENGTHS: [usize; 2] = [8000, 60_000];
 
 /// Sends back what comes to an address, until it is dropped.
 struct Echo {
@@ -53,47 +56,64 @@ impl Drop for Echo {
 
 #[test]
 fn large_datagrams_are_echoed_through_nat() -> Result<()> {
-    if !permitted(large_datagrams_are_echoed_through_nat)? {
-        return Ok(());
-    }
-    large_datagrams("-m", |n| server(n).into())
+    large_datagrams(large_datagrams_are_echoed_through_nat, &NAT)
 }
 
 #[test]
 fn large_datagrams_are_echoed_through_dr() -> Result<()> {
-    if !permitted(large_datagrams_are_echoed_through_dr)? {
-        return Ok(());
-    }
-    large_datagrams("-g", |_| VIP.into())
+    large_datagrams(large_datagrams_are_echoed_through_dr, &DR)
 }
 
-fn large_datagrams(how: &str, answers_at: impl Fn(usize) -> IpAddr) -> Result<()> {
+#[test]
+fn large_datagrams_are_echoed_through_a_tunnel() -> Result<()> {
+    large_datagrams(large_datagrams_are_echoed_through_a_tunnel, &IPIP)
+}
+
+fn large_datagrams(test: impl Fn() -> Result<()>, way: &Way) -> Result<()> {
+    if !permitted(test)? {
+        return Ok(());
+    }
     for backend in Backend::that_work()? {
         // Two queues, so that a first part and the later ones may come in by different ones.
         let topology = Topology::new(Options { queues: 2 })?;
-        let servers = topology.servers().iter().enumerate();
-        let _echoes = servers.map(|(n, ns)| Echo::start(ns, answers_at(n))).collect::<Result<Vec<_>>>()?;
-        let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
-        let at = SocketAddrV4::new(VIP, PORT);
-        serve(&director, "-u", at, how, PORT)?;
-        for n in 0..16u8 {
-            let payload: Vec<u8> = (0..LENGTH).map(|at| (at / 7) as u8 ^ n).collect();
-            let answer = topology.client().run_in(|| -> Result<_> {
-                let socket = udp(SocketAddr::V4(at))?;
-                let mut answer = vec![0; 1 << 16];
-                socket.send(&payload)?;
-                let length = socket.recv(&mut answer)?;
-                answer.truncate(length);
-                Ok(answer)
-            })?;
-            ensure!(
-                answer.as_ref().is_ok_and(|answer| *answer == payload),
-                "datagram {n} over {}: {:?}; {:?}",
-                backend.name(),
-                answer.map(|answer| answer.len()),
-                status(&topology)?.counters
-            );
+        let _unwrapping = topology.start_decapsulators(&[Tunnel::Ipip])?;
+        if way.how == IPIP.how {
+            // The director cuts nothing up: parts must leave room for the outer header.
+            topology.client().run_in(|| Netlink::open()?.mtu(FRONT, 1400))??;
         }
+        let families = if topology.has_ipv6() { &[Family::V4, Family::V6][..] } else { &[Family::V4] };
+        let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
+        for &family in families {
+            let answers_at = |n| if way.how == NAT.how { family.server(n) } else { family.vip() };
+            let servers = topology.servers().iter().enumerate();
+            let _echoes =
+                servers.map(|(n, ns)| Echo::start(ns, answers_at(n))).collect::<Result<Vec<_>>>()?;
+            let at = SocketAddr::new(family.vip(), PORT);
+            director.ipvsadm(&["-C"])?;
+            serve_with(&director, "-u", at, |n| family.server(n), way.how, PORT)?;
+            for n in 0..16u8 {
+                let length = LENGTHS[usize::from(n) % LENGTHS.len()];
+                let payload: Vec<u8> = (0..length).map(|at| (at / 7) as u8 ^ n).collect();
+                let answer = topology.client().run_in(|| -> Result<_> {
+                    let socket = udp_from(source_for(at), at)?;
+                    let mut answer = vec![0; 1 << 16];
+                    socket.send(&payload)?;
+                    let length = socket.recv(&mut answer)?;
+                    answer.truncate(length);
+                    Ok(answer)
+                })?;
+                ensure!(
+                    answer.as_ref().is_ok_and(|answer| *answer == payload),
+                    "{family:?}, datagram {n} of {length} by {} over {}: {:?}; {:?}",
+                    way.label(),
+                    backend.name(),
+                    answer.map(|answer| answer.len()),
+                    status(&topology)?.counters
+                );
+            }
+        }
+        let lost = drops(&topology)?;
+        ensure!(lost.is_empty(), "{} over {}: {lost:?}", way.label(), backend.name());
         director.stop()?;
     }
     Ok(())

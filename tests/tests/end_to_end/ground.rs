@@ -146,6 +146,20 @@ pub fn serve_with(
     Ok(())
 }
 
+/// Adds a service with one server.
+pub fn serve_at(
+    director: &Director,
+    protocol: &str,
+    at: SocketAddr,
+    real: SocketAddr,
+    how: &[&str],
+) -> Result<()> {
+    let (service, server) = (at.to_string(), real.to_string());
+    director.ipvsadm(&["-A", protocol, &service, "-s", "rr"])?;
+    director.ipvsadm(&[&["-a", protocol, &service, "-r", &server], how].concat())?;
+    Ok(())
+}
+
 /// Asks for `/` over a connection of its own, from the calling thread's namespace. Says which server answered.
 pub fn get(target: SocketAddr) -> Result<usize> {
     get_over(connect(target)?, target)

@@ -6,6 +6,8 @@
 //!   tunnels      every way to forward, of both families
 //!   fragments    datagrams larger than the wire
 //!   sctp         an association by hand, and the settings that concern it
+//!   path_mtu     a path through a tunnel that is narrower than its first link
+//!   hops         what a traceroute to a service shows
 //!   bystanders   what is not the director's stays the kernel's
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
@@ -23,10 +25,12 @@ mod bystanders;
 mod forwarding;
 mod fragments;
 mod ground;
+mod hops;
 mod hostile;
 mod ipv6;
 mod lifecycle;
 mod network;
+mod path_mtu;
 mod refusals;
 mod rules;
 mod sctp;

@@ -25,29 +25,29 @@ use crate::ground::{
 const UPLOAD_PORT: u16 = 8080;
 
 /// A way from the director to the servers.
-struct Way {
+pub struct Way {
     /// In errors.
-    name: &'static str,
+    pub name: &'static str,
     /// On `ipvsadm`'s command line.
-    how: &'static [&'static str],
+    pub how: &'static [&'static str],
     /// The family of the servers' addresses, if it is the outer packet's alone.
-    through: Option<Family>,
+    pub through: Option<Family>,
     /// Bytes between the outer IP header and the inner one.
     wrapping: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+pub enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    fn vip(self) -> IpAddr {
+    pub fn vip(self) -> IpAddr {
         if self == Self::V4 { VIP.into() } else { VIP6.into() }
     }
 
-    fn server(self, n: usize) -> IpAddr {
+    pub fn server(self, n: usize) -> IpAddr {
         if self == Self::V4 { server(n).into() } else { server6(n).into() }
     }
 
@@ -60,18 +60,18 @@ const fn way(name: &'static str, how: &'static [&'static str], wrapping: usize) 
     Way { name, how, through: None, wrapping }
 }
 
-const NAT: Way = way("NAT", &["-m"], 0);
-const DR: Way = way("DR", &["-g"], 0);
-const IPIP: Way = way("ipip", &["-i"], 0);
-const GRE: Way = way("gre", &["-i", "--tun-type", "gre", "--tun-nocsum"], 4);
-const GRE_SUM: Way = way("gre with checksum", &["-i", "--tun-type", "gre", "--tun-csum"], 8);
-const GUE: Way = way("gue", &["-i", "--tun-type", "gue", "--tun-port", "6080", "--tun-nocsum"], 12);
+pub const NAT: Way = way("NAT", &["-m"], 0);
+pub const DR: Way = way("DR", &["-g"], 0);
+pub const IPIP: Way = way("ipip", &["-i"], 0);
+pub const GRE: Way = way("gre", &["-i", "--tun-type", "gre", "--tun-nocsum"], 4);
+pub const GRE_SUM: Way = way("gre with checksum", &["-i", "--tun-type", "gre", "--tun-csum"], 8);
+pub const GUE: Way = way("gue", &["-i", "--tun-type", "gue", "--tun-port", "6080", "--tun-nocsum"], 12);
 const GUE_SUM: Way =
     way("gue with checksum", &["-i", "--tun-type", "gue", "--tun-port", "6080", "--tun-csum"], 12);
 const GUE_REMOTE: Way =
     way("gue with remote checksum", &["-i", "--tun-type", "gue", "--tun-port", "6080", "--tun-remcsum"], 12);
 
-const fn through(family: Family, way: Way) -> Way {
+pub const fn through(family: Family, way: Way) -> Way {
     Way { through: Some(family), ..way }
 }
 
@@ -162,11 +162,11 @@ impl Way {
     }
 
     /// What the director adds to a packet's length.
-    fn overhead(&self, family: Family) -> usize {
+    pub fn overhead(&self, family: Family) -> usize {
         if self.is_tunnel() { self.through.unwrap_or(family).header() + self.wrapping } else { 0 }
     }
 
-    fn label(&self) -> String {
+    pub fn label(&self) -> String {
         let through = self.through.map_or_else(String::new, |family| format!(" through {family:?}"));
         format!("{}{through}", self.name)
     }
@@ -213,7 +213,7 @@ fn take(topology: &Topology, director: &Director, family: Family, way: &Way, tol
     Ok(())
 }
 
-fn drops(topology: &Topology) -> Result<BTreeSet<(String, u64)>> {
+pub fn drops(topology: &Topology) -> Result<BTreeSet<(String, u64)>> {
     Ok(status(topology)?.counters.into_iter().filter(|(name, _)| name.starts_with("drop.")).collect())
 }
 

@@ -424,7 +424,8 @@ fn decide_v4(ip: &[u8]) -> Option<bool> {
         return None;
     }
     let near = (address(about, 12)?, Some(half(&ports, 0)?));
-    Some(belongs(about[9], destination, near, (address(about, 16)?, Some(half(&ports, 2)?))))
+    let far = (address(about, 16)?, Some(half(&ports, 2)?));
+    Some(is_tunnels(about[9], destination, far) || belongs(about[9], destination, near, far))
 }
 
 fn decide_v6(ip: &[u8]) -> Option<bool> {
@@ -459,7 +460,8 @@ fn decide_v6(ip: &[u8]) -> Option<bool> {
     let (kind, about_source, about_destination, ports) = open(payload.get(8..)?)?;
     let near = (about_source, Some(half(&ports, 0)?));
     let far = (about_destination, Some(half(&ports, 2)?));
-    Some(payload[0] < 128 && belongs(kind, destination, near, far))
+    let is_ours = is_tunnels(kind, destination, far) || belongs(kind, destination, near, far);
+    Some(payload[0] < 128 && is_ours)
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
@@ -477,10 +479,20 @@ fn belongs(
     let fits = |target: &Target, at: (IpAddr, Option<u16>)| {
         let place = Place::of(*target);
         let fits_port = |port| target.port() == 0 || target.port() == port;
-        place.protocol as u8 == protocol && place.address == at.0 && at.1.is_none_or(fits_port)
+        place.protocol == protocol && place.address == at.0 && at.1.is_none_or(fits_port)
     };
     targets().iter().any(|target| match target {
         Target::Service { .. } => fits(target, near),
         Target::RealServer { .. } => fits(target, far) && !fixtures::ours().contains(&destination),
+        Target::Tunnel { .. } => false,
     })
+}
+
+/// Whether an error to `destination` is about a tunnel of the machine's to `far`.
+fn is_tunnels(protocol: u8, destination: IpAddr, far: (IpAddr, Option<u16>)) -> bool {
+    let is_far = |target: &Target| {
+        let Target::Tunnel { protocol: p, address, port } = *target else { return false };
+        p == protocol && address == far.0 && (p != 17 || Some(port) == far.1)
+    };
+    fixtures::ours().contains(&destination) && targets().iter().any(is_far)
 }

@@ -1,0 +1,80 @@
+//! Parts of datagrams: the later ones go the way of the first, and none goes over another.
+
+use super::beyond::{self, Near};
+use super::family::Family;
+use super::{Shared, Verdict};
+use crate::conn::Direction;
+use crate::conn::fragments::Fragments;
+use crate::packet::parse::Fragment;
+use crate::packet::{Meta, Packet};
+use crate::service::Tick;
+use crate::stats::Reason;
+
+impl<A: Near> Family<A> {
+    /// The part of a datagram that has the transport header. Its way is remembered for the others.
+    pub(super) fn first_fragment(
+        &mut self,
+        far: &mut Family<A::Other>,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        (part, hash): (&Fragment, u64),
+        now: Tick,
+    ) -> Verdict {
+        let key = Fragments::key(meta, part);
+        let datagram = self.conns.hash(&key);
+        if let Err(reason) = self.fragments.flow(&key, datagram, part, now) {
+            return Verdict::Drop(reason);
+        }
+        let verdict = self.packet(far, shared, packet, meta, hash, now);
+        if let Verdict::Forward(_) = verdict {
+            shared.claim(datagram);
+            if let Some(displaced) = self.fragments.remember(key, datagram, meta.tuple, part, now) {
+                shared.withdraw(self.conns.hash(&displaced));
+            }
+        }
+        verdict
+    }
+
+    /// A part of a datagram that has no transport header: it goes the way its first part went.
+    pub(super) fn later_fragment(
+        &mut self,
+        far: &mut Family<A::Other>,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        part: &Fragment,
+        now: Tick,
+    ) -> Verdict {
+        let key = Fragments::key(meta, part);
+        let datagram = self.conns.hash(&key);
+        let flow = match self.fragments.flow(&key, datagram, part, now) {
+            Ok(Some(flow)) => flow,
+            Ok(None) => {
+                if let Some(owner) = shared.owner_elsewhere(datagram) {
+                    return Verdict::HandOff(owner);
+                }
+                let tuple = &meta.tuple;
+                let services = &shared.snapshot.services;
+                let may_be_ours = services.may_concern(tuple.source, tuple.destination, tuple.protocol);
+                return if may_be_ours { Verdict::Keep } else { Verdict::Pass };
+            }
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let hash = self.conns.hash(&flow);
+        let verdict = match self.find(shared, &flow, hash, now) {
+            Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
+            Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
+            None => match beyond::find(shared, &flow, hash) {
+                Some(id) => self.reply_across(far, shared, packet, meta, id, now),
+                None => Verdict::Drop(Reason::FragmentTimeout),
+            },
+        };
+        if let Verdict::Forward(_) = verdict
+            && self.fragments.sent(&key, datagram, part, now)
+        {
+            shared.withdraw(datagram);
+        }
+        verdict
+    }
+}
