@@ -23,7 +23,7 @@ use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
 use shunt_dataplane::service::{
-    Epoch, Interface, Neighbour, Network, PortId, Route, Services, Snapshot, Tick, Timeouts, WorkerId,
+    Epoch, Interface, LinkId, Neighbour, Network, PortId, Route, Services, Snapshot, Tick, Timeouts, WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -275,12 +275,17 @@ fn network(mtu: [u16; 2]) -> Network {
         mtu,
         addresses: [Some(v4(address)), None],
     };
-    let route = |prefix, length, gateway, port| Route { prefix: v4(prefix), length, gateway, port };
+    let route = |prefix, length, gateway, port: Option<PortId>| Route {
+        prefix: v4(prefix),
+        length,
+        gateway,
+        link: port.map(LinkId::from),
+    };
     let clients = (2..=9).chain([254]).map(|n| Ipv4Addr::new(10, 0, 0, n));
     let servers = (11..=18).map(|n| Ipv4Addr::new(10, 1, 0, n));
-    let clients = clients.map(|a| ((CLIENTS, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
-    let servers = servers.map(|a| ((SERVERS, IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
-    let mute = ((SERVERS, v4([10, 1, 0, 99])), Neighbour::Failed);
+    let clients = clients.map(|a| ((CLIENTS.into(), IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
+    let servers = servers.map(|a| ((SERVERS.into(), IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
+    let mute = ((SERVERS.into(), v4([10, 1, 0, 99])), Neighbour::Failed);
     let local = [VIP.into(), VIP2.into(), v4([10, 0, 0, 1]), v4([10, 1, 0, 1])];
     Network::new(
         vec![interface("c0", 2, C0, [10, 0, 0, 1], mtu[0]), interface("s0", 3, S0, [10, 1, 0, 1], mtu[1])],

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::tags::{QINQ, Tags, VLAN};
 use shunt_dataplane::service::PortId;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
 use shunt_tests::frames::{checksum, from_hex, to_hex};
@@ -49,11 +50,26 @@ const LATER: &[(&str, &str)] = &[
 
 #[test]
 fn every_frame_leaves_as_ipvs_sent_it() {
+    replay(Bench::default);
+}
+
+/// The same behind VLANs, QinQ towards the servers: tags on and off are all the difference.
+#[test]
+fn every_tagged_frame_leaves_as_ipvs_sent_it() {
+    let tags = |tags: &[(u16, u16)]| {
+        let on = |all: Tags, &(ethertype, id): &(u16, u16)| all.and(ethertype, id).expect("there is room");
+        tags.iter().fold(Tags::default(), on)
+    };
+    let (clients, servers) = (tags(&[(VLAN, 100)]), tags(&[(QINQ, 200), (VLAN, 7)]));
+    replay(|| Bench::default().with_tags([clients, servers]));
+}
+
+fn replay(new: impl Fn() -> Bench) {
     let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/packets.json")).expect("golden file");
     let (mut steps, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
     let mut wrong = Vec::new();
     for case in &cases {
-        let mut bench = Bench::default();
+        let mut bench = new();
         let reason = LATER.iter().find(|(name, _)| case.name.contains(name)).map(|(_, why)| *why);
         if let Some(reason) = reason.or_else(|| set_up(&mut bench, case)) {
             later.entry(reason).or_default().push(&case.name);

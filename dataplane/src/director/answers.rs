@@ -6,8 +6,8 @@ use crate::conn::ConnId;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, icmp, reset};
 use crate::packet::parse::{ETHERNET, tcp_flags};
-use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Forwarding, PortId, Snapshot, Tick};
+use crate::packet::{Address, Meta, Packet, Tags, Tuple};
+use crate::service::{Forwarding, Hop, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
 
 impl<A: Address> Family<A> {
@@ -80,7 +80,8 @@ impl<A: Address> Family<A> {
             if conn.forwarding != Forwarding::Masq {
                 let counters = shared.mine().dest(conn.dest);
                 add(&counters.out_packets, 1);
-                add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+                let headers = ETHERNET + Tags::of(packet.data()).len();
+                add(&counters.out_bytes, (packet.len - headers) as u64);
             }
         }
         verdict
@@ -100,10 +101,12 @@ impl<A: Address> Family<A> {
             return Verdict::Drop(Reason::StrayIcmp);
         }
         let network = &shared.snapshot.network;
-        let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
-        match network
-            .interface(port)
-            .and_then(|interface| interface.address_towards(meta.tuple.source))
+        let back = network.hop(meta.tuple.source).ok().map(|hop| hop.link);
+        let came = || network.link_of(packet.port, &Tags::of(packet.data()));
+        match back
+            .or_else(came)
+            .and_then(|link| network.link(link))
+            .and_then(|(interface, ..)| interface.address_towards(meta.tuple.source))
             .and_then(A::of)
         {
             Some(address) => self.answer(shared, packet, meta, problem, address, now),
@@ -129,27 +132,20 @@ impl<A: Address> Family<A> {
     }
 
     /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
-    pub(super) fn way_back(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-    ) -> (PortId, [u8; 12]) {
-        match self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()) {
-            Ok(hop) => (hop.port, hop.macs),
-            Err(_) => {
-                let port = packet.port;
-                let came = packet.data();
-                let mut macs = [0; 12];
-                macs[..6].copy_from_slice(&came[6..12]);
-                macs[6..].copy_from_slice(&came[..6]);
-                (port, macs)
-            }
-        }
+    pub(super) fn way_back(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Hop {
+        self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()).unwrap_or_else(|_| {
+            let port = packet.port;
+            let came = packet.data();
+            let mut macs = [0; 12];
+            macs[..6].copy_from_slice(&came[6..12]);
+            macs[6..].copy_from_slice(&came[..6]);
+            // Neither the link nor its MTU is asked for any more: answers are short.
+            Hop { port, link: port.into(), mtu: u16::MAX, macs, tags: Tags::of(came) }
+        })
     }
 }
 
-fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {
-    packet.data()[..12].copy_from_slice(&macs);
-    Verdict::Reply(port)
+fn send_back(packet: &mut Packet, hop: Hop) -> Verdict {
+    forward::address(packet, &hop);
+    Verdict::Reply(hop.port)
 }

@@ -196,7 +196,7 @@ impl<A: Address> Family<A> {
             return Verdict::Drop(Reason::NoDest);
         }
         let hop = match self.hop(shared, id, Toward::Server) {
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
+            Err(Unreachable::Unresolved(link, neighbour)) => return Verdict::Wait(link, neighbour),
             hop => hop,
         };
 
@@ -466,7 +466,8 @@ impl<A: Address> Family<A> {
     ) -> Option<()> {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let destination = services.dest(conn.dest)?.address;
-        let source = network.interface(hop.port)?.address_towards(destination)?;
+        let (interface, ..) = network.link(hop.link)?;
+        let source = interface.address_towards(destination)?;
         self.next_id = self.next_id.wrapping_add(1);
         let ends = tunnel::Ends { source, destination };
         tunnel::request(packet, meta, conn.tunnel, ends, hop, (hash, self.next_id));
@@ -532,7 +533,7 @@ pub(super) fn mtu<A: Address>(shared: &Shared, conn: &Conn<A>, hop: &Hop) -> u16
 impl From<Unreachable> for Verdict {
     fn from(why: Unreachable) -> Self {
         match why {
-            Unreachable::Unresolved(port, neighbour) => Verdict::Wait(port, neighbour),
+            Unreachable::Unresolved(link, neighbour) => Verdict::Wait(link, neighbour),
             Unreachable::NoRoute => Verdict::Drop(Reason::NoRoute),
             Unreachable::NoNeighbour => Verdict::Drop(Reason::NoNeighbour),
         }

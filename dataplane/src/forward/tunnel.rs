@@ -12,7 +12,7 @@
 
 use std::net::IpAddr;
 
-use super::ip;
+use super::{address, ip};
 use crate::packet::checksum::{Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, V4, V6, put16, put32};
@@ -79,7 +79,6 @@ pub fn request<A: Address>(
     packet.len = before + length;
 
     let data = packet.data();
-    data[..12].copy_from_slice(&hop.macs);
     let (outer, protocol) = (&mut data[ETHERNET..], inner_protocol::<A>(tunnel));
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -97,6 +96,7 @@ pub fn request<A: Address>(
         // The source is chosen by the destination's family.
         _ => debug_assert!(false, "a tunnel between families"),
     }
+    address(packet, hop);
 }
 
 /// What the outer header takes from the inner one.
