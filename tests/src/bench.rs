@@ -117,7 +117,12 @@ impl Bench {
 
     /// A frame comes in by a port.
     pub fn frame(&mut self, port: PortId, bytes: &[u8]) -> Outcome {
-        let bytes = [&bytes[..12], self.tags[usize::from(port.0)].bytes(), &bytes[12..]].concat();
+        self.frame_with_tags(port, self.tags[usize::from(port.0)], bytes)
+    }
+
+    /// The same with other tags than the side's, as where a NIC keeps the outer one to itself.
+    pub fn frame_with_tags(&mut self, port: PortId, tags: Tags, bytes: &[u8]) -> Outcome {
+        let bytes = [&bytes[..12], tags.bytes(), &bytes[12..]].concat();
         let mut chunk = vec![0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
         let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];

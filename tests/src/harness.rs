@@ -140,7 +140,7 @@ impl Play {
         let delivery = self.rig.deliver(usize::from(worker) % self.rig.workers(), side, bytes);
         let checked = match delivery.verdict {
             Verdict::Forward(port) => self.forwarded(&before, bytes, &delivery.bytes, port),
-            Verdict::Reply(_) => oracle::replied(bytes, &delivery.bytes),
+            Verdict::Reply(_) => oracle::replied(bytes, &delivery.bytes, |to| self.rig.has_hop(to)),
             verdict => self.kept(&before, bytes, verdict),
         };
         if let Err(why) = checked {

@@ -147,6 +147,11 @@ impl Rig {
         self.apply(&request).unwrap_or_else(|refusal| panic!("{line}: {refusal}"));
     }
 
+    /// Whether a packet to an address could be sent now: there is a route, and the neighbour is known.
+    pub fn has_hop(&self, to: Ipv4Addr) -> bool {
+        self.directors[0].snapshot().network.hop(to).is_ok()
+    }
+
     /// Gives a link another MTU.
     pub fn set_mtu(&mut self, port: PortId, mtu: u16) {
         self.mtu[usize::from(port.0)] = mtu;

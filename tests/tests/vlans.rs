@@ -27,14 +27,20 @@ fn bench() -> Bench {
 
 #[test]
 fn resets_and_errors_to_an_unknown_client_go_back_by_its_vlan() {
-    let mut bench = bench();
-    let macs = (client_mac(UNKNOWN), C0);
-    for (port, letters) in [(80, "A"), (81, "S")] {
-        let outcome = bench.frame(CLIENTS, &tcp(macs, (UNKNOWN, 1000), (VIP, port), flags(letters)));
-        assert_eq!(outcome.verdict, Verdict::Reply(CLIENTS));
-        let (_, answer) = outcome.sent.expect("an answer");
-        assert_eq!(answer[..12], [client_mac(UNKNOWN), C0].concat());
-        assert_eq!(answer[30..34], UNKNOWN.octets());
+    for hidden in [false, true] {
+        let mut bench = bench();
+        let macs = (client_mac(UNKNOWN), C0);
+        for (port, letters) in [(80, "A"), (81, "S")] {
+            let frame = tcp(macs, (UNKNOWN, 1000), (VIP, port), flags(letters));
+            let outcome = match hidden {
+                false => bench.frame(CLIENTS, &frame),
+                true => bench.frame_with_tags(CLIENTS, Tags::default(), &frame),
+            };
+            assert_eq!(outcome.verdict, Verdict::Reply(CLIENTS));
+            let (_, answer) = outcome.sent.expect("an answer");
+            assert_eq!(answer[..12], [client_mac(UNKNOWN), C0].concat());
+            assert_eq!(answer[30..34], UNKNOWN.octets());
+        }
     }
 }
 
@@ -50,8 +56,10 @@ fn what_the_director_says_as_a_router_has_the_vlans_address() {
     dying[22] = 1;
     let sum = u16::from_be_bytes([dying[24], dying[25]]).wrapping_add(63 << 8);
     dying[24..26].copy_from_slice(&sum.to_be_bytes());
-    let outcome = bench.frame(SERVERS, &dying);
-    assert_eq!(outcome.verdict, Verdict::Reply(SERVERS));
-    let (_, answer) = outcome.sent.expect("an answer");
-    assert_eq!(answer[26..30], [10, 1, 0, 1]);
+    let inner = Tags::default().and(VLAN, 7).expect("there is room");
+    for outcome in [bench.frame(SERVERS, &dying), bench.frame_with_tags(SERVERS, inner, &dying)] {
+        assert_eq!(outcome.verdict, Verdict::Reply(SERVERS));
+        let (_, answer) = outcome.sent.expect("an answer");
+        assert_eq!(answer[26..30], [10, 1, 0, 1]);
+    }
 }

@@ -117,7 +117,7 @@ impl Mirror {
             )
         });
         let interfaces: Vec<_> = interfaces.collect();
-        let vlans = self.vlans(&links, addresses);
+        let vlans = vlans(&interfaces, &links, addresses);
         let indices = interfaces.iter().chain(vlans.iter().map(|vlan| &vlan.interface)).map(|i| i.index);
         let indices: Links = indices.zip((0..).map(LinkId)).collect();
         let (neighbours, failed) = self.neighbours(&indices).await?;
@@ -134,37 +134,6 @@ impl Mirror {
         if let Err(error) = request.execute().await {
             tracing::debug!(%neighbour, %error, "the kernel did not ask for a neighbour");
         }
-    }
-
-    /// The VLANs on the director's interfaces, and on those VLANs. One that is itself named as an interface is no VLAN of ours: its frames
-    /// come in by a port of their own.
-    fn vlans(&self, links: &[LinkMessage], addresses: impl Fn(u32) -> [Option<IpAddr>; 2]) -> Vec<Vlan> {
-        let mut found: Vec<Vlan> = Vec::new();
-        // Each round finds those one tag further up.
-        for _ in 0..tags::MOST {
-            let more: Vec<Vlan> = links
-                .iter()
-                .filter(|link| {
-                    let index = link.header.index;
-                    !self.interfaces.contains(&index) && found.iter().all(|v| v.interface.index != index)
-                })
-                .filter_map(|link| {
-                    let (below, ethertype, id) = vlan(link)?;
-                    let (port, outer) = match self.interfaces.iter().position(|index| *index == below) {
-                        Some(at) => (PortId(at as u8), Tags::default()),
-                        None => {
-                            found.iter().find(|v| v.interface.index == below).map(|v| (v.port, v.tags))?
-                        }
-                    };
-                    let interface = interface(link, addresses(link.header.index));
-                    Some(Vlan { interface, port, tags: outer.and(ethertype, id)? })
-                })
-                .collect();
-            found.extend(more);
-        }
-        // A new one is the last, so that the others keep their numbers.
-        found.sort_by_key(|vlan| vlan.interface.index);
-        found
     }
 
     /// All addresses of the machine, and the first of each family of each interface.
@@ -296,6 +265,50 @@ fn interface(link: &LinkMessage, addresses: [Option<IpAddr>; 2]) -> Interface {
     interface
 }
 
+/// The VLANs on the director's interfaces, and on those VLANs. One that is itself named as an interface is no VLAN of ours: its frames
+/// come in by a port of their own.
+fn vlans(
+    interfaces: &[Interface],
+    links: &[LinkMessage],
+    addresses: impl Fn(u32) -> [Option<IpAddr>; 2],
+) -> Vec<Vlan> {
+    let mut found: Vec<Vlan> = Vec::new();
+    // Each round finds those one tag further up.
+    for _ in 0..tags::MOST {
+        let is_known = |index| {
+            let mut known = interfaces.iter().chain(found.iter().map(|vlan| &vlan.interface));
+            known.any(|interface| interface.index == index)
+        };
+        let new = links.iter().filter(|link| !is_known(link.header.index));
+        let new = new.filter_map(|link| {
+            let (below, ethertype, id) = vlan(link)?;
+            let (at, outer) = match interfaces.iter().position(|interface| interface.index == below) {
+                Some(at) => (at, Tags::default()),
+                None => {
+                    let below = found.iter().find(|vlan| vlan.interface.index == below)?;
+                    (usize::from(below.port.0), below.tags)
+                }
+            };
+            let tags = outer.and(ethertype, id)?;
+            let mut interface = interface(link, addresses(link.header.index));
+            interface.mtu = interface.mtu.min(room(interfaces[at].mtu, &tags));
+            Some(Vlan { interface, port: PortId(at as u8), tags })
+        });
+        let new: Vec<Vlan> = new.collect();
+        found.extend(new);
+    }
+    // A new one is the last, so that the others keep their numbers.
+    found.sort_by_key(|vlan| vlan.interface.index);
+    found
+}
+
+/// Bytes of IP that fit behind tags, on an interface that takes `mtu` of them without. The kernel grants an outer 802.1Q tag four bytes
+/// more, and no other (`packet_extra_vlan_len_allowed`): two tags on an interface of 1500 bytes leave 1496, or 1492.
+fn room(mtu: u16, tags: &Tags) -> u16 {
+    let granted = if tags.bytes().starts_with(&tags::VLAN.to_be_bytes()) { 4 } else { 0 };
+    mtu.saturating_add(granted).saturating_sub(tags.len() as u16)
+}
+
 /// The link below a VLAN, the ethertype of its tag, and its id.
 fn vlan(link: &LinkMessage) -> Option<(u32, u16, u16)> {
     let (mut below, mut ethertype, mut id) = (None, tags::VLAN, None);
@@ -355,4 +368,21 @@ fn is_link_local(address: IpAddr) -> bool {
 fn is_router() -> [bool; 2] {
     ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
         .map(|setting| std::fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_grants_one_tag_of_the_common_kind() {
+        let tags = |kinds: &[u16]| {
+            kinds.iter().fold(Tags::default(), |tags, kind| tags.and(*kind, 7).expect("there is room"))
+        };
+        assert_eq!(room(1500, &tags(&[tags::VLAN])), 1500);
+        assert_eq!(room(1500, &tags(&[tags::QINQ])), 1496);
+        assert_eq!(room(1500, &tags(&[tags::VLAN, tags::VLAN])), 1496);
+        assert_eq!(room(1500, &tags(&[tags::QINQ, tags::VLAN])), 1492);
+        assert_eq!(room(0, &tags(&[tags::QINQ])), 0);
+    }
 }

@@ -101,11 +101,9 @@ impl<A: Address> Family<A> {
             return Verdict::Drop(Reason::StrayIcmp);
         }
         let network = &shared.snapshot.network;
-        let back = network.hop(meta.tuple.source).ok().map(|hop| hop.link);
-        let came = || network.link_of(packet.port, &Tags::of(packet.data()));
-        match back
-            .or_else(came)
-            .and_then(|link| network.link(link))
+        let back = network.route(meta.tuple.source.into()).and_then(|route| route.link);
+        match network
+            .link(back.unwrap_or(packet.port.into()))
             .and_then(|(interface, ..)| interface.address_towards(meta.tuple.source))
             .and_then(A::of)
         {
@@ -133,14 +131,24 @@ impl<A: Address> Family<A> {
 
     /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
     pub(super) fn way_back(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Hop {
-        self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()).unwrap_or_else(|_| {
+        let network = &shared.snapshot.network;
+        let sender = meta.tuple.source.into();
+        self.hops.hop(network, sender).unwrap_or_else(|_| {
             let port = packet.port;
             let came = packet.data();
             let mut macs = [0; 12];
             macs[..6].copy_from_slice(&came[6..12]);
             macs[6..].copy_from_slice(&came[..6]);
+            let mut tags = Tags::of(came);
+            // A NIC may have kept the outer tag to itself; the route still knows it.
+            let by_route = network.route(sender).and_then(|route| network.link(route.link?));
+            if let Some((_, _, whole)) =
+                by_route.filter(|(_, of, whole)| *of == port && whole.end_with(&tags))
+            {
+                tags = whole;
+            }
             // Neither the link nor its MTU is asked for any more: answers are short.
-            Hop { port, link: port.into(), mtu: u16::MAX, macs, tags: Tags::of(came) }
+            Hop { port, link: port.into(), mtu: u16::MAX, macs, tags }
         })
     }
 }

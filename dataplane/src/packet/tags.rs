@@ -53,11 +53,10 @@ impl Tags {
         tags
     }
 
-    /// Whether they lead to the same VLAN as others: priorities and the outer tag's kind aside, which senders choose as they like.
+    /// Whether the innermost of them are these.
     #[must_use]
-    pub fn lead_where(&self, others: &Self) -> bool {
-        let ids = |tags: &Self| [1, 3].map(|word| be16(&tags.bytes, word * 2) & ID);
-        self.len == others.len && ids(self) == ids(others)
+    pub fn end_with(&self, inner: &Self) -> bool {
+        self.bytes().ends_with(inner.bytes())
     }
 
     /// As they stand in the frame.
@@ -106,12 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn priorities_do_not_tell_vlans_apart() {
-        let urgent = Tags::of(&[&[2; 12][..], &[0x81, 0, 0xe0, 100, 8, 0]].concat());
-        let plain = Tags::default().and(VLAN, 100).unwrap();
-        assert!(urgent != plain && urgent.lead_where(&plain));
-        assert!(!plain.lead_where(&Tags::default().and(VLAN, 101).unwrap()));
-        assert!(!plain.lead_where(&plain.and(VLAN, 7).unwrap()));
-        assert!(!plain.lead_where(&Tags::default()));
+    fn the_inner_tags_are_the_end() {
+        let two = Tags::default().and(QINQ, 100).unwrap().and(VLAN, 7).unwrap();
+        let inner = Tags::default().and(VLAN, 7).unwrap();
+        assert!(two.end_with(&two) && two.end_with(&inner) && two.end_with(&Tags::default()));
+        assert!(!inner.end_with(&two) && !two.end_with(&Tags::default().and(VLAN, 100).unwrap()));
     }
 }

@@ -167,15 +167,6 @@ impl Network {
         }
     }
 
-    /// The link that a frame with these tags came in by.
-    pub fn link_of(&self, port: PortId, tags: &Tags) -> Option<LinkId> {
-        if tags.is_empty() {
-            return Some(port.into());
-        }
-        let at = self.vlans.iter().position(|vlan| vlan.port == port && vlan.tags.lead_where(tags))?;
-        Some(LinkId((self.interfaces.len() + at) as u16))
-    }
-
     /// The route to an address: the one with the longest prefix.
     pub fn route(&self, to: IpAddr) -> Option<&Route> {
         self.routes[family(to)].iter().find_map(|(length, routes)| routes.get(&mask(to, *length)))
@@ -292,11 +283,6 @@ mod tests {
         assert_eq!(network.hop(nobody), Err(Unreachable::Unresolved(LinkId(2), nobody)));
         assert_eq!(network.hop(ip("10.3.0.1")), Err(Unreachable::NoRoute), "there is no such link");
         assert_eq!(network.hop(ip("10.1.0.11")).unwrap().tags, Tags::default());
-
-        assert_eq!(network.link_of(PortId(1), &tags(7)), Some(LinkId(2)));
-        assert_eq!(network.link_of(PortId(1), &Tags::default()), Some(LinkId(1)));
-        assert_eq!(network.link_of(PortId(0), &tags(7)), None);
-        assert_eq!(network.link_of(PortId(1), &tags(8)), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //!   ipv6         what IPv6 has of its own
 //!   hostile      frames nobody should send
 //!   unprivileged in a user namespace
+//!   vlans        clients and servers behind VLANs
 //! ```
 //!
 //! Every test makes namespaces of its own, which end with it. Where they are refused it says `skip:` and passes; over AF_XDP that
@@ -30,3 +31,4 @@ mod refusals;
 mod rules;
 mod tunnels;
 mod unprivileged;
+mod vlans;
