@@ -101,7 +101,8 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         mtu: 1500,
         addresses: [None; 2],
     };
-    let route = |prefix, length, gateway, port| Route { prefix, length, gateway, port: Some(port) };
+    let route =
+        |prefix, length, gateway, port: PortId| Route { prefix, length, gateway, link: Some(port.into()) };
     let router = IpAddr::V4(ROUTER);
     let network = Network::new(
         vec![interface("c0", 1), interface("s0", 2)],
@@ -110,8 +111,8 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
             route(Ipv4Addr::UNSPECIFIED.into(), 0, Some(router), CLIENTS),
         ],
         [
-            ((CLIENTS, router), Neighbour::Reachable([2, 0, 0, 0, 1, 1])),
-            ((SERVERS, SERVER.into()), Neighbour::Reachable([2, 0, 0, 0, 1, 2])),
+            ((CLIENTS.into(), router), Neighbour::Reachable([2, 0, 0, 0, 1, 1])),
+            ((SERVERS.into(), SERVER.into()), Neighbour::Reachable([2, 0, 0, 0, 1, 2])),
         ],
     );
     Snapshot {

@@ -11,9 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State};
+use netlink_packet_route::link::{
+    InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State, VlanProtocol,
+};
 use netlink_packet_route::rule::RuleAction;
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
+};
 use tokio::runtime::{Builder, Runtime};
 
 /// The kernel's main routing table.
@@ -57,6 +61,22 @@ impl Netlink {
         self.runtime
             .block_on(self.handle.link().add(near).execute())
             .with_context(|| format!("making the veth pair {name}, {peer} with {queues} queues"))
+    }
+
+    /// Makes a VLAN on an interface: `name`, whose frames go by `below` with a tag of this ethertype and id.
+    pub fn vlan(&self, name: &str, below: &str, (ethertype, id): (u16, u16)) -> Result<()> {
+        let link = LinkVlan::new(name, self.index(below)?, id).protocol(VlanProtocol::from(ethertype));
+        self.runtime
+            .block_on(self.handle.link().add(link.build()).execute())
+            .with_context(|| format!("making the VLAN {name} on {below}"))
+    }
+
+    /// Removes an interface.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let index = self.index(name)?;
+        self.runtime
+            .block_on(self.handle.link().del(index).execute())
+            .with_context(|| format!("removing {name}"))
     }
 
     /// Makes a bridge, up. It neither speaks STP nor snoops multicast: neighbour discovery must not wait for

@@ -16,6 +16,9 @@
 //! rule sends it to a table of its own. The back addresses are the *direct* path without any director, which
 //! results are compared with.
 //!
+//! [`Topology::behind_vlans`] puts the networks left and right of the director into VLANs on the same cables: `c0.100` then has
+//! the director's address towards the clients, and `c0` none.
+//!
 //! Every network has its IPv6 twin, `fd00:N::/64` for `10.N.0.0/24` with the same host numbers.
 //!
 //! Traps. A real server that holds the VIP must not answer ARP for it (`arp_ignore`, `arp_announce`; for IPv6
@@ -118,11 +121,26 @@ pub struct Topology {
     /// Holds the two bridges, so that neither client nor director shares an interface list with them.
     switch: Namespace,
     has_ipv6: bool,
+    /// On the clients' network, and on the servers'.
+    tags: [Vec<Tag>; 2],
+}
+
+/// A VLAN tag: its ethertype, 0x8100 or 0x88a8, and its id.
+pub type Tag = (u16, u16);
+
+/// The name of the VLAN with these tags, the outer one first, on an interface; without tags the interface's own.
+pub fn vlan(below: &str, tags: &[Tag]) -> String {
+    tags.iter().fold(below.to_owned(), |name, (_, id)| format!("{name}.{id}"))
 }
 
 impl Topology {
     /// Builds it. Needs root or a user namespace, see [`crate::privilege`].
     pub fn new(options: Options) -> Result<Self> {
+        Self::behind_vlans(options, &[], &[])
+    }
+
+    /// The same with the clients' network, and the servers', in VLANs with these tags, the outer one first.
+    pub fn behind_vlans(options: Options, clients: &[Tag], servers: &[Tag]) -> Result<Self> {
         if options.queues == 0 {
             bail!("an interface needs at least one queue");
         }
@@ -132,6 +150,7 @@ impl Topology {
             servers: [Namespace::new("server 0")?, Namespace::new("server 1")?],
             switch: Namespace::new("switch")?,
             has_ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+            tags: [clients.to_vec(), servers.to_vec()],
         };
         topology.tune()?;
         topology.wire(options.queues)?;
@@ -266,17 +285,18 @@ impl Topology {
 
     /// Addresses and routes. An interface is set up before its routes, which need a device that is.
     fn number(&self) -> Result<()> {
+        let [client_tags, server_tags] = &self.tags;
         self.at(&self.director, |here| {
             here.interface("lo", &[], 32)?;
-            here.interface(DIRECTOR_CLIENT_SIDE, &[(DIRECTOR_TO_CLIENTS, host6(1, 1))], 24)?;
-            here.interface(DIRECTOR_SERVER_SIDE, &[(DIRECTOR_TO_SERVERS, host6(2, 1))], 24)?;
+            here.vlan(DIRECTOR_CLIENT_SIDE, client_tags, &[(DIRECTOR_TO_CLIENTS, host6(1, 1))], 24)?;
+            here.vlan(DIRECTOR_SERVER_SIDE, server_tags, &[(DIRECTOR_TO_SERVERS, host6(2, 1))], 24)?;
             here.interface("lo", &[(VIP, VIP6)], 32)
         })?;
 
         let clients: Vec<_> = (0..CLIENTS).map(|n| (client(n), client6(n))).collect();
         self.at(&self.client, |here| {
             here.interface("lo", &[], 32)?;
-            here.interface(FRONT, &clients, 24)?;
+            here.vlan(FRONT, client_tags, &clients, 24)?;
             here.interface(BACK, &[(CLIENT_BACK, host6(3, 1))], 24)?;
             here.default_route((DIRECTOR_TO_CLIENTS, host6(1, 1)), MAIN)
         })?;
@@ -284,7 +304,7 @@ impl Topology {
         for (n, namespace) in self.servers.iter().enumerate() {
             self.at(namespace, |here| {
                 here.interface("lo", &[(VIP, VIP6)], 32)?;
-                here.interface(FRONT, &[(server(n), server6(n))], 24)?;
+                here.vlan(FRONT, server_tags, &[(server(n), server6(n))], 24)?;
                 here.interface(BACK, &[(server_back(n), server_back6(n))], 24)?;
                 here.default_route((DIRECTOR_TO_SERVERS, host6(2, 1)), MAIN)?;
                 here.default_route((CLIENT_BACK, host6(3, 1)), REPLIES)?;
@@ -331,6 +351,16 @@ impl Here {
             })?;
         }
         Ok(())
+    }
+
+    /// The same for a VLAN on an interface, which is made and gets the addresses; without tags the interface gets them.
+    fn vlan(&self, below: &str, tags: &[Tag], addresses: &[Twins], prefix: u8) -> Result<()> {
+        for (n, tag) in tags.iter().enumerate() {
+            let carrier = vlan(below, &tags[..n]);
+            self.netlink.up(&carrier)?;
+            self.netlink.vlan(&vlan(below, &tags[..=n]), &carrier, *tag)?;
+        }
+        self.interface(&vlan(below, tags), addresses, prefix)
     }
 
     fn default_route(&self, gateway: Twins, table: u32) -> Result<()> {

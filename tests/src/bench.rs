@@ -16,10 +16,11 @@ use shunt::rules::{Change, Rules};
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{Director, Parts, Place, Verdict};
-use shunt_dataplane::packet::Packet;
+use shunt_dataplane::packet::{Packet, Tags};
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{
-    Epoch, Interface, Neighbour, Network, PortId, Route, Snapshot, Sysctls, Tick, Timeouts, WorkerId,
+    Epoch, Interface, LinkId, Neighbour, Network, PortId, Route, Snapshot, Sysctls, Tick, Timeouts, Vlan,
+    WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -48,6 +49,8 @@ pub struct Bench {
     now: Tick,
     start: Instant,
     mtu: [u16; 2],
+    /// What frames come and go with, by side.
+    tags: [Tags; 2],
     /// Later fragments whose first has not come yet, as a worker keeps them.
     kept: Vec<(PortId, Vec<u8>)>,
 }
@@ -78,7 +81,7 @@ impl Default for Bench {
         let snapshot = Snapshot {
             epoch: Epoch(0),
             services: Arc::default(),
-            network: Arc::new(network([1500; 2])),
+            network: Arc::new(network([1500; 2], [Tags::default(); 2])),
             timeouts: Timeouts::default(),
             sysctls: Sysctls::default(),
         };
@@ -101,6 +104,7 @@ impl Default for Bench {
             now,
             start: Instant::now(),
             mtu: [1500; 2],
+            tags: [Tags::default(); 2],
             kept: Vec::new(),
         }
     }
@@ -151,8 +155,14 @@ impl Bench {
 
     /// A frame comes in by a port.
     pub fn frame(&mut self, port: PortId, bytes: &[u8]) -> Outcome {
+        self.frame_with_tags(port, self.tags[usize::from(port.0)], bytes)
+    }
+
+    /// The same with other tags than the side's, as where a NIC keeps the outer one to itself.
+    pub fn frame_with_tags(&mut self, port: PortId, tags: Tags, bytes: &[u8]) -> Outcome {
+        let bytes = [&bytes[..12], tags.bytes(), &bytes[12..]].concat();
         let mut chunk = vec![0xee; CHUNK];
-        chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+        chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
         let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];
         let mut verdicts = Default::default();
         self.director.burst(&mut packets, false, self.now, &mut verdicts);
@@ -160,6 +170,11 @@ impl Bench {
         let mut sent: Vec<_> = self.director.extras().map(|(port, bytes)| (port, bytes.to_vec())).collect();
         if let Verdict::Forward(port) | Verdict::Reply(port) = verdict {
             sent.push((port, packets[0].data().to_vec()));
+        }
+        for (port, frame) in &mut sent {
+            let tags = self.tags[usize::from(port.0)].bytes();
+            let put_on: Vec<u8> = frame.drain(12..12 + tags.len()).collect();
+            assert_eq!(put_on, tags, "the tags of {port:?}");
         }
         Outcome { verdict, sent }
     }
@@ -213,11 +228,20 @@ impl Bench {
             .collect()
     }
 
+    /// Puts clients and servers behind VLANs: frames are given and shown without tags as ever, but go through the director with them, and
+    /// what leaves without the right ones is a bug.
+    #[must_use]
+    pub fn with_tags(mut self, tags: [Tags; 2]) -> Self {
+        self.tags = tags;
+        self.set_mtu(CLIENTS, self.mtu[0]);
+        self
+    }
+
     /// Gives a link another MTU.
     pub fn set_mtu(&mut self, port: PortId, mtu: u16) {
         self.mtu[usize::from(port.0)] = mtu;
         let mut snapshot = (**self.director.snapshot()).clone();
-        snapshot.network = Arc::new(network(self.mtu));
+        snapshot.network = Arc::new(network(self.mtu, self.tags));
         self.director.adopt(Arc::new(snapshot));
     }
 
@@ -276,8 +300,9 @@ impl Backend for Bench {
     }
 }
 
-/// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP.
-fn network(mtu: [u16; 2]) -> Network {
+/// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP. With tags the links are VLANs on interfaces
+/// without addresses.
+fn network(mtu: [u16; 2], tags: [Tags; 2]) -> Network {
     let v6 = |net, host| IpAddr::V6(v6(net, host));
     let interface = |name: &str, index, mac, v4: [u8; 4], v6, mtu| Interface {
         name: name.to_owned(),
@@ -286,30 +311,41 @@ fn network(mtu: [u16; 2]) -> Network {
         mtu,
         addresses: [Some(v4.into()), Some(v6)],
     };
-    let route = |prefix, length, port| Route { prefix, length, gateway: None, port: Some(port) };
+    let route = |prefix, length, link: LinkId| Route { prefix, length, gateway: None, link: Some(link) };
+    let is_tagged = tags.iter().any(|tags| !tags.is_empty());
+    let [clients_link, servers_link] =
+        if is_tagged { [LinkId(2), LinkId(3)] } else { [LinkId(0), LinkId(1)] };
     let clients = (0..=20u8).flat_map(|h| (0..=255u8).map(move |l| Ipv4Addr::new(10, 0, h, l)));
     let servers = (2..=255u8).filter(|n| *n != 99).map(|n| Ipv4Addr::new(10, 1, 0, n));
-    let clients = clients.map(|a| ((CLIENTS, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
-    let servers = servers.map(|a| ((SERVERS, IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
+    let clients = clients.map(|a| ((clients_link, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
+    let servers = servers.map(|a| ((servers_link, IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
     let hosts = 2..=255u16;
-    let clients6 =
-        hosts.clone().map(|n| ((CLIENTS, v6(0xa, n)), Neighbour::Reachable([2, 0xc6, 0, 0, 0, n as u8])));
-    let servers6 = hosts.map(|n| ((SERVERS, v6(0xb, n)), Neighbour::Reachable([2, 0x56, 0, 0, 0, n as u8])));
+    let clients6 = hosts
+        .clone()
+        .map(|n| ((clients_link, v6(0xa, n)), Neighbour::Reachable([2, 0xc6, 0, 0, 0, n as u8])));
+    let servers6 =
+        hosts.map(|n| ((servers_link, v6(0xb, n)), Neighbour::Reachable([2, 0x56, 0, 0, 0, n as u8])));
+    let addressed = vec![
+        interface("c0", 2, C0, [10, 0, 0, 1], v6(0xa, 1), mtu[0]),
+        interface("s0", 3, S0, [10, 1, 0, 1], v6(0xb, 1), mtu[1]),
+    ];
+    let bare = addressed.iter().map(|i| Interface { addresses: [None; 2], ..i.clone() }).collect();
+    let vlans = addressed.iter().zip([CLIENTS, SERVERS]).zip(tags);
+    let vlans = vlans.map(|((interface, port), tags)| Vlan { interface: interface.clone(), port, tags });
+    let vlans: Vec<Vlan> = vlans.filter(|_| is_tagged).collect();
     let own = [VIP.into(), [10, 0, 0, 1].into(), [10, 1, 0, 1].into(), VIP6.into(), v6(0xa, 1), v6(0xb, 1)];
     let local = LOCALS.map(IpAddr::from).into_iter().chain(LOCALS6.map(IpAddr::from)).chain(own);
     Network::new(
-        vec![
-            interface("c0", 2, C0, [10, 0, 0, 1], v6(0xa, 1), mtu[0]),
-            interface("s0", 3, S0, [10, 1, 0, 1], v6(0xb, 1), mtu[1]),
-        ],
+        if is_tagged { bare } else { addressed },
         [
-            route([10, 0, 0, 0].into(), 16, CLIENTS),
-            route([10, 1, 0, 0].into(), 24, SERVERS),
-            route(v6(0xa, 0), 64, CLIENTS),
-            route(v6(0xb, 0), 64, SERVERS),
+            route([10, 0, 0, 0].into(), 16, clients_link),
+            route([10, 1, 0, 0].into(), 24, servers_link),
+            route(v6(0xa, 0), 64, clients_link),
+            route(v6(0xb, 0), 64, servers_link),
         ],
         clients.chain(servers).chain(clients6).chain(servers6),
     )
+    .with_vlans(vlans)
     .on_machine(local, [true; 2])
 }
 

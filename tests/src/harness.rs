@@ -148,7 +148,7 @@ impl Play {
                 oracle::together(&pieces, self.rig.mtu(port))
                     .and_then(|whole| self.forwarded(&before, bytes, &whole, port))
             }
-            Verdict::Reply(_) => oracle::replied(bytes, &delivery.bytes),
+            Verdict::Reply(_) => oracle::replied(bytes, &delivery.bytes, |to| self.rig.has_hop(to)),
             verdict => self.kept(&before, bytes, verdict),
         };
         if let Err(why) = checked {

@@ -238,12 +238,18 @@ pub fn together(pieces: &[Vec<u8>], mtu: u16) -> Result<Vec<u8>, String> {
     Ok(whole)
 }
 
-/// Holds an answer of the director's own against the frame that it answers.
-pub fn replied(input: &[u8], output: &[u8]) -> Result<(), String> {
+/// Holds an answer of the director's own against the frame that it answers. It goes by the route, whose links have no tags, or, where
+/// there is no hop, the way the frame came.
+pub fn replied(input: &[u8], output: &[u8], has_hop: impl Fn(Ipv4Addr) -> bool) -> Result<(), String> {
     let before = Packet::read(input).map_err(|why| format!("a broken packet was answered: {why}"))?;
     let after = Packet::read(output).map_err(|why| format!("the answer is no packet: {why}"))?;
     must(after.header_is_right() && after.residue() == 0, "a checksum is wrong")?;
-    must(after.tags == 0 && output.len() == 14 + after.ip.len(), "tags or padding were left")?;
+    let header = match has_hop(before.source()) {
+        true => output[..12].to_vec(),
+        false => [&input[6..12], &input[..6], &input[12..12 + 4 * before.tags]].concat(),
+    };
+    must(output.starts_with(&header), "another way back")?;
+    must(output.len() == header.len() + 2 + after.ip.len(), "tags or padding were left")?;
     must(after.destination() == before.source() && after.ttl() == 64, "it does not go back")?;
     let message = after.segment();
     match after.protocol() {

@@ -24,7 +24,7 @@ use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
 use shunt_dataplane::service::{
-    Epoch, Interface, Neighbour, Network, PortId, Route, Services, Snapshot, Sysctls, Tick, Timeouts,
+    Epoch, Interface, LinkId, Neighbour, Network, PortId, Route, Services, Snapshot, Sysctls, Tick, Timeouts,
     WorkerId,
 };
 use shunt_dataplane::stats::Counters;
@@ -156,6 +156,11 @@ impl Rig {
         self.apply(&request).unwrap_or_else(|refusal| panic!("{line}: {refusal}"));
     }
 
+    /// Whether a packet to an address could be sent now: there is a route, and the neighbour is known.
+    pub fn has_hop(&self, to: Ipv4Addr) -> bool {
+        self.directors[0].snapshot().network.hop(to).is_ok()
+    }
+
     /// Gives a link another MTU.
     pub fn set_mtu(&mut self, port: PortId, mtu: u16) {
         self.mtu[usize::from(port.0)] = mtu;
@@ -285,12 +290,17 @@ fn network(mtu: [u16; 2]) -> Network {
         mtu,
         addresses: [Some(v4(address)), None],
     };
-    let route = |prefix, length, gateway, port| Route { prefix: v4(prefix), length, gateway, port };
+    let route = |prefix, length, gateway, port: Option<PortId>| Route {
+        prefix: v4(prefix),
+        length,
+        gateway,
+        link: port.map(LinkId::from),
+    };
     let clients = (2..=9).chain([254]).map(|n| Ipv4Addr::new(10, 0, 0, n));
     let servers = (11..=18).map(|n| Ipv4Addr::new(10, 1, 0, n));
-    let clients = clients.map(|a| ((CLIENTS, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
-    let servers = servers.map(|a| ((SERVERS, IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
-    let mute = ((SERVERS, v4([10, 1, 0, 99])), Neighbour::Failed);
+    let clients = clients.map(|a| ((CLIENTS.into(), IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
+    let servers = servers.map(|a| ((SERVERS.into(), IpAddr::V4(a)), Neighbour::Reachable(server_mac(a))));
+    let mute = ((SERVERS.into(), v4([10, 1, 0, 99])), Neighbour::Failed);
     let local =
         [VIP.into(), VIP2.into(), v4([10, 0, 0, 1]), v4([10, 1, 0, 1]), LOCALS[0].into(), LOCALS[1].into()];
     Network::new(

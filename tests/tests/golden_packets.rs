@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::tags::{QINQ, Tags, VLAN};
 use shunt_dataplane::service::PortId;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
@@ -59,6 +60,21 @@ const LATER: &[(&str, &str)] = &[
 
 #[test]
 fn every_frame_leaves_as_ipvs_sent_it() {
+    replay(Bench::default);
+}
+
+/// The same behind VLANs, QinQ towards the servers: tags on and off are all the difference.
+#[test]
+fn every_tagged_frame_leaves_as_ipvs_sent_it() {
+    let tags = |tags: &[(u16, u16)]| {
+        let on = |all: Tags, &(ethertype, id): &(u16, u16)| all.and(ethertype, id).expect("there is room");
+        tags.iter().fold(Tags::default(), on)
+    };
+    let (clients, servers) = (tags(&[(VLAN, 100)]), tags(&[(QINQ, 200), (VLAN, 7)]));
+    replay(|| Bench::default().with_tags([clients, servers]));
+}
+
+fn replay(new: impl Fn() -> Bench) {
     let files = [
         include_str!("../golden/packets.json"),
         include_str!("../golden/packets-more.json"),
@@ -69,7 +85,7 @@ fn every_frame_leaves_as_ipvs_sent_it() {
     let (mut steps, mut later) = (0, BTreeMap::<&str, Vec<&str>>::new());
     let mut wrong = Vec::new();
     for case in &cases {
-        let mut bench = Bench::default();
+        let mut bench = new();
         let reason = LATER.iter().find(|(name, _)| case.name.contains(name)).map(|(_, why)| *why);
         if let Some(reason) = reason.or_else(|| set_up(&mut bench, case)) {
             later.entry(reason).or_default().push(&case.name);

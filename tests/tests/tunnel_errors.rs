@@ -379,5 +379,5 @@ fn all_workers_obey_what_one_was_told() {
     // A client whose Ethernet address is not known is asked for first.
     let sent = send(&mut rig, 0, 50, ACK, 1380);
     let waits = rig.deliver(1, SERVERS, &error(&sent.bytes[14..], 3, 4, 1300));
-    assert_eq!(waits.verdict, Verdict::Wait(CLIENTS, neighbour(50)));
+    assert_eq!(waits.verdict, Verdict::Wait(CLIENTS.into(), neighbour(50)));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shunt_dataplane::director::{Listed, Place};
-use shunt_dataplane::service::{Epoch, Network, PortId, Services, Snapshot, Sysctls, Timeouts};
+use shunt_dataplane::service::{Epoch, LinkId, Network, Services, Snapshot, Sysctls, Timeouts};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::worker::link::{Answer, Command, Handle};
 
@@ -27,7 +27,7 @@ pub struct Engine {
     snapshot: Snapshot,
     counters: Arc<Counters>,
     /// Neighbours that packets wait for.
-    wanted: Vec<(PortId, IpAddr)>,
+    wanted: Vec<(LinkId, IpAddr)>,
     /// Parts of listings that have come in.
     listed: Vec<(Option<Place>, Vec<Listed>)>,
 }
@@ -118,7 +118,7 @@ impl Engine {
     }
 
     /// The neighbours that packets have begun to wait for since the last call.
-    pub fn wanted(&mut self) -> Vec<(PortId, IpAddr)> {
+    pub fn wanted(&mut self) -> Vec<(LinkId, IpAddr)> {
         std::mem::take(&mut self.wanted)
     }
 
@@ -172,7 +172,7 @@ impl Engine {
             while let Some(answer) = handle.answer() {
                 match answer {
                     Answer::Retired(snapshot) => drop(snapshot),
-                    Answer::Resolve(port, neighbour) => self.wanted.push((port, neighbour)),
+                    Answer::Resolve(link, neighbour) => self.wanted.push((link, neighbour)),
                     Answer::Listed { next, connections } => self.listed.push((next, connections)),
                 }
             }

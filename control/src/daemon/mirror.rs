@@ -1,10 +1,11 @@
-//! The kernel's network, mirrored: links, addresses, routes and neighbours, over netlink, live.
+//! The kernel's network, mirrored: links with the VLANs on them, addresses, routes and neighbours, over netlink, live.
 //!
 //! Nothing is configured twice: where a packet goes is what the kernel's main routing table says, and Ethernet addresses are those
 //! of the kernel's neighbour table. Any event makes the mirror read the tables again, a moment later, so that a burst of events costs
 //! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
 //! send itself.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -12,20 +13,24 @@ use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use shunt_dataplane::service::{Interface, Neighbour, Network, PortId, Route};
+use shunt_dataplane::packet::{Tags, tags};
+use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Vlan};
 
 /// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
 /// takes about 1 ms to read.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Neighbours by interface and address.
-type Neighbours = Vec<((PortId, IpAddr), Neighbour)>;
+type Neighbours = Vec<((LinkId, IpAddr), Neighbour)>;
+
+/// The links, by the kernel's index.
+type Links = HashMap<u32, LinkId>;
 
 /// The mirror.
 pub struct Mirror {
@@ -101,18 +106,23 @@ impl Mirror {
     pub async fn read(&self) -> anyhow::Result<View> {
         let (local, first) = self.addresses().await?;
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        let addresses =
+            |index: u32| first.iter().find(|(i, _)| *i == index).map_or([None; 2], |(_, both)| *both);
         let interfaces = self.interfaces.iter().zip(&self.names);
         let interfaces = interfaces.map(|(index, name)| {
-            let addresses = first.iter().find(|(i, _)| i == index).map_or([None; 2], |(_, both)| *both);
             // One that was deleted is one that no route leads through; the others carry on.
             links.iter().find(|link| link.header.index == *index).map_or_else(
                 || Interface { name: name.clone(), index: *index, mac: [0; 6], mtu: 0, addresses: [None; 2] },
-                |link| interface(link, addresses),
+                |link| interface(link, addresses(*index)),
             )
         });
         let interfaces: Vec<_> = interfaces.collect();
-        let (neighbours, failed) = self.neighbours().await?;
-        let network = Network::new(interfaces, self.routes().await?, neighbours)
+        let vlans = vlans(&interfaces, &links, addresses);
+        let indices = interfaces.iter().chain(vlans.iter().map(|vlan| &vlan.interface)).map(|i| i.index);
+        let indices: Links = indices.zip((0..).map(LinkId)).collect();
+        let (neighbours, failed) = self.neighbours(&indices).await?;
+        let network = Network::new(interfaces, self.routes(&indices).await?, neighbours)
+            .with_vlans(vlans)
             .on_machine(local.iter().copied(), is_router());
         Ok(View { network, local, failed })
     }
@@ -124,15 +134,6 @@ impl Mirror {
         if let Err(error) = request.execute().await {
             tracing::debug!(%neighbour, %error, "the kernel did not ask for a neighbour");
         }
-    }
-
-    /// The kernel's index of a port's interface.
-    pub fn index(&self, port: PortId) -> Option<u32> {
-        self.interfaces.get(usize::from(port.0)).copied()
-    }
-
-    fn port(&self, index: u32) -> Option<PortId> {
-        self.interfaces.iter().position(|i| *i == index).map(|at| PortId(at as u8))
     }
 
     /// All addresses of the machine, and the first of each family of each interface.
@@ -165,20 +166,20 @@ impl Mirror {
         Ok((local, first))
     }
 
-    async fn routes(&self) -> anyhow::Result<Vec<Route>> {
+    async fn routes(&self, links: &Links) -> anyhow::Result<Vec<Route>> {
         let v4 = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
         let v6 = self.handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build());
         let mut messages: Vec<RouteMessage> = v4.execute().try_collect().await?;
         let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
         messages.extend(v6);
         let mut routes: Vec<(u32, Route)> =
-            messages.iter().filter_map(|message| self.route(message)).collect();
+            messages.iter().filter_map(|message| Self::route(message, links)).collect();
         // Of several routes to one prefix the kernel takes the one with the least metric.
         routes.sort_by_key(|(metric, _)| *metric);
         Ok(routes.into_iter().map(|(_, route)| route).collect())
     }
 
-    fn route(&self, message: &RouteMessage) -> Option<(u32, Route)> {
+    fn route(message: &RouteMessage, links: &Links) -> Option<(u32, Route)> {
         let mut table = u32::from(message.header.table);
         let any = match message.header.address_family {
             AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -193,9 +194,9 @@ impl Mirror {
                 RouteAttribute::Gateway(via) => gateway = ip(via),
                 RouteAttribute::Oif(index) => interface = Some(*index),
                 RouteAttribute::Priority(priority) => metric = *priority,
-                // Of several ways the first through one of our interfaces serves.
+                // Of several ways the first through one of our links serves.
                 RouteAttribute::MultiPath(ways) => {
-                    let ours = ways.iter().find(|way| self.port(way.interface_index).is_some());
+                    let ours = ways.iter().find(|way| links.contains_key(&way.interface_index));
                     interface = ours.map(|way| way.interface_index);
                     gateway = ours.and_then(|way| {
                         way.attributes.iter().find_map(|attribute| match attribute {
@@ -210,28 +211,28 @@ impl Mirror {
         if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
             return None;
         }
-        let port = match message.header.kind {
-            RouteType::Unicast => interface.and_then(|index| self.port(index)),
+        let link = match message.header.kind {
+            RouteType::Unicast => interface.and_then(|index| links.get(&index).copied()),
             _ => None,
         };
         let length = message.header.destination_prefix_length;
-        Some((metric, Route { prefix, length, gateway, port }))
+        Some((metric, Route { prefix, length, gateway, link }))
     }
 
-    async fn neighbours(&self) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>)> {
+    async fn neighbours(&self, links: &Links) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>)> {
         let mut messages = self.handle.neighbours().get().execute();
         let (mut known, mut failed) = (Vec::new(), Vec::new());
         while let Some(message) = messages.try_next().await? {
-            let Some(port) = self.port(message.header.ifindex) else { continue };
+            let Some(&link) = links.get(&message.header.ifindex) else { continue };
             let Some((address, mac)) = neighbour(&message) else { continue };
             match message.header.state {
                 NeighbourState::Failed => {
-                    known.push(((port, address), Neighbour::Failed));
+                    known.push(((link, address), Neighbour::Failed));
                     failed.push((message.header.ifindex, address));
                 }
                 NeighbourState::Incomplete | NeighbourState::None => {}
                 // A stale address is still the best there is; the kernel checks it when it is used.
-                _ => known.extend(mac.map(|mac| ((port, address), Neighbour::Reachable(mac)))),
+                _ => known.extend(mac.map(|mac| ((link, address), Neighbour::Reachable(mac)))),
             }
         }
         Ok((known, failed))
@@ -262,6 +263,77 @@ fn interface(link: &LinkMessage, addresses: [Option<IpAddr>; 2]) -> Interface {
         }
     }
     interface
+}
+
+/// The VLANs on the director's interfaces, and on those VLANs. One that is itself named as an interface is no VLAN of ours: its frames
+/// come in by a port of their own.
+fn vlans(
+    interfaces: &[Interface],
+    links: &[LinkMessage],
+    addresses: impl Fn(u32) -> [Option<IpAddr>; 2],
+) -> Vec<Vlan> {
+    let mut found: Vec<Vlan> = Vec::new();
+    // Each round finds those one tag further up.
+    for _ in 0..tags::MOST {
+        let is_known = |index| {
+            let mut known = interfaces.iter().chain(found.iter().map(|vlan| &vlan.interface));
+            known.any(|interface| interface.index == index)
+        };
+        let new = links.iter().filter(|link| !is_known(link.header.index));
+        let new = new.filter_map(|link| {
+            let (below, ethertype, id) = vlan(link)?;
+            let (at, outer) = match interfaces.iter().position(|interface| interface.index == below) {
+                Some(at) => (at, Tags::default()),
+                None => {
+                    let below = found.iter().find(|vlan| vlan.interface.index == below)?;
+                    (usize::from(below.port.0), below.tags)
+                }
+            };
+            let tags = outer.and(ethertype, id)?;
+            let mut interface = interface(link, addresses(link.header.index));
+            interface.mtu = interface.mtu.min(room(interfaces[at].mtu, &tags));
+            Some(Vlan { interface, port: PortId(at as u8), tags })
+        });
+        let new: Vec<Vlan> = new.collect();
+        found.extend(new);
+    }
+    // A new one is the last, so that the others keep their numbers.
+    found.sort_by_key(|vlan| vlan.interface.index);
+    found
+}
+
+/// Bytes of IP that fit behind tags, on an interface that takes `mtu` of them without. The kernel grants an outer 802.1Q tag four bytes
+/// more, and no other (`packet_extra_vlan_len_allowed`): two tags on an interface of 1500 bytes leave 1496, or 1492.
+fn room(mtu: u16, tags: &Tags) -> u16 {
+    let granted = if tags.bytes().starts_with(&tags::VLAN.to_be_bytes()) { 4 } else { 0 };
+    mtu.saturating_add(granted).saturating_sub(tags.len() as u16)
+}
+
+/// The link below a VLAN, the ethertype of its tag, and its id.
+fn vlan(link: &LinkMessage) -> Option<(u32, u16, u16)> {
+    let (mut below, mut ethertype, mut id) = (None, tags::VLAN, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => below = Some(*index),
+            // The link below is in another namespace, where the index means something else.
+            LinkAttribute::LinkNetNsId(_) => return None,
+            LinkAttribute::LinkInfo(info) => {
+                let data = info.iter().filter_map(|part| match part {
+                    LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+                    _ => None,
+                });
+                for part in data.flatten() {
+                    match part {
+                        InfoVlan::Id(number) => id = Some(*number),
+                        InfoVlan::Protocol(protocol) => ethertype = (*protocol).into(),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some((below?, ethertype, id?))
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Option<[u8; 6]>)> {
@@ -296,4 +368,21 @@ fn is_link_local(address: IpAddr) -> bool {
 fn is_router() -> [bool; 2] {
     ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
         .map(|setting| std::fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_grants_one_tag_of_the_common_kind() {
+        let tags = |kinds: &[u16]| {
+            kinds.iter().fold(Tags::default(), |tags, kind| tags.and(*kind, 7).expect("there is room"))
+        };
+        assert_eq!(room(1500, &tags(&[tags::VLAN])), 1500);
+        assert_eq!(room(1500, &tags(&[tags::QINQ])), 1496);
+        assert_eq!(room(1500, &tags(&[tags::VLAN, tags::VLAN])), 1496);
+        assert_eq!(room(1500, &tags(&[tags::QINQ, tags::VLAN])), 1492);
+        assert_eq!(room(0, &tags(&[tags::QINQ])), 0);
+    }
 }

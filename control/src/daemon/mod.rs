@@ -34,7 +34,7 @@ use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director};
 use shunt_dataplane::sched;
-use shunt_dataplane::service::{Epoch, PortId, Snapshot, Timeouts, WorkerId};
+use shunt_dataplane::service::{Epoch, LinkId, Network, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::{Steering, Target};
 use shunt_dataplane::worker::{self, Clock, Worker, link};
@@ -296,6 +296,7 @@ impl Control {
             ticks: 0,
         };
         control.leave_to_kernel(&control.view.local.clone())?;
+        control.steering.set_vlans(&steered_vlans(&control.view.network))?;
         let targets = control.publisher.targets(&control.rules).collect();
         control.steer(targets)?;
         control.watch.network(&control.view.network, &control.rules);
@@ -393,7 +394,7 @@ impl Control {
     /// the next tick looks again.
     async fn follow(&mut self) -> anyhow::Result<()> {
         let looked = match self.mirror.read().await {
-            Ok(view) => self.leave_to_kernel(&view.local).map(|()| view),
+            Ok(view) => self.steer_by(&view).map(|()| view),
             Err(error) => Err(error),
         };
         self.is_behind = looked.is_err();
@@ -413,12 +414,25 @@ impl Control {
         Ok(())
     }
 
+    /// Tells the steering what of the network concerns it, if that has changed.
+    fn steer_by(&mut self, view: &View) -> anyhow::Result<()> {
+        self.leave_to_kernel(&view.local)?;
+        if view.network.vlans() != self.view.network.vlans() {
+            self.steering.set_vlans(&steered_vlans(&view.network))?;
+        }
+        Ok(())
+    }
+
     /// Asks for the neighbours that packets wait for.
     async fn resolve_wanted(&mut self) {
-        for (port, neighbour) in self.engine.wanted() {
-            if let Some(index) = self.mirror.index(port) {
-                self.mirror.resolve(index, neighbour).await;
-            }
+        for (link, neighbour) in self.engine.wanted() {
+            self.resolve(link, neighbour).await;
+        }
+    }
+
+    async fn resolve(&self, link: LinkId, neighbour: IpAddr) {
+        if let Some((interface, ..)) = self.view.network.link(link) {
+            self.mirror.resolve(interface.index, neighbour).await;
         }
     }
 
@@ -440,10 +454,8 @@ impl Control {
             self.follow().await?;
         }
         if self.ticks.is_multiple_of(REMIND) {
-            for (port, neighbour) in self.next_hops() {
-                if let Some(index) = self.mirror.index(port) {
-                    self.mirror.resolve(index, neighbour).await;
-                }
+            for (link, neighbour) in self.next_hops() {
+                self.resolve(link, neighbour).await;
             }
             self.publisher.forget(self.engine.counters(), Instant::now());
             // Forwarding may have been switched on or off, which no event tells.
@@ -453,13 +465,13 @@ impl Control {
     }
 
     /// The neighbours that packets to real servers go to.
-    fn next_hops(&self) -> HashSet<(PortId, IpAddr)> {
+    fn next_hops(&self) -> HashSet<(LinkId, IpAddr)> {
         let servers = self.rules.services().flat_map(|service| &service.servers);
         servers
             .filter_map(|server| {
                 let address = server.key.address;
                 let route = self.view.network.route(address)?;
-                Some((route.port?, route.gateway.unwrap_or(address)))
+                Some((route.link?, route.gateway.unwrap_or(address)))
             })
             .collect()
     }
@@ -504,6 +516,12 @@ fn read_rules(options: &Options) -> anyhow::Result<Rules> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read rules from {}", path.display()))?;
     Rules::restore(capabilities(), &text).with_context(|| path.display().to_string())
+}
+
+/// The kernel's indices of the VLANs whose frames are taken: those that have the Ethernet address of the interface below.
+fn steered_vlans(network: &Network) -> Vec<u32> {
+    let same = network.vlans().iter().filter(|vlan| !network.has_own_mac(vlan));
+    same.map(|vlan| vlan.interface.index).collect()
 }
 
 /// The cores of the workers: those that were typed, or the last ones, one for each queue that every interface has.

@@ -24,6 +24,7 @@ const LONGEST: usize = MAX_FRAME - ETHERNET - 8;
 pub struct Watch {
     gone: HashSet<String>,
     unreached: HashSet<IpAddr>,
+    aloof: HashSet<String>,
     oversized: u64,
     last_said: Option<Instant>,
     exhausted: HashMap<(ServiceKey, IpAddr), u64>,
@@ -54,9 +55,19 @@ impl Watch {
         }
         self.gone = gone;
 
+        let aloof = network.vlans().iter().filter(|vlan| network.has_own_mac(vlan));
+        let aloof: HashSet<String> = aloof.map(|vlan| vlan.interface.name.clone()).collect();
+        for name in aloof.difference(&self.aloof) {
+            tracing::warn!(
+                "{name} has another Ethernet address than the interface below it; what is sent there stays with the kernel: give it the \
+                 same one (ip link set {name} address …)"
+            );
+        }
+        self.aloof = aloof;
+
         let servers = rules.services().flat_map(|service| &service.servers).map(|server| server.key.address);
         let unreached =
-            servers.filter(|address| network.route(*address).is_none_or(|route| route.port.is_none()));
+            servers.filter(|address| network.route(*address).is_none_or(|route| route.link.is_none()));
         let unreached: HashSet<IpAddr> = unreached.collect();
         for address in unreached.difference(&self.unreached) {
             tracing::warn!(

@@ -7,8 +7,8 @@ use crate::conn::ConnId;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, abort, icmp, reset};
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{PortId, Protocol, Snapshot, Tick};
+use crate::packet::{Address, Meta, Packet, Tags, Tuple};
+use crate::service::{Hop, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -108,7 +108,8 @@ impl<A: Near> Family<A> {
             if !conn.forwarding.translates_replies() {
                 let counters = shared.mine().dest(conn.dest);
                 add(&counters.out_packets, 1);
-                add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+                let headers = ETHERNET + Tags::of(packet.data()).len();
+                add(&counters.out_bytes, (packet.len - headers) as u64);
             }
         }
         verdict
@@ -128,10 +129,10 @@ impl<A: Near> Family<A> {
             return Verdict::Drop(Reason::StrayIcmp);
         }
         let network = &shared.snapshot.network;
-        let port = network.hop(meta.tuple.source).map_or(packet.port, |hop| hop.port);
+        let back = network.route(meta.tuple.source.into()).and_then(|route| route.link);
         match network
-            .interface(port)
-            .and_then(|interface| interface.address_towards(meta.tuple.source))
+            .link(back.unwrap_or(packet.port.into()))
+            .and_then(|(interface, ..)| interface.address_towards(meta.tuple.source))
             .and_then(A::of)
         {
             Some(address) => self.answer(shared, packet, meta, problem, address, now),
@@ -157,23 +158,26 @@ impl<A: Near> Family<A> {
     }
 
     /// Where an answer to the packet's sender goes: by the route, or, if its neighbour is not known, the way the packet came.
-    pub(super) fn way_back(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-    ) -> (PortId, [u8; 12]) {
-        match self.hops.hop(&shared.snapshot.network, meta.tuple.source.into()) {
-            Ok(hop) => (hop.port, hop.macs),
-            Err(_) => {
-                let port = packet.port;
-                let came = packet.data();
-                let mut macs = [0; 12];
-                macs[..6].copy_from_slice(&came[6..12]);
-                macs[6..].copy_from_slice(&came[..6]);
-                (port, macs)
+    pub(super) fn way_back(&mut self, shared: &mut Shared, packet: &mut Packet, meta: &Meta<A>) -> Hop {
+        let network = &shared.snapshot.network;
+        let sender = meta.tuple.source.into();
+        self.hops.hop(network, sender).unwrap_or_else(|_| {
+            let port = packet.port;
+            let came = packet.data();
+            let mut macs = [0; 12];
+            macs[..6].copy_from_slice(&came[6..12]);
+            macs[6..].copy_from_slice(&came[..6]);
+            let mut tags = Tags::of(came);
+            // A NIC may have kept the outer tag to itself; the route still knows it.
+            let by_route = network.route(sender).and_then(|route| network.link(route.link?));
+            if let Some((_, _, whole)) =
+                by_route.filter(|(_, of, whole)| *of == port && whole.end_with(&tags))
+            {
+                tags = whole;
             }
-        }
+            // Neither the link nor its MTU is asked for any more: answers are short.
+            Hop { port, link: port.into(), mtu: u16::MAX, macs, tags }
+        })
     }
 }
 
@@ -186,7 +190,7 @@ pub(super) fn is_refused_to_server<A: Address>(snapshot: &Snapshot, meta: &Meta<
         && snapshot.services.has_nat_server(source, source_port, protocol)
 }
 
-fn send_back(packet: &mut Packet, (port, macs): (PortId, [u8; 12])) -> Verdict {
-    packet.data()[..12].copy_from_slice(&macs);
-    Verdict::Reply(port)
+fn send_back(packet: &mut Packet, hop: Hop) -> Verdict {
+    forward::address(packet, &hop);
+    Verdict::Reply(hop.port)
 }

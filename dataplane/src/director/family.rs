@@ -190,7 +190,7 @@ impl<A: Near> Family<A> {
             return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match self.hop(shared, id, Toward::Server) {
-            Err(Unreachable::Unresolved(port, neighbour)) => return Verdict::Wait(port, neighbour),
+            Err(Unreachable::Unresolved(link, neighbour)) => return Verdict::Wait(link, neighbour),
             hop => hop,
         };
 
@@ -486,11 +486,12 @@ impl<A: Near> Family<A> {
 
     /// Sends a finished packet by a hop, in pieces if it is too long for it.
     pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
-        if packet.len <= ETHERNET + usize::from(hop.mtu) {
+        let network = ETHERNET + hop.tags.len();
+        if packet.len <= network + usize::from(hop.mtu) {
             return Verdict::Forward(hop.port);
         }
         let id = self.id();
-        match Cut::of(packet.data(), ETHERNET, hop.mtu, id.into()) {
+        match Cut::of(packet.data(), network, hop.mtu, id.into()) {
             Some(cut) if cut.pieces() <= shared.outbox.room() => {
                 for piece in 0..cut.pieces() - 1 {
                     if let Some(out) = shared.outbox.add(hop.port, cut.length(piece)) {
@@ -519,7 +520,7 @@ impl<A: Near> Family<A> {
         let Some(destination) = services.dest(conn.dest).map(|dest| dest.address) else {
             return Verdict::Drop(Reason::NoDest);
         };
-        let source = network.interface(hop.port).and_then(|interface| interface.address_towards(destination));
+        let source = network.link(hop.link).and_then(|(link, ..)| link.address_towards(destination));
         // Without an address of its own on the way the director cannot be the tunnel's end.
         let Some(source) = source else { return Verdict::Drop(Reason::NoRoute) };
         self.next_id = self.next_id.wrapping_add(1);
@@ -609,7 +610,7 @@ pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick
 impl From<Unreachable> for Verdict {
     fn from(why: Unreachable) -> Self {
         match why {
-            Unreachable::Unresolved(port, neighbour) => Verdict::Wait(port, neighbour),
+            Unreachable::Unresolved(link, neighbour) => Verdict::Wait(link, neighbour),
             Unreachable::NoRoute => Verdict::Drop(Reason::NoRoute),
             Unreachable::NoNeighbour => Verdict::Drop(Reason::NoNeighbour),
         }

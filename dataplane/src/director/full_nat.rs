@@ -9,7 +9,7 @@ use crate::conn::{Conn, ConnId, Marks};
 use crate::director::pools::Way;
 use crate::forward::sequence::{self, acknowledge, acknowledged, advance};
 use crate::forward::{mss, nat, proxy, toa};
-use crate::packet::parse::tcp_flags;
+use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Dest, Hop, Protocol, Tell, Tick};
 use crate::stats::Reason;
@@ -207,7 +207,10 @@ fn put_before<A: Address>(
     header: &proxy::Header,
     hop: &Hop,
 ) {
-    if let Some(out) = shared.outbox.add(hop.port, proxy::length(ip_header, tcp_header, header)) {
-        proxy::alone::<A>(packet.data(), ip_header, tcp_header, header, out);
+    let network = ETHERNET + hop.tags.len();
+    let transport = network + ip_header;
+    let data = transport + tcp_header;
+    if let Some(out) = shared.outbox.add(hop.port, data + header.len()) {
+        proxy::alone::<A>(packet.data(), (network, transport, data), header, out);
     }
 }

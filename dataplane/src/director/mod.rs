@@ -40,7 +40,7 @@ use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
 use crate::packet::{Packet, Parsed, V4, V6, parse};
 use crate::port::BURST;
-use crate::service::{Dest, PortId, Snapshot, Tick, WorkerId};
+use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use beyond::Beyond;
 use family::Family;
@@ -65,7 +65,7 @@ pub enum Verdict {
     /// Another worker owns its connection. The frame is as it came.
     HandOff(WorkerId),
     /// The Ethernet address of a neighbour must be asked for; try again when it is known. The frame is as it came.
-    Wait(PortId, IpAddr),
+    Wait(LinkId, IpAddr),
     /// A later fragment whose first has not come; try again in a moment. The frame is as it came.
     Keep,
 }

@@ -10,7 +10,7 @@ use super::{Director, Shared, Verdict};
 use crate::conn::Direction;
 use crate::forward::icmp::{self, Problem};
 use crate::forward::undelivered::{self, Fate, Undelivered};
-use crate::forward::{forbids_fragments, tunnel};
+use crate::forward::{address, forbids_fragments, tunnel};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet};
 use crate::service::{Forwarding, Tick};
@@ -94,10 +94,10 @@ impl<A: Near> Family<A> {
         }
         // As when the director itself refuses a packet: from the virtual address.
         icmp::answer(packet, &inner, problem, inner.tuple.destination);
-        packet.data()[..12].copy_from_slice(&hop.macs);
         let counters = shared.mine().dest(conn.dest);
         add(&counters.out_packets, 1);
         add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+        address(packet, &hop);
         Some(Verdict::Reply(hop.port))
     }
 }

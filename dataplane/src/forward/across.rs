@@ -5,8 +5,8 @@
 //! here (RFC 7915 §4.1, §5.1). An ICMP error is written anew around what it quotes, which is translated too, since that is how its receiver tells
 //! which connection is meant.
 
-use super::ip;
 use super::nat::End;
+use super::{address, ip};
 use crate::forward::icmp::{self, Quote};
 use crate::packet::address::Onward;
 use crate::packet::checksum::{Change, Sum, pseudo_header, write_sctp_crc};
@@ -101,9 +101,9 @@ fn head<B: Address>(
     packet.start = start;
     packet.len = ETHERNET + header + length;
     let data = packet.data();
-    data[..12].copy_from_slice(&hop.macs);
     put16(data, 12, B::ETHERTYPE);
     B::write_onward(&mut data[ETHERNET..ETHERNET + header], length, protocol, onward, source, destination);
+    address(packet, hop);
     true
 }
 

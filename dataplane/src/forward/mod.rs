@@ -20,7 +20,7 @@ pub mod tunnel;
 pub mod undelivered;
 
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Address, Meta, Packet, put16};
+use crate::packet::{Address, Meta, Packet, Tags, put16};
 use crate::service::Hop;
 
 /// The packet, from its IP header to its end.
@@ -53,15 +53,35 @@ pub fn is_too_big<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> 
     meta.length() > mtu && forbids_fragments(packet, meta)
 }
 
-/// Puts the frame's addresses on, drops VLAN tags and Ethernet padding: the hop's interface is untagged.
+/// Puts the hop's addresses and VLAN tags on, in place of those that the frame came with, and drops Ethernet padding.
 #[inline]
 fn frame<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     let tags = usize::from(meta.network) - ETHERNET;
     packet.len = usize::from(meta.end) - tags;
     packet.start += tags;
-    let data = packet.data();
-    data[..12].copy_from_slice(&hop.macs);
-    put16(data, 12, A::ETHERTYPE);
+    put16(packet.data(), 12, A::ETHERTYPE);
+    address(packet, hop);
+}
+
+/// Addresses a frame to the hop. It has no tags so far and gets the hop's; its ethertype stays where it is, right before the packet.
+#[inline]
+pub fn address(packet: &mut Packet, hop: &Hop) {
+    if !hop.tags.is_empty() {
+        tag(packet, &hop.tags);
+    }
+    packet.data()[..12].copy_from_slice(&hop.macs);
+}
+
+/// Puts tags on, over where the addresses are: those come anew.
+fn tag(packet: &mut Packet, tags: &Tags) {
+    // There is room before the frame, as there is before every frame that a port received.
+    if packet.start < tags.len() {
+        packet.chunk.copy_within(packet.start..packet.start + packet.len, tags.len());
+        packet.start = tags.len();
+    }
+    packet.start -= tags.len();
+    packet.len += tags.len();
+    packet.data()[12..12 + tags.len()].copy_from_slice(tags.bytes());
 }
 
 /// Sends the packet on as a router does: nothing changes but the time to live.

@@ -12,7 +12,7 @@ use arrayvec::{ArrayString, ArrayVec};
 
 use super::ip;
 use crate::packet::checksum::{Change, Sum, pseudo_header};
-use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::parse::tcp_flags;
 use crate::packet::{Address, Meta, Packet, be16, be32, put16, put32};
 
 const TCP: u8 = 6;
@@ -90,20 +90,18 @@ pub fn ride<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, header: &Header
     true
 }
 
-/// Bytes of a segment's frame with the header instead of data, for [`alone`]. Its own headers are of these lengths.
-pub fn length(ip_header: usize, tcp_header: usize, header: &Header) -> usize {
-    ETHERNET + ip_header + tcp_header + header.len()
-}
-
-/// Writes the header as a segment of its own, to go before the finished frame of a client's first data: the same in all but its data and
-/// the number of that.
-pub fn alone<A: Address>(frame: &[u8], ip_header: usize, tcp_header: usize, header: &Header, out: &mut [u8]) {
-    let transport = ETHERNET + ip_header;
-    let data = transport + tcp_header;
+/// Writes the header as a segment of its own, to go before the finished frame of a client's first data: the same in all but its data and the number of that. `headers`
+/// are where the frame's IP header, its TCP header and its data begin; `out` is as long as what comes before the data and the header.
+pub fn alone<A: Address>(
+    frame: &[u8],
+    (network, transport, data): (usize, usize, usize),
+    header: &Header,
+    out: &mut [u8],
+) {
     out[..data].copy_from_slice(&frame[..data]);
     out[data..].copy_from_slice(header);
-    let (ip, segment) = out[ETHERNET..].split_at_mut(transport - ETHERNET);
-    let (old, new) = (frame.len() - ETHERNET, ip.len() + segment.len());
+    let (ip, segment) = out[network..].split_at_mut(transport - network);
+    let (old, new) = (frame.len() - network, ip.len() + segment.len());
     A::lengthen(ip, (new as u16).wrapping_sub(old as u16), Change::default());
     let number = be32(segment, 4).wrapping_sub(header.len() as u32);
     put32(segment, 4, number);

@@ -12,7 +12,7 @@
 
 use std::net::IpAddr;
 
-use super::{icmp, ip};
+use super::{address, icmp, ip};
 use crate::packet::address::Onward;
 use crate::packet::checksum::{Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
@@ -97,7 +97,6 @@ pub fn request<A: Address>(
     packet.len = before + length;
 
     let data = packet.data();
-    data[..12].copy_from_slice(&hop.macs);
     let (outer, protocol) = (&mut data[ETHERNET..], protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE));
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -115,6 +114,7 @@ pub fn request<A: Address>(
         // The source is chosen by the destination's family.
         _ => debug_assert!(false, "a tunnel between families"),
     }
+    address(packet, hop);
 }
 
 /// `INET_ECN_encapsulate`: what the inner packet says of congestion, but not that it has met some.
@@ -218,8 +218,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::{Parsed, parse};
-    use crate::service::PortId;
+    use crate::packet::{Parsed, Tags, parse};
+    use crate::service::{LinkId, PortId};
 
     /// A packet that may be sent into a tunnel, in a frame.
     fn inner(is_v4: bool, length: usize) -> Vec<u8> {
@@ -240,7 +240,7 @@ mod tests {
         let mut chunk = vec![0; 128];
         chunk.extend(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
-        let hop = Hop { port: PortId(0), mtu: 1500, macs: [0; 12] };
+        let hop = Hop { port: PortId(0), link: LinkId(0), mtu: 1500, macs: [0; 12], tags: Tags::default() };
         match parse(frame) {
             Ok(Parsed::V4(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
             Ok(Parsed::V6(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),

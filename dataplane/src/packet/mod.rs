@@ -6,9 +6,11 @@
 pub mod address;
 pub mod checksum;
 pub mod parse;
+pub mod tags;
 
 pub use address::{Address, V4, V6};
 pub use parse::{Meta, Parsed, parse};
+pub use tags::Tags;
 
 /// A frame in its chunk of memory. The data is `chunk[start..start + len]`; what lies around it is free for
 /// outer headers and replies.

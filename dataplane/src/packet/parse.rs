@@ -5,21 +5,15 @@
 
 use super::address::FRAGMENT;
 use super::checksum::Sum;
-use super::{Address, Tuple, V4, V6, be16, be32};
+use super::{Address, Tuple, V4, V6, be16, be32, tags};
 use crate::stats::Reason;
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: usize = 14;
 
-/// At most this many VLAN tags: 802.1Q inside 802.1ad (QinQ). More is nobody's frame.
-const MAX_TAGS: usize = 2;
-
 /// At most this many IPv6 extension headers are walked. Real packets have one or two; a chain of them only serves to slow routers
 /// down.
 const MAX_EXTENSIONS: usize = 8;
-
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -280,12 +274,12 @@ fn chunk(packet: &[u8]) -> u8 {
 #[inline]
 fn network_offset(frame: &[u8]) -> Result<(usize, u16), NotOurs> {
     let mut at = ETHERNET;
-    for _ in 0..=MAX_TAGS {
+    for _ in 0..=tags::MOST {
         if frame.len() < at {
             return Err(NotOurs::Drop(Reason::TruncatedFrame));
         }
         match be16(frame, at - 2) {
-            ETHERTYPE_VLAN | ETHERTYPE_QINQ => at += 4,
+            tags::VLAN | tags::QINQ => at += 4,
             ethertype => return Ok((at, ethertype)),
         }
     }

@@ -25,6 +25,7 @@ const SFLAGS: u32 = 0x26;
 const GGRO: u32 = 0x2b;
 const SGRO: u32 = 0x2c;
 const GCHANNELS: u32 = 0x3c;
+const FLAG_TXVLAN: u32 = 1 << 7;
 const FLAG_LRO: u32 = 1 << 15;
 
 /// One NIC, asked by name.
@@ -49,6 +50,8 @@ pub enum Offload {
     Tso,
     /// Checksums of frames to be sent are finished. Switching it off switches TSO off as well.
     TxChecksum,
+    /// VLAN tags of frames to be sent are put on by the NIC.
+    TxVlan,
 }
 
 /// How many queues a NIC has in use.
@@ -64,18 +67,19 @@ pub struct Channels {
 
 impl Offload {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Gro, Self::Gso, Self::Lro, Self::RxChecksum, Self::Tso, Self::TxChecksum];
+    pub const ALL: [Self; 7] =
+        [Self::Gro, Self::Gso, Self::Lro, Self::RxChecksum, Self::Tso, Self::TxChecksum, Self::TxVlan];
 
-    /// The commands that read and set it; none for LRO, which is a flag among others.
-    fn commands(self) -> Option<(u32, u32)> {
+    /// The commands that read and set it, and its bit in what they read and set: some are flags among others.
+    fn commands(self) -> (u32, u32, u32) {
         match self {
-            Self::Gro => Some((GGRO, SGRO)),
-            Self::Gso => Some((GGSO, SGSO)),
-            Self::Lro => None,
-            Self::RxChecksum => Some((GRXCSUM, SRXCSUM)),
-            Self::Tso => Some((GTSO, STSO)),
-            Self::TxChecksum => Some((GTXCSUM, STXCSUM)),
+            Self::Gro => (GGRO, SGRO, 1),
+            Self::Gso => (GGSO, SGSO, 1),
+            Self::Lro => (GFLAGS, SFLAGS, FLAG_LRO),
+            Self::RxChecksum => (GRXCSUM, SRXCSUM, 1),
+            Self::Tso => (GTSO, STSO, 1),
+            Self::TxChecksum => (GTXCSUM, STXCSUM, 1),
+            Self::TxVlan => (GFLAGS, SFLAGS, FLAG_TXVLAN),
         }
     }
 }
@@ -90,6 +94,7 @@ impl fmt::Display for Offload {
             Self::RxChecksum => "rx",
             Self::Tso => "tso",
             Self::TxChecksum => "tx",
+            Self::TxVlan => "txvlan",
         })
     }
 }
@@ -139,10 +144,8 @@ impl Ethtool {
     /// # Errors
     /// ENODEV when there is no such interface, EOPNOTSUPP when its driver does not say.
     pub fn offload(&self, offload: Offload) -> io::Result<bool> {
-        match offload.commands() {
-            Some((read, _)) => Ok(self.value(read)? != 0),
-            None => Ok(self.value(GFLAGS)? & FLAG_LRO != 0),
-        }
+        let (read, _, bit) = offload.commands();
+        Ok(self.value(read)? & bit != 0)
     }
 
     /// Switches an offload on or off.
@@ -150,14 +153,9 @@ impl Ethtool {
     /// # Errors
     /// EPERM without CAP_NET_ADMIN, EOPNOTSUPP when the driver does not let itself be told.
     pub fn set_offload(&self, offload: Offload, on: bool) -> io::Result<()> {
-        let (command, data) = match offload.commands() {
-            Some((_, set)) => (set, on as u32),
-            None => {
-                let others = self.value(GFLAGS)? & !FLAG_LRO;
-                (SFLAGS, others | if on { FLAG_LRO } else { 0 })
-            }
-        };
-        self.ask(&mut Value { command, data })
+        let (read, command, bit) = offload.commands();
+        let others = self.value(read)? & !bit;
+        self.ask(&mut Value { command, data: others | if on { bit } else { 0 } })
     }
 
     /// The channels in use now, which may be fewer than the NIC has.
@@ -242,11 +240,11 @@ mod tests {
         let ethtool = Ethtool::open(net.a.name).unwrap();
         assert_eq!(ethtool.driver().unwrap(), "veth");
         assert_eq!(ethtool.channels().unwrap().receiving(), 2);
-        for offload in [Offload::TxChecksum, Offload::Gro, Offload::Tso, Offload::Gso] {
+        for offload in [Offload::TxChecksum, Offload::Gro, Offload::Tso, Offload::Gso, Offload::TxVlan] {
             ethtool.set_offload(offload, false).unwrap();
             assert!(!ethtool.offload(offload).unwrap(), "{offload} off");
         }
-        for offload in [Offload::TxChecksum, Offload::Gro, Offload::Gso] {
+        for offload in [Offload::TxChecksum, Offload::Gro, Offload::Gso, Offload::TxVlan] {
             ethtool.set_offload(offload, true).unwrap();
             assert!(ethtool.offload(offload).unwrap(), "{offload} on");
         }

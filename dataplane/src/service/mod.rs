@@ -20,7 +20,7 @@ mod network;
 mod sysctl;
 
 pub use local::Local;
-pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable};
+pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable, Vlan};
 pub use sysctl::{SysctlError, Sysctls};
 
 /// Counts snapshots. A worker that has reached an epoch has forgotten everything older.
@@ -35,6 +35,16 @@ pub struct Tick(pub u32);
 /// The index of an interface in the director's list, the same in every worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u8);
+
+/// The index of a way out: one of the director's interfaces, whose number is that of its [`PortId`], or a VLAN on one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u16);
+
+impl From<PortId> for LinkId {
+    fn from(port: PortId) -> Self {
+        LinkId(port.0.into())
+    }
+}
 
 /// The index of a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

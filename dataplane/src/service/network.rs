@@ -1,4 +1,4 @@
-//! The kernel's own view of the network, mirrored: interfaces, addresses, routes, neighbours.
+//! The kernel's own view of the network, mirrored: interfaces and VLANs on them, addresses, routes, neighbours.
 //!
 //! Nothing here is configured. Control follows netlink and publishes; workers ask [`Network::hop`] where a packet to an address must go.
 //! The answer is cached in connections and valid for one network's life.
@@ -7,9 +7,10 @@ use std::net::IpAddr;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::PortId;
+use super::{LinkId, PortId};
+use crate::packet::Tags;
 
-/// An interface of the director.
+/// An interface of the machine: one of the director's, or a VLAN on one of those.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its name.
@@ -24,7 +25,18 @@ pub struct Interface {
     pub addresses: [Option<IpAddr>; 2],
 }
 
-/// A route of the main table through an interface of the director, or through none of them.
+/// A VLAN: an interface of its own to the kernel, whose frames come and go by an interface of the director with tags on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// What the kernel knows of it.
+    pub interface: Interface,
+    /// The port of the interface below.
+    pub port: PortId,
+    /// The tags.
+    pub tags: Tags,
+}
+
+/// A route of the main table through an interface of the director or a VLAN on one, or through none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The destination.
@@ -33,8 +45,8 @@ pub struct Route {
     pub length: u8,
     /// The next router, if the destination is not on the link.
     pub gateway: Option<IpAddr>,
-    /// The interface; `None` when it is not one of the director's, or the route says unreachable.
-    pub port: Option<PortId>,
+    /// The interface or VLAN; `None` when it is none of the director's, or the route says unreachable.
+    pub link: Option<LinkId>,
 }
 
 /// What the kernel knows of a neighbour.
@@ -51,10 +63,14 @@ pub enum Neighbour {
 pub struct Hop {
     /// The port to send it by.
     pub port: PortId,
+    /// The link that is, which is not the port's own interface when there are tags.
+    pub link: LinkId,
     /// Bytes of IP that fit.
     pub mtu: u16,
     /// Destination and source addresses of the frame, in the order of the header.
     pub macs: [u8; 12],
+    /// The VLAN's tags, mostly none.
+    pub tags: Tags,
 }
 
 /// Why there is no hop.
@@ -63,7 +79,7 @@ pub enum Unreachable {
     /// No route, or one through somebody else's interface.
     NoRoute,
     /// The neighbour's Ethernet address is not known yet; it must be asked for.
-    Unresolved(PortId, IpAddr),
+    Unresolved(LinkId, IpAddr),
     /// The neighbour does not answer.
     NoNeighbour,
 }
@@ -72,9 +88,10 @@ pub enum Unreachable {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Network {
     interfaces: Vec<Interface>,
+    vlans: Vec<Vlan>,
     /// By prefix length, longest first; only lengths that occur. IPv4 and IPv6 apart.
     routes: [Vec<(u8, HashMap<IpAddr, Route>)>; 2],
-    neighbours: HashMap<(PortId, IpAddr), Neighbour>,
+    neighbours: HashMap<(LinkId, IpAddr), Neighbour>,
     local: HashSet<IpAddr>,
     forwards: [bool; 2],
 }
@@ -84,7 +101,7 @@ impl Network {
     pub fn new(
         interfaces: Vec<Interface>,
         routes: impl IntoIterator<Item = Route>,
-        neighbours: impl IntoIterator<Item = ((PortId, IpAddr), Neighbour)>,
+        neighbours: impl IntoIterator<Item = ((LinkId, IpAddr), Neighbour)>,
     ) -> Self {
         let mut all: [Vec<(u8, HashMap<IpAddr, Route>)>; 2] = Default::default();
         for route in routes {
@@ -99,6 +116,13 @@ impl Network {
             by_length[at].1.entry(mask(route.prefix, route.length)).or_insert(route);
         }
         Self { interfaces, routes: all, neighbours: neighbours.into_iter().collect(), ..Self::default() }
+    }
+
+    /// The same network, with VLANs: after the interfaces they are the next links, in this order.
+    #[must_use]
+    pub fn with_vlans(mut self, vlans: Vec<Vlan>) -> Self {
+        self.vlans = vlans;
+        self
     }
 
     /// The same network, on a machine that has these addresses and forwards IPv4 and IPv6 between its interfaces or not.
@@ -124,9 +148,23 @@ impl Network {
         &self.interfaces
     }
 
-    /// The interface of a port.
-    pub fn interface(&self, port: PortId) -> Option<&Interface> {
-        self.interfaces.get(usize::from(port.0))
+    /// The VLANs on them.
+    pub fn vlans(&self) -> &[Vlan] {
+        &self.vlans
+    }
+
+    /// Whether a VLAN has an Ethernet address of its own. Frames to that are not taken: an interface of the director has one address.
+    pub fn has_own_mac(&self, vlan: &Vlan) -> bool {
+        self.link(vlan.port.into()).is_some_and(|(below, ..)| below.mac != vlan.interface.mac)
+    }
+
+    /// What the kernel knows of a link, the port that it goes by and the tags that it puts on.
+    pub fn link(&self, link: LinkId) -> Option<(&Interface, PortId, Tags)> {
+        let number = usize::from(link.0);
+        match self.interfaces.get(number) {
+            Some(interface) => Some((interface, PortId(number as u8), Tags::default())),
+            None => self.vlans.get(number - self.interfaces.len()).map(|v| (&v.interface, v.port, v.tags)),
+        }
     }
 
     /// The route to an address: the one with the longest prefix.
@@ -141,18 +179,18 @@ impl Network {
     pub fn hop(&self, to: impl Into<IpAddr>) -> Result<Hop, Unreachable> {
         let to = to.into();
         let route = self.route(to).ok_or(Unreachable::NoRoute)?;
-        let port = route.port.ok_or(Unreachable::NoRoute)?;
-        let interface = self.interface(port).ok_or(Unreachable::NoRoute)?;
+        let link = route.link.ok_or(Unreachable::NoRoute)?;
+        let (interface, port, tags) = self.link(link).ok_or(Unreachable::NoRoute)?;
         let next = route.gateway.unwrap_or(to);
-        match self.neighbours.get(&(port, next)) {
+        match self.neighbours.get(&(link, next)) {
             Some(Neighbour::Reachable(mac)) => {
                 let mut macs = [0; 12];
                 macs[..6].copy_from_slice(mac);
                 macs[6..].copy_from_slice(&interface.mac);
-                Ok(Hop { port, mtu: interface.mtu, macs })
+                Ok(Hop { port, link, mtu: interface.mtu, macs, tags })
             }
             Some(Neighbour::Failed) => Err(Unreachable::NoNeighbour),
-            None => Err(Unreachable::Unresolved(port, next)),
+            None => Err(Unreachable::Unresolved(link, next)),
         }
     }
 }
@@ -186,6 +224,7 @@ fn mask(address: IpAddr, length: u8) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::tags::VLAN;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -199,11 +238,11 @@ mod tests {
             mtu: 1500,
             addresses: [None; 2],
         };
-        let route = |prefix: &str, length, gateway: Option<&str>, port: Option<u8>| Route {
+        let route = |prefix: &str, length, gateway: Option<&str>, link: Option<u16>| Route {
             prefix: ip(prefix),
             length,
             gateway: gateway.map(ip),
-            port: port.map(PortId),
+            link: link.map(LinkId),
         };
         Network::new(
             vec![interface("c0", 0), interface("s0", 1)],
@@ -215,15 +254,35 @@ mod tests {
                 route("10.1.0.0", 24, None, Some(0)),
                 route("::", 0, Some("fe80::fe"), Some(0)),
                 route("2001:db8:b::", 64, None, Some(1)),
+                route("10.2.0.0", 24, None, Some(2)),
+                route("10.3.0.0", 24, None, Some(3)),
             ],
             [
-                ((PortId(1), ip("10.1.0.11")), Neighbour::Reachable([0xb; 6])),
-                ((PortId(0), ip("10.0.0.254")), Neighbour::Reachable([0xfe; 6])),
-                ((PortId(1), ip("10.1.0.12")), Neighbour::Failed),
-                ((PortId(0), ip("fe80::fe")), Neighbour::Reachable([0x6f; 6])),
-                ((PortId(1), ip("2001:db8:b::b")), Neighbour::Reachable([0x6b; 6])),
+                ((LinkId(1), ip("10.1.0.11")), Neighbour::Reachable([0xb; 6])),
+                ((LinkId(0), ip("10.0.0.254")), Neighbour::Reachable([0xfe; 6])),
+                ((LinkId(1), ip("10.1.0.12")), Neighbour::Failed),
+                ((LinkId(2), ip("10.2.0.11")), Neighbour::Reachable([0x2b; 6])),
+                ((LinkId(0), ip("fe80::fe")), Neighbour::Reachable([0x6f; 6])),
+                ((LinkId(1), ip("2001:db8:b::b")), Neighbour::Reachable([0x6b; 6])),
             ],
         )
+        .with_vlans(vec![Vlan { interface: interface("s0.7", 8), port: PortId(1), tags: tags(7) }])
+    }
+
+    fn tags(id: u16) -> Tags {
+        Tags::default().and(VLAN, id).unwrap()
+    }
+
+    #[test]
+    fn a_vlan_is_a_link_behind_the_interfaces() {
+        let network = network();
+        let hop = network.hop(ip("10.2.0.11")).unwrap();
+        assert_eq!((hop.port, hop.link, hop.tags), (PortId(1), LinkId(2), tags(7)));
+        assert_eq!(hop.macs, [0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 2, 0, 0, 0, 0, 8]);
+        let nobody = ip("10.2.0.12");
+        assert_eq!(network.hop(nobody), Err(Unreachable::Unresolved(LinkId(2), nobody)));
+        assert_eq!(network.hop(ip("10.3.0.1")), Err(Unreachable::NoRoute), "there is no such link");
+        assert_eq!(network.hop(ip("10.1.0.11")).unwrap().tags, Tags::default());
     }
 
     #[test]
@@ -236,6 +295,6 @@ mod tests {
         assert_eq!(network.hop(ip("2001:db8:c::1")).unwrap().macs[..6], [0x6f; 6]);
         assert_eq!(network.hop(ip("10.1.0.200")), Err(Unreachable::NoRoute));
         assert_eq!(network.hop(ip("10.1.0.12")), Err(Unreachable::NoNeighbour));
-        assert_eq!(network.hop(ip("10.1.0.13")), Err(Unreachable::Unresolved(PortId(1), ip("10.1.0.13"))));
+        assert_eq!(network.hop(ip("10.1.0.13")), Err(Unreachable::Unresolved(LinkId(1), ip("10.1.0.13"))));
     }
 }

@@ -22,8 +22,8 @@
 //!   kernel drops it if the address is its own, and forwards it, as if there were no director, if it is not.
 //! - Other IPv6 extension headers are walked however many there are. A frame with more than the program walks is
 //!   dropped if its ports are taken, and belongs to nobody.
-//! - A VLAN device is an interface of its own here, to be listed as one: rules see the device that a frame came in by
-//!   after its tag was taken off.
+//! - A VLAN device is an interface of its own here ([`set_vlans`](Steering::set_vlans)): rules see the device that a frame
+//!   came in by after its tag was taken off. Until one is known the kernel keeps its copies.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -41,6 +41,7 @@ pub struct Filter {
     table: Table,
     claims: Claims,
     local: HashSet<IpAddr>,
+    vlans: HashSet<u32>,
 }
 
 impl Filter {
@@ -56,12 +57,12 @@ impl Filter {
         for (number, (name, parts)) in SETS.iter().enumerate() {
             table.set(&mut batch, number as u32 + 1, name, parts);
         }
-        let indices: Vec<_> = interfaces.iter().map(|i| i.index.to_ne_bytes().to_vec()).collect();
+        let indices: Vec<_> = interfaces.iter().map(|i| index(&i.index)).collect();
         table.add(&mut batch, INTERFACES, &indices);
         table.add(&mut batch, ERROR_TYPES, &ICMP_ERRORS.map(|kind| vec![kind, 0, 0, 0]));
         rules(&table, &mut batch);
         socket.commit(batch)?;
-        Ok(Filter { socket, table, claims: Claims::default(), local: HashSet::new() })
+        Ok(Filter { socket, table, claims: Claims::default(), local: HashSet::new(), vlans: HashSet::new() })
     }
 
     /// The table's name, for people who look with `nft list ruleset`.
@@ -125,6 +126,27 @@ impl Steering for Filter {
         self.local = wanted;
         Ok(())
     }
+
+    fn set_vlans(&mut self, indices: &[u32]) -> Result<(), Error> {
+        let wanted: HashSet<u32> = indices.iter().copied().collect();
+        if wanted == self.vlans {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        let keys = |of: &HashSet<u32>, without: &HashSet<u32>| -> Vec<Vec<u8>> {
+            of.difference(without).map(index).collect()
+        };
+        self.table.add(&mut batch, INTERFACES, &keys(&wanted, &self.vlans));
+        self.table.remove(&mut batch, INTERFACES, &keys(&self.vlans, &wanted));
+        self.socket.commit(batch)?;
+        self.vlans = wanted;
+        Ok(())
+    }
+}
+
+/// The key of an interface.
+fn index(index: &u32) -> Vec<u8> {
+    index.to_ne_bytes().to_vec()
 }
 
 /// The elements that come with a target and go with it, when `others` are at its place.

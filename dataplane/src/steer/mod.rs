@@ -124,6 +124,12 @@ pub trait Steering: Send {
     /// # Errors
     /// When the kernel refuses; the previous set stays.
     fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Error>;
+
+    /// Says which of the kernel's interfaces (by index) are VLANs on ours: what comes in by them has come in by ours, with a tag.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the previous set stays.
+    fn set_vlans(&mut self, indices: &[u32]) -> Result<(), Error>;
 }
 
 /// Why frames could not be steered.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use crossbeam::queue::ArrayQueue;
 
 use crate::director::{Listed, Place};
-use crate::service::{Epoch, PortId, Snapshot};
+use crate::service::{Epoch, LinkId, Snapshot};
 
 /// Commands or answers that can be under way. Control sends few at a time and waits for answers; workers' answers beyond this are dropped only
 /// if they are requests for neighbours, which are repeated.
@@ -46,7 +46,7 @@ pub enum Answer {
         connections: Vec<Listed>,
     },
     /// A packet waits for this neighbour's Ethernet address.
-    Resolve(PortId, IpAddr),
+    Resolve(LinkId, IpAddr),
 }
 
 struct Shared {

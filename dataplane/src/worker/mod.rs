@@ -309,11 +309,11 @@ impl Worker {
                 self.counters.worker(self.id).count(Event::FragmentWaited, 1);
                 self.keep(frame, now);
             }
-            Verdict::Wait(port, neighbour) => {
-                if self.waiting.is_new(port, neighbour, now) {
-                    self.link.answer(Answer::Resolve(port, neighbour));
+            Verdict::Wait(link, neighbour) => {
+                if self.waiting.is_new(link, neighbour, now) {
+                    self.link.answer(Answer::Resolve(link, neighbour));
                 }
-                if let Err(frame) = self.waiting.push(frame, port, neighbour, now) {
+                if let Err(frame) = self.waiting.push(frame, link, neighbour, now) {
                     self.lose(frame, Reason::NeighbourQueueFull);
                 }
             }
@@ -405,8 +405,8 @@ impl Worker {
             let verdicts = self.judge(&mut burst, true, now);
             for (frame, verdict) in burst.into_iter().zip(verdicts) {
                 match verdict {
-                    Verdict::Wait(port, neighbour) => {
-                        if let Err(frame) = self.waiting.push(frame, port, neighbour, since) {
+                    Verdict::Wait(link, neighbour) => {
+                        if let Err(frame) = self.waiting.push(frame, link, neighbour, since) {
                             self.lose(frame, Reason::NeighbourQueueFull);
                         }
                     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use arrayvec::ArrayVec;
 
 use crate::port::Frame;
-use crate::service::{PortId, Tick};
+use crate::service::{LinkId, Tick};
 
 /// Packets that may wait at once. They are the first packets of connections to one or two new neighbours; the kernel's own queue
 /// (`unres_qlen_bytes`) holds about as many. More are dropped under a counter.
@@ -19,7 +19,7 @@ const ASK_AGAIN: u32 = 1_000;
 
 struct Entry {
     frame: Frame,
-    port: PortId,
+    link: LinkId,
     neighbour: IpAddr,
     since: Tick,
 }
@@ -28,18 +28,18 @@ struct Entry {
 #[derive(Default)]
 pub struct Waiting {
     entries: ArrayVec<Entry, MOST>,
-    asked: Option<(PortId, IpAddr, Tick)>,
+    asked: Option<(LinkId, IpAddr, Tick)>,
 }
 
 impl Waiting {
     /// Whether a neighbour should be asked for: no packet waits for it yet, or none has for a while.
-    pub fn is_new(&mut self, port: PortId, neighbour: IpAddr, now: Tick) -> bool {
-        let waits = self.entries.iter().any(|e| (e.port, e.neighbour) == (port, neighbour));
-        let recent = matches!(self.asked, Some((p, n, at)) if (p, n) == (port, neighbour) && now.since(at) < ASK_AGAIN);
+    pub fn is_new(&mut self, link: LinkId, neighbour: IpAddr, now: Tick) -> bool {
+        let waits = self.entries.iter().any(|e| (e.link, e.neighbour) == (link, neighbour));
+        let recent = matches!(self.asked, Some((l, n, at)) if (l, n) == (link, neighbour) && now.since(at) < ASK_AGAIN);
         if waits && recent {
             return false;
         }
-        self.asked = Some((port, neighbour, now));
+        self.asked = Some((link, neighbour, now));
         true
     }
 
@@ -47,8 +47,8 @@ impl Waiting {
     ///
     /// # Errors
     /// Gives it back when too many wait already.
-    pub fn push(&mut self, frame: Frame, port: PortId, neighbour: IpAddr, since: Tick) -> Result<(), Frame> {
-        self.entries.try_push(Entry { frame, port, neighbour, since }).map_err(|e| e.element().frame)
+    pub fn push(&mut self, frame: Frame, link: LinkId, neighbour: IpAddr, since: Tick) -> Result<(), Frame> {
+        self.entries.try_push(Entry { frame, link, neighbour, since }).map_err(|e| e.element().frame)
     }
 
     /// All packets that wait, with the moments since when.

@@ -346,7 +346,7 @@ fn stats_of(listing: &str, begin: &str) -> Result<[u64; 5]> {
 }
 
 /// Segments of full size, and enough of them that queues and windows matter.
-fn long_answers_arrive_whole(topology: &Topology, target: SocketAddr) -> Result<()> {
+pub fn long_answers_arrive_whole(topology: &Topology, target: SocketAddr) -> Result<()> {
     use std::io::{Read, Write};
     const LENGTH: usize = 400_000;
     let said = topology.client().run_in(|| -> Result<Vec<u8>> {

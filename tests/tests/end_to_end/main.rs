@@ -16,6 +16,7 @@
 //!   ipv6         what IPv6 has of its own
 //!   hostile      frames nobody should send
 //!   unprivileged in a user namespace
+//!   vlans        clients and servers behind VLANs
 //! ```
 //!
 //! Every test makes namespaces of its own, which end with it. Where they are refused it says `skip:` and passes; over AF_XDP that
@@ -36,3 +37,4 @@ mod rules;
 mod sctp;
 mod tunnels;
 mod unprivileged;
+mod vlans;

@@ -203,6 +203,12 @@ fn sets_hold_what_is_taken_and_nothing_else() {
         assert_eq!(local(), [10, 1]);
         filter.set_local_addresses(&[]).expect("it is our table");
 
+        let interfaces = || size(&table, INTERFACES);
+        for (vlans, count) in [(&[7, 8, 9][..], 4), (&[9, 10], 3), (&[9, 10], 3), (&[], 1)] {
+            filter.set_vlans(vlans).expect("it is our table");
+            assert_eq!(interfaces(), count, "{vlans:?}");
+        }
+
         for target in targets().into_iter().chain(second) {
             filter.release(target).expect("it is our table");
             filter.release(target).expect("releasing again changes nothing");
