@@ -131,11 +131,18 @@ impl Layers {
         }
     }
 
-    /// Makes the sum of an ICMP message right.
+    /// Makes the checksums of a whole packet right.
     pub fn mend(&self, frame: &mut [u8]) {
-        put(frame, self.transport + 2, 0);
-        let field = checksum(&self.summed(frame));
-        put(frame, self.transport + 2, field);
+        if self.is_v4 {
+            put(frame, self.network + 10, 0);
+            let field = checksum(&frame[self.network..self.transport]);
+            put(frame, self.network + 10, field);
+        }
+        if let Some(at) = self.checksum_at() {
+            put(frame, at, 0);
+            let field = checksum(&self.summed(frame));
+            put(frame, at, if self.protocol == UDP && field == 0 { 0xffff } else { field });
+        }
     }
 
     /// Whether the IP header's checksum is right; IPv6 has none.

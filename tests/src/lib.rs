@@ -9,4 +9,5 @@ pub mod layers;
 pub mod ops;
 pub mod oracle;
 pub mod rig;
+pub mod segment;
 pub mod targets;
