@@ -5,13 +5,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::frames::checksum;
+use crate::frames::{checksum, crc32c};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 const ICMP6: u8 = 58;
+const SCTP: u8 = 132;
 
 const ETHERNET: usize = 14;
 
@@ -43,6 +44,20 @@ impl Layers {
         let layers = Self::at(frame, ETHERNET).expect("an IP packet");
         assert!(layers.end <= frame.len(), "cut short");
         layers
+    }
+
+    /// The same of a frame that may be anything; `None` when it is no IP packet that is whole, its transport header included.
+    pub fn read(frame: &[u8]) -> Option<Self> {
+        let layers = Self::at(frame, ETHERNET)?;
+        let least = match layers.protocol {
+            _ if !layers.starts() => 0,
+            TCP => 20,
+            SCTP => 12,
+            UDP | ICMP | ICMP6 => 8,
+            _ => 0,
+        };
+        let is_header = layers.transport - layers.network >= if layers.is_v4 { 20 } else { 40 };
+        (is_header && layers.transport + least <= layers.end && layers.end <= frame.len()).then_some(layers)
     }
 
     /// The packet that an ICMP error quotes, if it quotes its ports.
@@ -138,6 +153,10 @@ impl Layers {
             let field = checksum(&frame[self.network..self.transport]);
             put(frame, self.network + 10, field);
         }
+        if self.protocol == SCTP && self.starts() {
+            let crc = self.crc(frame);
+            frame[self.transport + 8..self.transport + 12].copy_from_slice(&crc);
+        }
         if let Some(at) = self.checksum_at() {
             put(frame, at, 0);
             let field = checksum(&self.summed(frame));
@@ -145,13 +164,23 @@ impl Layers {
         }
     }
 
+    /// SCTP's CRC32c, as it stands in the header.
+    fn crc(&self, frame: &[u8]) -> [u8; 4] {
+        let segment = &frame[self.transport..self.end];
+        crc32c(&[&segment[..8], &[0; 4], &segment[12..]].concat()).to_le_bytes()
+    }
+
     /// Whether the IP header's checksum is right; IPv6 has none.
     pub fn header_is_right(&self, frame: &[u8]) -> bool {
         !self.is_v4 || checksum(&frame[self.network..self.network + self.header()]) == 0
     }
 
-    /// By how much the transport checksum of a whole packet is wrong; 0 when it is right. One of ones is one of zeros.
+    /// By how much the transport checksum of a whole packet is wrong; 0 when it is right. One of ones is one of zeros. SCTP's CRC is right or it is not.
     pub fn residue(&self, frame: &[u8]) -> u16 {
+        if self.protocol == SCTP {
+            let field = self.transport + 8..self.transport + 12;
+            return u16::from(frame[field] != self.crc(frame));
+        }
         match checksum(&self.summed(frame)) {
             0xffff => 0,
             residue => residue,
@@ -180,7 +209,7 @@ impl Layers {
 
     /// Whether the packet has ports to read.
     pub fn has_ports(&self) -> bool {
-        matches!(self.protocol, TCP | UDP) && self.starts()
+        matches!(self.protocol, TCP | UDP | SCTP) && self.starts()
     }
 
     /// The pseudo header as far as it is no length, and the ports: what an address change changes.

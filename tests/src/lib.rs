@@ -6,6 +6,7 @@ pub mod bench;
 pub mod frames;
 pub mod harness;
 pub mod layers;
+pub mod modes;
 pub mod ops;
 pub mod oracle;
 pub mod rig;

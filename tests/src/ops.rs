@@ -221,16 +221,20 @@ pub(crate) fn mend(bytes: &mut [u8]) {
 }
 
 /// Takes bytes off the front; zeros when there are none left.
-struct Cursor<'a>(&'a [u8]);
+pub(crate) struct Cursor<'a>(pub &'a [u8]);
 
 impl Cursor<'_> {
-    fn byte(&mut self) -> u8 {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *first
     }
 
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken.to_vec()
@@ -242,7 +246,7 @@ impl Op {
     pub fn read_all(bytes: &[u8]) -> Vec<Op> {
         let mut cursor = Cursor(bytes);
         let mut ops = Vec::new();
-        while !cursor.0.is_empty() && ops.len() < MOST_OPS {
+        while !cursor.is_empty() && ops.len() < MOST_OPS {
             ops.push(Self::read(&mut cursor));
         }
         ops

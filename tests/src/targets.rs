@@ -8,6 +8,7 @@ use shunt::rules::{Capabilities, Rules};
 
 use crate::bench::VIP;
 use crate::harness::Play;
+use crate::modes::Modes;
 use crate::ops::Op;
 use crate::rig::Rig;
 
@@ -19,6 +20,11 @@ pub fn director(bytes: &[u8]) {
         play.step(&op);
     }
     play.end();
+}
+
+/// Fuzz target: frames of both families into a director with services of every mode.
+pub fn modes(bytes: &[u8]) {
+    Modes::run(bytes);
 }
 
 /// Fuzz target: lines of JSON, each a message to the daemon, applied to rules that are published to a director.

@@ -27,6 +27,11 @@ fn director() {
 }
 
 #[test]
+fn modes() {
+    replay("modes", targets::modes);
+}
+
+#[test]
 fn request() {
     replay("request", targets::request);
 }
