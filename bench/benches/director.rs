@@ -91,6 +91,8 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         dests: vec![dest],
         locals: Vec::new(),
         scheduler_name,
+        persistence: None,
+        one_packet: false,
         flags: 0,
         scheduler: Arc::from(scheduler),
     };

@@ -24,8 +24,8 @@ use shunt_dataplane::stats::{Counters, MAX_DESTS};
 use shunt_dataplane::steer::Target;
 
 use crate::api::{
-    ClientAddress, Forwarding, LocalEntry, Protocol, ServerConfig, ServerEntry, ServerKey, ServiceConfig,
-    ServiceEntry, ServiceKey, Stats, Tunnel, TunnelChecksum,
+    ClientAddress, Family, Forwarding, LocalEntry, Persistence, Protocol, ServerConfig, ServerEntry,
+    ServerKey, ServiceConfig, ServiceEntry, ServiceKey, Stats, Tunnel, TunnelChecksum,
 };
 use crate::rules::{Rules, Service};
 use locals::Locals;
@@ -240,7 +240,7 @@ impl Publisher {
             servers.retain(|_, server| {
                 let Some(removed) = &mut server.removed else { return true };
                 let load = counters.load(server.id);
-                if load.active + load.inactive > 0 {
+                if load.active + load.inactive + load.templates > 0 {
                     *removed = now;
                 }
                 let stays = now.duration_since(*removed) < TRASH_PERIOD;
@@ -308,6 +308,8 @@ impl Publisher {
             port,
             dests,
             locals: self.locals.of(service, counters.workers()),
+            persistence: persistence(&service.config),
+            one_packet: service.config.one_packet,
             flags: service.config.flags,
             scheduler_name,
             scheduler,
@@ -385,6 +387,7 @@ impl Publisher {
         // A sum over workers may dip below zero for a moment when one is read before and one after a change.
         let count = |n: u64| if n > u64::from(u32::MAX) { 0 } else { n as u32 };
         (entry.active, entry.inactive) = (count(load.active), count(load.inactive));
+        entry.persistent = count(load.templates);
         entry.stats = stats(minus(totals(counters, server.id), server.zero));
     }
 
@@ -395,6 +398,21 @@ impl Publisher {
             .filter(|server| server.service == published.data.id)
             .fold(published.gone, |sum, server| plus(sum, minus(totals(counters, server.id), server.joined)))
     }
+}
+
+/// How a service keeps its clients.
+fn persistence(config: &ServiceConfig) -> Option<data::Persistence> {
+    let Persistence { timeout, prefix, mask } = config.persistent?;
+    let mask = match config.key.family() {
+        Family::Ipv4 => IpAddr::V4(mask.into()),
+        Family::Ipv6 => {
+            let bits = u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0);
+            IpAddr::V6(bits.into())
+        }
+    };
+    // 31 days at most, as ipvsadm has it: a clock of 32 bits tells no longer times apart.
+    let seconds = timeout.min(31 * 86_400);
+    Some(data::Persistence { timeout: seconds * 1000, mask })
 }
 
 /// The scheduler of a service at rest: as it was, told of the edit, or a new one.

@@ -163,6 +163,8 @@ pub struct DestCounters {
     pub active: AtomicU64,
     /// Other connections now.
     pub inactive: AtomicU64,
+    /// Templates now.
+    pub templates: AtomicU64,
 }
 
 /// One worker's counters.
@@ -191,6 +193,8 @@ pub struct Load {
     pub active: u64,
     /// In any other.
     pub inactive: u64,
+    /// Templates, which are no connections.
+    pub templates: u64,
 }
 
 /// Adds to a counter that only the caller writes.
@@ -247,6 +251,7 @@ impl Counters {
         self.dest(dest).fold(Load::default(), |load, c| Load {
             active: load.active + c.active.load(Ordering::Relaxed),
             inactive: load.inactive + c.inactive.load(Ordering::Relaxed),
+            templates: load.templates + c.templates.load(Ordering::Relaxed),
         })
     }
 

@@ -207,7 +207,10 @@ impl Modes {
         }
         let (server, to) = (arrived.destination(&flow.request), arrived.source(&flow.request));
         let outcome = self.through(SERVERS, &packet(server, to, flow.service.protocol, shape));
-        if let (Verdict::Forward(CLIENTS), [(_, sent)]) = (outcome.verdict, &outcome.sent[..]) {
+        // A second part goes where the first one of its number did, which may have been another flow's.
+        let is_first = shape.quirks & 3 != 3;
+        if let (true, Verdict::Forward(CLIENTS), [(_, sent)]) = (is_first, outcome.verdict, &outcome.sent[..])
+        {
             let leaves = Layers::of(sent);
             let named = (leaves.source(sent), leaves.destination(sent));
             let has_ports = leaves.has_ports();

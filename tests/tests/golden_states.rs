@@ -147,8 +147,9 @@ fn step(
     let over = |c: &&&[String; 5]| c[1] == "00:00" && !listed.iter().any(|l| l[2..] == c[2..]);
     let lingering = conns.iter().filter(over).count();
     let mut expected: Vec<&[String; 5]> = conns.iter().filter(|c| !over(c)).copied().collect();
-    expected.sort();
-    listed.sort();
+    let by_name = |c: &[String; 5]| (c[0].clone(), c[2..].to_vec());
+    expected.sort_by_key(|c| by_name(c));
+    listed.sort_by_key(by_name);
     let alike = expected.len() == listed.len()
         && expected.iter().zip(&listed).all(|(e, l)| {
             let (minutes, seconds) = e[1].split_once(':').expect("mm:ss");

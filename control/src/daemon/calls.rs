@@ -65,7 +65,9 @@ fn connection(listed: &Listed) -> ConnectionEntry {
     let protocol = match listed.protocol {
         6 => "TCP",
         17 => "UDP",
-        _ => "SCTP",
+        132 => "SCTP",
+        // A template for packets of all protocols.
+        _ => "IP",
     };
     ConnectionEntry {
         protocol: protocol.to_owned(),

@@ -13,6 +13,7 @@ pub mod sctp;
 pub mod state;
 pub mod table;
 pub mod tcp;
+pub mod template;
 pub mod wheel;
 
 use zerocopy::FromZeros;
@@ -94,6 +95,12 @@ impl Marks {
     pub const TOLD: Marks = Marks(1 << 5);
     /// Its real server is of the other family: `server` points at the twin that stands for it there.
     pub const ACROSS: Marks = Marks(1 << 6);
+    /// It is no connection but a [template](template) of some.
+    pub const TEMPLATE: Marks = Marks(1 << 7);
+    /// It was made by a template, which lives at least as long.
+    pub const CONTROLLED: Marks = Marks(1 << 8);
+    /// A template that makes no more connections, and is not in the index.
+    pub const RETIRED: Marks = Marks(1 << 9);
 
     /// Whether any of `marks` is there.
     #[inline]
@@ -122,6 +129,16 @@ impl Detail {
     /// Notes the number of the first byte of the client's data.
     pub fn set_first(&mut self, number: u32) {
         self.0 = number;
+    }
+
+    /// How many connections a template controls.
+    pub fn controls(self) -> u32 {
+        self.0
+    }
+
+    /// One more connection that a template controls, or one fewer.
+    pub fn count(&mut self, one_more: bool) {
+        self.0 = if one_more { self.0.saturating_add(1) } else { self.0.saturating_sub(1) };
     }
 
     /// How the packets are wrapped, in a tunnel.
@@ -192,6 +209,30 @@ impl<A: Address> Conn<A> {
             Forwarding::FullNat => true,
             Forwarding::Route | Forwarding::Tunnel => false,
         }
+    }
+
+    /// Whether it is no connection, but what makes some go where the first one went.
+    #[inline]
+    pub fn is_template(&self) -> bool {
+        self.marks.has(Marks::TEMPLATE)
+    }
+
+    /// Connections that it controls: it must outlive them.
+    #[inline]
+    pub fn controls(&self) -> u32 {
+        if self.is_template() { self.detail.controls() } else { 0 }
+    }
+
+    /// Milliseconds from its end until it is gone. A template is still obeyed then: the kernel's timers, which have 64 steps
+    /// in a span eight times their own, are about so late, and a client who comes back after just the time finds its real server.
+    #[inline]
+    pub fn lingers(&self) -> u32 {
+        if self.is_template() { self.timeout / 64 } else { 0 }
+    }
+
+    /// Lets it live on although its time is over.
+    pub fn reprieve(&mut self, now: Tick) {
+        (self.timeout, self.last_seen) = (table::REPRIEVE, now);
     }
 
     /// Milliseconds it has left to live at `now`.

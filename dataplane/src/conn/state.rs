@@ -3,7 +3,9 @@
 
 use zerocopy::{FromZeros, Immutable};
 
-/// States of a connection: TCP's, the one of UDP, SCTP's.
+use super::Direction;
+
+/// States of a connection: TCP's, the one of UDP, SCTP's; and what becomes of a template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros, Immutable)]
 #[repr(u8)]
 #[allow(missing_docs, reason = "the names of RFC 9293, and the kernel's for SCTP")]
@@ -37,6 +39,8 @@ pub enum State {
     ShutdownAckSent,
     Rejected,
     Closed,
+    /// A template that a connection has been established by.
+    Assured,
 }
 
 /// Who sent a packet, as far as the director can tell.
@@ -52,7 +56,7 @@ pub enum Side {
 
 impl State {
     /// Every state, in order.
-    pub const ALL: [State; 25] = [
+    pub const ALL: [State; 26] = [
         State::None,
         State::Established,
         State::SynSent,
@@ -78,6 +82,7 @@ impl State {
         State::ShutdownAckSent,
         State::Rejected,
         State::Closed,
+        State::Assured,
     ];
 
     /// Whether IPVS counts a connection in this state as active. TCP's half-open ones are; SCTP's, UDP and closing ones are not.
@@ -87,6 +92,15 @@ impl State {
             self,
             State::Established | State::SynSent | State::SynRecv | State::SynAck | State::Associated
         )
+    }
+
+    /// Whether a packet that goes this way and leads to this state shows that the real server serves the client.
+    #[inline]
+    pub fn is_established(self, direction: Direction) -> bool {
+        match self {
+            State::Udp => direction == Direction::Reply,
+            state => matches!(state, State::Established | State::Associated),
+        }
     }
 
     /// Whether the connection is over and done with, so that a packet which may begin one begins a new one, perhaps on
@@ -123,6 +137,7 @@ impl State {
             State::ShutdownAckSent => "S-ACK-SENT",
             State::Rejected => "REJECTED",
             State::Closed => "CLOSED",
+            State::Assured => "ASSURED",
         }
     }
 }

@@ -3,10 +3,10 @@
 //! All memory is mapped when the table is made and pages are touched as they are used; nothing is allocated, rehashed or moved
 //! afterwards. A full table refuses.
 
-use super::Conn;
 use super::index::{Candidate, Direction, Index};
 use super::memory::{Mapped, prefetch};
 use super::wheel::{Linked, Links, Wheel};
+use super::{Conn, Marks};
 use crate::packet::{Address, Tuple};
 use crate::service::Tick;
 
@@ -26,6 +26,9 @@ impl ConnId {
     }
 }
 
+/// Milliseconds that an entry lives on whose time is over, but which controls others (`ip_vs_conn_expire`). From then on that is its timeout.
+pub const REPRIEVE: u32 = 60_000;
+
 /// Random words that key the hash: a client can choose its ports, and must not be able to choose its bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret(pub [u64; 3]);
@@ -36,6 +39,8 @@ pub struct Table<A> {
     index: Index,
     wheel: Wheel,
     secret: Secret,
+    /// By connection, the template that made it. Touched only for connections that one did make.
+    controllers: Mapped<u32>,
 }
 
 struct Slab<A> {
@@ -89,6 +94,7 @@ impl<A: Address> Table<A> {
             wheel: Wheel::new(now),
             // An even multiplier would lose its lowest bits.
             secret: Secret([secret.0[0], secret.0[1], secret.0[2] | 1]),
+            controllers: Mapped::zeroed(capacity)?,
         })
     }
 
@@ -157,7 +163,7 @@ impl<A: Address> Table<A> {
             }
         }
         self.slab.entries[slot as usize] = conn;
-        self.wheel.insert(&mut self.slab, slot, conn.last_seen.plus(conn.timeout));
+        self.wheel.insert(&mut self.slab, slot, conn.last_seen.plus(conn.timeout + conn.lingers()));
         Ok(ConnId(slot))
     }
 
@@ -167,16 +173,24 @@ impl<A: Address> Table<A> {
         self.forget(id)
     }
 
-    /// Removes one connection whose time is over. `None` when there is none, or when `budget` visits were not enough to find one;
+    /// Removes one connection whose time is over and that controls no others; one that does lives on for [`REPRIEVE`]. `None` when there is none, or when `budget` visits were not enough to find one;
     /// the rest waits for the next call.
     pub fn expire(&mut self, now: Tick, budget: &mut usize) -> Option<Conn<A>> {
         while *budget > 0 {
             let slot = self.wheel.next_due(&mut self.slab, now)?;
             *budget -= 1;
-            let conn = &self.slab.entries[slot as usize];
+            let conn = &mut self.slab.entries[slot as usize];
             match conn.remaining(now) {
+                0 if conn.controls() > 0 => {
+                    conn.reprieve(now);
+                    let at = now.plus(REPRIEVE + conn.lingers());
+                    self.wheel.insert(&mut self.slab, slot, at);
+                }
                 0 => return Some(self.forget(ConnId(slot))),
-                left => self.wheel.insert(&mut self.slab, slot, now.plus(left)),
+                left => {
+                    let at = now.plus(left + conn.lingers());
+                    self.wheel.insert(&mut self.slab, slot, at);
+                }
             }
         }
         None
@@ -189,6 +203,28 @@ impl<A: Address> Table<A> {
         let at = conn.last_seen.plus(conn.timeout);
         self.wheel.remove(&mut self.slab, id.0);
         self.wheel.insert(&mut self.slab, id.0, at);
+    }
+
+    /// The template that made a connection; it is there as long as the connection is.
+    pub fn controller(&self, id: ConnId) -> Option<ConnId> {
+        let is_controlled = self.conn(id).marks.has(Marks::CONTROLLED);
+        is_controlled.then(|| ConnId(self.controllers[id.0 as usize]))
+    }
+
+    /// Notes that a template made a connection.
+    pub fn control(&mut self, template: ConnId, id: ConnId) {
+        self.controllers[id.0 as usize] = template.0;
+        self.conn_mut(id).marks.set(Marks::CONTROLLED, true);
+        self.conn_mut(template).detail.count(true);
+    }
+
+    /// Has a template found no more. It is listed without a port, and lives as long as it would have.
+    pub fn retire(&mut self, id: ConnId) {
+        let request = self.hash(&self.conn(id).request());
+        self.index.remove(request, id.0, Direction::Request);
+        let template = self.conn_mut(id);
+        template.marks.set(Marks::RETIRED, true);
+        (template.virtual_port, template.server_port) = (u16::MAX, u16::MAX);
     }
 
     /// Connections in the table.
@@ -234,8 +270,13 @@ impl<A: Address> Table<A> {
 
     fn forget(&mut self, id: ConnId) -> Conn<A> {
         let conn = *self.conn(id);
-        let request = self.hash(&conn.request());
-        self.index.remove(request, id.0, Direction::Request);
+        if !conn.marks.has(Marks::RETIRED) {
+            let request = self.hash(&conn.request());
+            self.index.remove(request, id.0, Direction::Request);
+        }
+        if let Some(template) = self.controller(id) {
+            self.conn_mut(template).detail.count(false);
+        }
         if let Some(reply) = conn.reply() {
             let reply = self.hash(&reply);
             self.index.remove(reply, id.0, Direction::Reply);

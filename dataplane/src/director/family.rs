@@ -9,7 +9,7 @@ use super::hops::{HopCache, Toward};
 use super::{Shared, Verdict, admission, is_relieved};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
+use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table, sctp, tcp, template};
 use crate::forward::cut::Cut;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, across, dr, mss, nat, tunnel};
@@ -19,6 +19,7 @@ use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Un
 use crate::stats::{Event, Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
+const UDP: u8 = Protocol::Udp as u8;
 const SCTP: u8 = Protocol::Sctp as u8;
 
 /// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
@@ -144,7 +145,7 @@ impl<A: Near> Family<A> {
         }
     }
 
-    /// The connection of a tuple. One whose time is over, and which the wheel has not come to yet, ends here.
+    /// The connection of a tuple. One whose time is over, and which the wheel has not come to yet, ends here; a template only then.
     #[inline]
     pub(super) fn find(
         &mut self,
@@ -154,12 +155,12 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Option<(ConnId, Direction)> {
         let found = self.conns.find(tuple, hash)?;
-        if self.conns.conn(found.0).remaining(now) > 0 {
+        let entry = self.conns.conn(found.0);
+        if entry.remaining(now) > 0 || entry.is_template() {
             return Some(found);
         }
         let old = self.conns.remove(found.0);
-        self.end(shared, &old);
-        shared.mine().count(Event::Expired, 1);
+        self.expired(shared, &old);
         None
     }
 
@@ -301,19 +302,36 @@ impl<A: Near> Family<A> {
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
+        let key = self.key(service, tuple);
+        if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
+            return Verdict::HandOff(keeper);
+        }
         if let Some(owner) = shared.announce(hash) {
             return Verdict::HandOff(owner);
         }
-        let client = (tuple.source.into(), tuple.source_port);
-        let destination = (tuple.destination.into(), tuple.destination_port);
-        let chosen = shared.schedulers.choose(service, client, destination, now, &shared.counters);
-        let Some(dest) = chosen else {
-            shared.withdraw(hash);
-            shared.mine().count(Event::NoServer, 1);
-            return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
+        let (dest, template) = match self.choose(shared, service, tuple, key.as_ref(), now) {
+            Ok(Some(chosen)) => chosen,
+            Ok(None) => {
+                shared.withdraw(hash);
+                shared.mine().count(Event::NoServer, 1);
+                return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
+            }
+            Err(reason) => {
+                shared.withdraw(hash);
+                return Verdict::Drop(reason);
+            }
         };
         match self.begin(shared, meta, &dest, now) {
-            Ok(id) => self.request(shared, packet, meta, hash, id, now),
+            Ok(id) => {
+                if let Some(template) = template {
+                    self.made(template, id, now);
+                }
+                let verdict = self.request(shared, packet, meta, hash, id, now);
+                if service.one_packet && tuple.protocol == UDP {
+                    self.forget_packet(shared, meta, &verdict, id, now);
+                }
+                verdict
+            }
             Err(reason) => {
                 shared.withdraw(hash);
                 match reason {
@@ -413,12 +431,18 @@ impl<A: Near> Family<A> {
             SCTP => sctp::after(conn.state, side, meta.flags),
             _ => State::Udp,
         };
+        let is_news = conn.marks.has(Marks::CONTROLLED)
+            && new.is_established(direction)
+            && (new != conn.state || new == State::Udp);
         conn.state = new;
         conn.timeout = shared.snapshot.timeouts.of(new);
         let (dest, was_active) = (conn.dest, conn.marks.has(Marks::ACTIVE));
         conn.marks.set(Marks::ACTIVE, new.is_active());
         if conn.timeout < old_timeout {
             self.conns.hasten(id);
+        }
+        if is_news {
+            self.assure(id);
         }
         if was_active != new.is_active() {
             let counters = shared.mine().dest(dest);
@@ -431,14 +455,48 @@ impl<A: Near> Family<A> {
         }
     }
 
+    /// Ends the connection of a packet that is scheduled by itself. One that is in parts is remembered until they are there; one that waits for a neighbour will be scheduled
+    /// anew.
+    fn forget_packet(
+        &mut self,
+        shared: &mut Shared,
+        meta: &Meta<A>,
+        verdict: &Verdict,
+        id: ConnId,
+        now: Tick,
+    ) {
+        if let Verdict::Wait(..) = verdict {
+            sub(&shared.mine().dest(self.conns.conn(id).dest).conns, 1);
+        }
+        match meta.fragment {
+            Some(_) => {
+                let conn = self.conns.conn_mut(id);
+                (conn.last_seen, conn.timeout) = (now, EMBRYO);
+                self.conns.hasten(id);
+            }
+            None => self.cut(shared, id),
+        }
+    }
+
     /// Ends a connection before its time.
     fn cut(&mut self, shared: &mut Shared, id: ConnId) {
         let old = self.conns.remove(id);
         self.end(shared, &old);
     }
 
-    /// Does the books for a connection that is no longer in the table.
+    /// Does the books for an entry whose time was over.
+    fn expired(&self, shared: &mut Shared, entry: &Conn<A>) {
+        self.end(shared, entry);
+        if !entry.is_template() {
+            shared.mine().count(Event::Expired, 1);
+        }
+    }
+
+    /// Does the books for an entry that is no longer in the table.
     fn end(&self, shared: &mut Shared, conn: &Conn<A>) {
+        if conn.is_template() {
+            return Self::forget_template(shared, conn);
+        }
         shared.withdraw(self.conns.hash(&conn.request()));
         if let Some(reply) = conn.reply() {
             let hash = self.conns.hash(&reply);
@@ -532,18 +590,19 @@ impl<A: Near> Family<A> {
 
     /// Ends connections whose time is over, then those that are being swept away.
     pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
-        while let Some(conn) = self.conns.expire(now, budget) {
-            self.end(shared, &conn);
-            shared.mine().count(Event::Expired, 1);
+        while let Some(entry) = self.conns.expire(now, budget) {
+            self.expired(shared, &entry);
         }
         let snapshot = Arc::clone(&shared.snapshot);
         let services = &snapshot.services;
         while let Some(from) = self.swept.filter(|_| *budget > 0) {
-            let (orphan, next) = self.conns.search(from, budget, |conn| !services.has_dest(conn.dest));
+            // A template that controls others makes no new ones, and goes in its time.
+            let is_orphan = |entry: &Conn<A>| !services.has_dest(entry.dest) && entry.controls() == 0;
+            let (orphan, next) = self.conns.search(from, budget, is_orphan);
             self.swept = next;
             if let Some(id) = orphan {
-                self.cut(shared, id);
-                shared.mine().count(Event::Expired, 1);
+                let entry = self.conns.remove(id);
+                self.expired(shared, &entry);
             }
         }
     }
@@ -583,7 +642,7 @@ impl<A: Near> Family<A> {
                     false => services.dest(conn.dest).filter(|_| elsewhere).map(|dest| dest.address),
                 };
                 each(Listed {
-                    protocol: conn.protocol,
+                    protocol: if conn.is_template() { template::protocol(conn) } else { conn.protocol },
                     state: conn.state,
                     left,
                     client: (conn.client.into(), conn.client_port),

@@ -24,6 +24,7 @@ mod fragments;
 mod full_nat;
 mod hops;
 mod outbox;
+mod persistence;
 mod pools;
 mod services;
 mod undelivered;

@@ -231,6 +231,8 @@ mod tests {
             port: 80,
             dests: vec![Arc::clone(&dest)],
             locals: locals.iter().map(|local| Arc::clone(local)).collect(),
+            persistence: None,
+            one_packet: false,
             flags: 0,
             scheduler_name,
             scheduler: Arc::from(scheduler),

@@ -138,6 +138,8 @@ mod tests {
             port: 80,
             dests,
             locals: Vec::new(),
+            persistence: None,
+            one_packet: false,
             flags: 0,
             scheduler_name,
             scheduler: Arc::from(scheduler),

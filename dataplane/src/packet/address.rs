@@ -53,6 +53,10 @@ pub trait Address:
     /// Writes the address to an offset.
     fn write(self, bytes: &mut [u8], at: usize);
 
+    /// The bits of the address that a mask has.
+    #[must_use]
+    fn masked(self, mask: Self) -> Self;
+
     /// The address folded into 64 bits, injectively where it fits.
     fn word(self) -> u64;
 
@@ -162,6 +166,11 @@ impl Address for V4 {
     #[inline]
     fn write(self, bytes: &mut [u8], at: usize) {
         put32(bytes, at, self.0);
+    }
+
+    #[inline]
+    fn masked(self, mask: Self) -> Self {
+        Self(self.0 & mask.0)
     }
 
     #[inline]
@@ -304,6 +313,11 @@ impl Address for V6 {
     #[inline]
     fn write(self, bytes: &mut [u8], at: usize) {
         bytes[at..at + 16].copy_from_slice(&self.0.to_be_bytes());
+    }
+
+    #[inline]
+    fn masked(self, mask: Self) -> Self {
+        Self(self.0 & mask.0)
     }
 
     #[inline]

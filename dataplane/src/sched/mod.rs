@@ -180,6 +180,8 @@ mod bench {
                     port: 80,
                     dests: Vec::new(),
                     locals: Vec::new(),
+                    persistence: None,
+                    one_packet: false,
                     flags: 0,
                     scheduler_name,
                     scheduler: Arc::from(scheduler.boxed()),

@@ -165,6 +165,8 @@ pub struct Services {
     locals: HashSet<IpAddr>,
     /// Virtual addresses and NAT real servers by protocol, for packets without ports.
     addresses: HashSet<(IpAddr, u8)>,
+    /// Whether there is a service of all ports of an address.
+    has_any_port: bool,
 }
 
 /// A virtual service.
@@ -182,6 +184,10 @@ pub struct Service {
     pub dests: Vec<Arc<Dest>>,
     /// The director's own addresses from which FullNAT talks to its real servers.
     pub locals: Vec<Arc<Local>>,
+    /// How it keeps its clients at their real servers, if it does.
+    pub persistence: Option<Persistence>,
+    /// Whether each UDP datagram is scheduled by itself.
+    pub one_packet: bool,
     /// Flags for its scheduler, such as [`FALLBACK`].
     pub flags: u8,
     /// The name of its scheduler.
@@ -189,6 +195,15 @@ pub struct Service {
     /// The scheduler as it stands after all edits so far, had no connection been scheduled between them. A worker that meets the
     /// service for the first time begins with a copy.
     pub scheduler: Arc<dyn Scheduler>,
+}
+
+/// How a service keeps its clients at their real servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// Milliseconds that a client is remembered after its last new connection.
+    pub timeout: u32,
+    /// The bits of a client's address that count: those who differ in others go together.
+    pub mask: IpAddr,
 }
 
 /// A real server of one service.
@@ -262,6 +277,7 @@ impl Services {
                     tables.addresses.insert((dest.address, protocol));
                 }
             }
+            tables.has_any_port |= service.port == 0;
             tables.addresses.insert((service.address, protocol));
             tables.locals.extend(service.locals.iter().map(|local| local.address));
             tables.by_address.insert((service.address, service.port, protocol), service);
@@ -279,10 +295,12 @@ impl Services {
         self
     }
 
-    /// The service at an address.
+    /// The service at an address: of just this port, or of all ports.
     #[inline]
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
-        self.by_address.get(&(address.into(), port, protocol))
+        let address = address.into();
+        let of_all_ports = || self.by_address.get(&(address, 0, protocol)).filter(|_| self.has_any_port);
+        self.by_address.get(&(address, port, protocol)).or_else(of_all_ports)
     }
 
     /// Whether a packet without ports may be to a service, or from a real server reached by NAT.
@@ -326,12 +344,19 @@ impl Services {
     /// Whether a real server is reached by NAT at this address, so that what comes from it may be a reply.
     #[inline]
     pub fn is_masqueraded(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
-        self.masqueraded.contains_key(&(address.into(), port, protocol))
+        self.masqueraded(address.into(), port, protocol).is_some()
     }
 
     /// Whether the rules have a real server reached by NAT at this address (`ip_vs_has_real_service`).
     pub fn has_nat_server(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
-        self.masqueraded.get(&(address.into(), port, protocol)) == Some(&true)
+        self.masqueraded(address.into(), port, protocol) == Some(&true)
+    }
+
+    /// The same of a real server that takes any port.
+    #[inline]
+    fn masqueraded(&self, address: IpAddr, port: u16, protocol: u8) -> Option<&bool> {
+        let at_any_port = || self.masqueraded.get(&(address, 0, protocol)).filter(|_| self.has_any_port);
+        self.masqueraded.get(&(address, port, protocol)).or_else(at_any_port)
     }
 
     /// Whether a real server was there before and is not any more.
@@ -345,7 +370,8 @@ impl Default for Timeouts {
     /// `ip_vs_proto_sctp.c`).
     fn default() -> Self {
         let seconds = |state| match state {
-            State::None => 2,
+            // A template's own timeout is its service's.
+            State::None | State::Assured => 2,
             State::Established | State::Associated => 900,
             State::SynSent | State::FinWait | State::TimeWait | State::Listen | State::SynAck => 120,
             State::SynRecv | State::CloseWait => 60,

@@ -40,6 +40,8 @@ sysctls! {
     /// Whether the connections of a real server that was removed end. Otherwise their packets vanish until they expire or the server is back.
     /// A real server of weight 0 loses a connection to a packet that asks for a new one.
     expire_nodest_conn = 0 in ANY;
+    /// Whether a template whose real server has weight 0 makes no more connections, so that its client goes to another one.
+    expire_quiescent_template = 0 in ANY;
     /// Whether a NAT real server is told, by ICMP port unreachable, that what it sent belongs to no connection.
     nat_icmp_send = 0 in ANY;
     /// Whether a tunnel's outer packet must not be cut up when the inner one must not.

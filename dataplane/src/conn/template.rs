@@ -1,0 +1,50 @@
+//! Templates: what makes a client's connections go where its first one went (`IP_VS_CONN_F_TEMPLATE`).
+//!
+//! A template is an entry of the table like a connection, with a key that no packet has: the protocol stands in it with all bits turned round. The other
+//! parts of its key are those that all the connections it makes have in common.
+
+use super::{Conn, Marks};
+use crate::packet::{Address, Tuple};
+use crate::service::{Dest, Forwarding, Persistence, Service, Tick};
+
+/// The port that FTP is served at. A client's data connections go to others, and to the same real server.
+const FTP: u16 = 21;
+
+/// The key of the template for a packet to a persistent service.
+pub fn key<A: Address>(service: &Service, persistence: &Persistence, packet: &Tuple<A>) -> Tuple<A> {
+    let client = packet.source.masked(A::of(persistence.mask).unwrap_or_default());
+    let is_one_port = service.port == packet.destination_port && service.port != FTP;
+    Tuple {
+        source: client,
+        destination: packet.destination,
+        source_port: 0,
+        destination_port: if is_one_port { packet.destination_port } else { 0 },
+        protocol: !packet.protocol,
+    }
+}
+
+/// A template of this key that leads to a real server.
+pub fn new<A: Address>(key: &Tuple<A>, persistence: &Persistence, dest: &Dest, now: Tick) -> Conn<A> {
+    let mut marks = Marks::default();
+    marks.set(Marks::TEMPLATE, true);
+    Conn {
+        client: key.source,
+        virtual_address: key.destination,
+        server: A::of(dest.address).unwrap_or_default(),
+        virtual_port: key.destination_port,
+        server_port: if key.destination_port == 0 { 0 } else { dest.port },
+        protocol: key.protocol,
+        // It sends nothing, and is found by one tuple only.
+        forwarding: Forwarding::Route,
+        marks,
+        dest: dest.id,
+        last_seen: now,
+        timeout: persistence.timeout,
+        ..Conn::default()
+    }
+}
+
+/// The protocol that a template is listed with.
+pub fn protocol<A>(template: &Conn<A>) -> u8 {
+    !template.protocol
+}
