@@ -91,6 +91,7 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
         dests: vec![dest],
         locals: Vec::new(),
         scheduler_name,
+        edits: 0,
         persistence: None,
         one_packet: false,
         flags: 0,

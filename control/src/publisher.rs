@@ -300,13 +300,14 @@ impl Publisher {
                 Arc::new(dest)
             })
             .collect();
-        let (scheduler_name, scheduler) = scheduler(&service.config.scheduler, old.as_ref(), &dests);
+        let (scheduler_name, scheduler) = scheduler(service, old.as_ref(), &dests);
         let data = Arc::new(data::Service {
             id,
             protocol: wire(protocol),
             address,
             port,
             dests,
+            edits: service.edits,
             locals: self.locals.of(service, counters.workers()),
             persistence: persistence(&service.config),
             one_packet: service.config.one_packet,
@@ -417,12 +418,13 @@ fn persistence(config: &ServiceConfig) -> Option<data::Persistence> {
 
 /// The scheduler of a service at rest: as it was, told of the edit, or a new one.
 fn scheduler(
-    name: &str,
+    service: &Service,
     old: Option<&Published>,
     dests: &[Arc<data::Dest>],
 ) -> (&'static str, Arc<dyn sched::Scheduler>) {
+    let name = &service.config.scheduler;
     if let Some(old) = old.filter(|old| old.data.scheduler_name == name) {
-        if old.data.dests == dests {
+        if old.data.dests == dests && old.data.edits == service.edits {
             return (old.data.scheduler_name, Arc::clone(&old.data.scheduler));
         }
         let mut scheduler = old.data.scheduler.boxed();

@@ -29,7 +29,11 @@ fn is_for_later(bench: &mut Bench, case: &Case) -> bool {
 
 #[test]
 fn every_packet_goes_where_ipvs_sent_it() {
-    let files = [include_str!("../golden/sched.json"), include_str!("../golden/sched-random.json")];
+    let files = [
+        include_str!("../golden/sched.json"),
+        include_str!("../golden/sched-random.json"),
+        include_str!("../golden/sched-persistent.json"),
+    ];
     let cases = files.map(|file| serde_json::from_str::<Vec<Case>>(file).expect("golden file"));
     let cases = cases.concat();
     let (mut played, mut later) = (0, BTreeMap::<String, usize>::new());

@@ -45,6 +45,8 @@ pub struct Service {
     pub config: ServiceConfig,
     /// Its servers, newest first.
     pub servers: Vec<ServerConfig>,
+    /// Edits of its servers so far. Schedulers hear of each, also of one that changes nothing.
+    pub edits: u64,
     /// Its local addresses, oldest first: what FullNAT servers see as clients.
     pub locals: Vec<IpAddr>,
 }
@@ -148,7 +150,7 @@ impl Rules {
             return Err(Refusal::service_exists());
         }
         check::service(config, &self.capabilities)?;
-        let service = Service { config: config.clone(), servers: Vec::new(), locals: Vec::new() };
+        let service = Service { config: config.clone(), servers: Vec::new(), edits: 0, locals: Vec::new() };
         self.services.entry(Bucket::of(&config.key)).or_default().insert(0, service);
         Ok(Change::ServiceAdded(config.key))
     }
@@ -178,21 +180,26 @@ impl Rules {
             return Err(Refusal::server_exists());
         }
         check::server_address(server.key.address)?;
-        self.find_mut(key)?.servers.insert(0, *server);
+        let service = self.find_mut(key)?;
+        service.servers.insert(0, *server);
+        service.edits += 1;
         Ok(Change::ServerAdded(*key, server.key))
     }
 
     fn edit_server(&mut self, key: &ServiceKey, server: &ServerConfig) -> Result<Change, Refusal> {
         check::server(&self.find(key)?.config, server, &self.capabilities)?;
-        let mut servers = self.find_mut(key)?.servers.iter_mut();
+        let service = self.find_mut(key)?;
+        let mut servers = service.servers.iter_mut();
         *servers.find(|s| s.key == server.key).ok_or_else(Refusal::no_server)? = *server;
+        service.edits += 1;
         Ok(Change::ServerEdited(*key, server.key))
     }
 
     fn delete_server(&mut self, key: &ServiceKey, server: &ServerKey) -> Result<Change, Refusal> {
-        let servers = &mut self.find_mut(key)?.servers;
-        let place = servers.iter().position(|s| s.key == *server).ok_or_else(Refusal::no_server)?;
-        Ok(Change::ServerRemoved(*key, servers.remove(place)))
+        let service = self.find_mut(key)?;
+        let place = service.servers.iter().position(|s| s.key == *server).ok_or_else(Refusal::no_server)?;
+        service.edits += 1;
+        Ok(Change::ServerRemoved(*key, service.servers.remove(place)))
     }
 
     fn add_local(&mut self, key: &ServiceKey, address: IpAddr) -> Result<Change, Refusal> {

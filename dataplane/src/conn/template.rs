@@ -5,12 +5,9 @@
 
 use super::{Conn, Marks};
 use crate::packet::{Address, Tuple};
-use crate::service::{Dest, Forwarding, Persistence, Service, Tick};
+use crate::service::{Dest, FTP, Forwarding, Persistence, Service, Tick};
 
-/// The port that FTP is served at. A client's data connections go to others, and to the same real server.
-const FTP: u16 = 21;
-
-/// The key of the template for a packet to a persistent service.
+/// The key of the template for a packet to a persistent service. A service of FTP or of all ports has one for all of a client's connections.
 pub fn key<A: Address>(service: &Service, persistence: &Persistence, packet: &Tuple<A>) -> Tuple<A> {
     let client = packet.source.masked(A::of(persistence.mask).unwrap_or_default());
     let is_one_port = service.port == packet.destination_port && service.port != FTP;

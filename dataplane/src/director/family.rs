@@ -187,7 +187,20 @@ impl<A: Near> Family<A> {
             self.cut(shared, id);
             return self.admit(shared, packet, meta, hash, now);
         }
-        if nat::needs_whole(meta, conn.changes_ports()) {
+        self.deliver(shared, packet, meta, hash, id, now)
+    }
+
+    /// A packet from the client of a connection that is the one for it, to its real server.
+    fn deliver(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        if nat::needs_whole(meta, self.conns.conn(id).changes_ports()) {
             return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match self.hop(shared, id, Toward::Server) {
@@ -326,7 +339,7 @@ impl<A: Near> Family<A> {
                 if let Some(template) = template {
                     self.made(template, id, now);
                 }
-                let verdict = self.request(shared, packet, meta, hash, id, now);
+                let verdict = self.deliver(shared, packet, meta, hash, id, now);
                 if service.one_packet && tuple.protocol == UDP {
                     self.forget_packet(shared, meta, &verdict, id, now);
                 }

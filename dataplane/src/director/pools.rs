@@ -231,6 +231,7 @@ mod tests {
             port: 80,
             dests: vec![Arc::clone(&dest)],
             locals: locals.iter().map(|local| Arc::clone(local)).collect(),
+            edits: 0,
             persistence: None,
             one_packet: false,
             flags: 0,

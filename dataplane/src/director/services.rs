@@ -69,7 +69,7 @@ impl Schedulers {
                 Some(own) if own.service.scheduler_name == service.scheduler_name => {
                     if !own.scheduler.has_history() {
                         own.scheduler = service.scheduler.boxed();
-                    } else if own.service.dests != service.dests {
+                    } else if (own.service.edits, &own.service.dests) != (service.edits, &service.dests) {
                         own.scheduler.edited(&own.service.dests, &service.dests);
                     }
                     own.service = Arc::clone(service);
@@ -138,6 +138,7 @@ mod tests {
             port: 80,
             dests,
             locals: Vec::new(),
+            edits: 0,
             persistence: None,
             one_packet: false,
             flags: 0,

@@ -180,6 +180,7 @@ mod bench {
                     port: 80,
                     dests: Vec::new(),
                     locals: Vec::new(),
+                    edits: 0,
                     persistence: None,
                     one_packet: false,
                     flags: 0,

@@ -133,6 +133,15 @@ pub enum TunnelKind {
     Gre = 2,
 }
 
+/// The port of FTP's control connections.
+pub const FTP: u16 = 21;
+
+/// The port of FTP's data connections where the server connects.
+pub const FTP_DATA: u16 = 20;
+
+/// Ports from here on are anybody's, and of FTP's data connections where the client connects (`net.ipv4.ip_unprivileged_port_start`).
+pub const FIRST_UNPRIVILEGED: u16 = 1024;
+
 /// Scheduler flag 1 (`sh-fallback`, `mh-fallback`): a client whose real server takes no connections gets another one.
 pub const FALLBACK: u8 = 1;
 
@@ -167,6 +176,8 @@ pub struct Services {
     addresses: HashSet<(IpAddr, u8)>,
     /// Whether there is a service of all ports of an address.
     has_any_port: bool,
+    /// Whether there is a persistent service of FTP.
+    has_ftp: bool,
 }
 
 /// A virtual service.
@@ -182,6 +193,8 @@ pub struct Service {
     pub port: u16,
     /// Its real servers, newest first: the order in which the kernel keeps them and schedulers walk them.
     pub dests: Vec<Arc<Dest>>,
+    /// Edits of these so far. Schedulers hear of each, also of one that changes nothing.
+    pub edits: u64,
     /// The director's own addresses from which FullNAT talks to its real servers.
     pub locals: Vec<Arc<Local>>,
     /// How it keeps its clients at their real servers, if it does.
@@ -260,6 +273,13 @@ impl Tick {
     }
 }
 
+impl Service {
+    /// Whether it is one of FTP whose clients' data connections go to their real servers too, by direct routing or a tunnel.
+    pub fn is_persistent_ftp(&self) -> bool {
+        self.port == FTP && self.protocol == Protocol::Tcp && self.persistence.is_some()
+    }
+}
+
 impl Services {
     /// The services with their real servers.
     pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
@@ -278,6 +298,7 @@ impl Services {
                 }
             }
             tables.has_any_port |= service.port == 0;
+            tables.has_ftp |= service.is_persistent_ftp();
             tables.addresses.insert((service.address, protocol));
             tables.locals.extend(service.locals.iter().map(|local| local.address));
             tables.by_address.insert((service.address, service.port, protocol), service);
@@ -295,12 +316,18 @@ impl Services {
         self
     }
 
-    /// The service at an address: of just this port, or of all ports.
+    /// The service at an address: of just this port, of FTP if this may be a port for its data, or of all ports (`ip_vs_service_find`).
     #[inline]
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
         let address = address.into();
         let of_all_ports = || self.by_address.get(&(address, 0, protocol)).filter(|_| self.has_any_port);
-        self.by_address.get(&(address, port, protocol)).or_else(of_all_ports)
+        let is_for_data = protocol == Protocol::Tcp as u8 && (port == FTP_DATA || port >= FIRST_UNPRIVILEGED);
+        let of_ftp = || {
+            let ftp =
+                self.by_address.get(&(address, FTP, protocol)).filter(|_| self.has_ftp && is_for_data)?;
+            ftp.is_persistent_ftp().then_some(ftp)
+        };
+        self.by_address.get(&(address, port, protocol)).or_else(of_ftp).or_else(of_all_ports)
     }
 
     /// Whether a packet without ports may be to a service, or from a real server reached by NAT.
