@@ -44,7 +44,7 @@ fn a_change_names_what_changed() {
     assert_eq!(rules.apply(&Request::Zero(None)), Ok(Change::Zeroed(None)));
     assert_eq!(rules.apply(&Request::Services(None)), Ok(Change::Nothing));
     assert_eq!(rules.apply(&Request::DeleteServer(key, rs.key)), Ok(Change::ServerRemoved(key, rs)));
-    let removed = Service { config: service(key), servers: vec![], edits: 2, locals: vec![] };
+    let removed = Service { config: service(key), servers: vec![], edits: 3, locals: vec![] };
     assert_eq!(rules.clone().apply(&Request::Flush), Ok(Change::Flushed(vec![removed.clone()])));
     assert_eq!(rules.apply(&Request::DeleteService(key)), Ok(Change::ServiceRemoved(removed)));
     assert_eq!(rules.services().count(), 0);
