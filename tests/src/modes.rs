@@ -369,11 +369,21 @@ fn unwrapped(layers: &Layers, frame: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// A host of the clients' net, 0xa, or the servers', 0xb.
-fn host(is_v4: bool, net: u16, host: u8) -> IpAddr {
+pub fn host(is_v4: bool, net: u16, host: u8) -> IpAddr {
     match is_v4 {
         true => Ipv4Addr::new(10, (net - 0xa) as u8, 0, host).into(),
         false => Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host.into()).into(),
     }
+}
+
+/// The frame of a UDP datagram.
+pub fn datagram(from: End, to: End) -> Vec<u8> {
+    packet(from, to, UDP, Shape { ttl: 64, ..Shape::default() })
+}
+
+/// The frame of one of a UDP datagram's two parts.
+pub fn part(from: End, to: End, is_second: bool) -> Vec<u8> {
+    packet(from, to, UDP, Shape { length: 20, ttl: 64, quirks: 2 | u8::from(is_second), ..Shape::default() })
 }
 
 /// The frame of a packet with a transport header and data.

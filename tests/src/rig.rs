@@ -182,12 +182,15 @@ impl Rig {
     /// When the worker it is handed to hands it on, or a frame that is handed on, passed or told to wait was changed.
     pub fn deliver(&mut self, worker: usize, port: PortId, frame: &[u8]) -> Delivery {
         let frame = &frame[..frame.len().min(MAX_FRAME)];
-        let first = self.look(worker, port, frame, false);
-        let Verdict::HandOff(owner) = first.verdict else { return first };
-        assert_ne!(usize::from(owner.0), worker, "handed to itself");
-        let second = self.look(usize::from(owner.0), port, frame, true);
-        assert!(!matches!(second.verdict, Verdict::HandOff(_)), "handed on and on");
-        second
+        let mut delivery = self.look(worker, port, frame, false);
+        // To the owner; who may not be it any more, and then to the worker that the client's template belongs to.
+        for _ in 0..2 {
+            let Verdict::HandOff(next) = delivery.verdict else { return delivery };
+            assert_ne!(next, delivery.worker, "handed to itself");
+            delivery = self.look(next.0.into(), port, frame, true);
+        }
+        assert!(!matches!(delivery.verdict, Verdict::HandOff(_)), "handed on and on");
+        delivery
     }
 
     fn look(&mut self, worker: usize, port: PortId, frame: &[u8], handed: bool) -> Delivery {
