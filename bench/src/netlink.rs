@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{
     InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State, VlanProtocol,
 };
@@ -183,8 +184,11 @@ impl Netlink {
     /// Gives an interface an address.
     pub fn address(&self, name: &str, address: IpAddr, prefix: u8) -> Result<()> {
         let index = self.index(name)?;
+        let mut request = self.handle.address().add(index, address, prefix);
+        // Nobody else has it, and it is to be of use at once.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         self.runtime
-            .block_on(self.handle.address().add(index, address, prefix).execute())
+            .block_on(request.execute())
             .with_context(|| format!("adding {address}/{prefix} to {name}"))
     }
 

@@ -71,6 +71,8 @@ reasons! {
     AbsorbedIcmp = "drop.absorbed_icmp",
     /// The connection table is full.
     TableFull = "drop.table_full",
+    /// A new connection that was refused to shed load (`drop_packet`).
+    LoadShed = "drop.load_shed",
     /// FullNAT has no local address for the real server, or no port left at any. A TCP client was reset.
     NoLocalPort = "drop.no_local_port",
     /// A packet that has no counterpart in the other address family.
@@ -139,6 +141,8 @@ events! {
     Created = "conn.created",
     /// Connections that reached their timeout.
     Expired = "conn.expired",
+    /// Connections that were ended to make room for others.
+    GaveWay = "conn.gave_way",
     /// New connections nobody could be scheduled for; answered with ICMP port unreachable.
     NoServer = "sched.no_server",
     /// Connections that other workers cannot find, because the directory had no room.

@@ -295,9 +295,9 @@ fn dial(target: SocketAddr, sources: &Sources) -> Result<TcpStream> {
     const ATTEMPTS: usize = 16;
     let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Stream, flags, None).context("making a socket")?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true).context("SO_REUSEADDR")?;
     for _ in 0..ATTEMPTS {
+        let socket = socket(family, SockType::Stream, flags, None).context("making a socket")?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true).context("SO_REUSEADDR")?;
         let source = sources.next();
         match bind(socket.as_raw_fd(), &SockaddrStorage::from(source)) {
             Ok(()) => {}
@@ -306,6 +306,8 @@ fn dial(target: SocketAddr, sources: &Sources) -> Result<TcpStream> {
         }
         return match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {
             Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket.into()),
+            // From there to the target a connection waits for its end.
+            Err(Errno::EADDRNOTAVAIL) => continue,
             Err(errno) => Err(errno).with_context(|| format!("from {source}")),
         };
     }

@@ -227,6 +227,22 @@ impl<A: Address> Table<A> {
         (template.virtual_port, template.server_port) = (u16::MAX, u16::MAX);
     }
 
+    /// Connections it has room for.
+    pub fn capacity(&self) -> usize {
+        self.slab.entries.len()
+    }
+
+    /// Places that were used at least once.
+    pub fn places(&self) -> u32 {
+        self.slab.touched
+    }
+
+    /// The connection at a place, if there is one.
+    pub fn at(&self, place: u32) -> Option<ConnId> {
+        (place < self.slab.touched && self.slab.entries[place as usize].protocol != 0)
+            .then_some(ConnId(place))
+    }
+
     /// Connections in the table.
     pub fn len(&self) -> usize {
         self.slab.touched as usize - self.slab.freed

@@ -12,7 +12,7 @@ use crate::packet::parse::tcp_flags;
 
 use State::{
     Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI,
-    SynRecv as SR, SynSent as SS, TimeWait as TW,
+    SynAck as SA, SynRecv as SR, SynSent as SS, TimeWait as TW,
 };
 
 /// Rows: SYN, FIN, ACK, RST. Columns: the state before, in the order of [`State`].
@@ -45,9 +45,37 @@ const INPUT_ONLY: Table = [
     /*rst*/ [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
 ];
 
+/// Under `secure_tcp` a client's acknowledgement establishes nothing: only what the real server does.
+#[rustfmt::skip]
+const SECURE_INPUT: Table = [
+    //       NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+    /*syn*/ [SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SA],
+    /*fin*/ [CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, SA],
+    /*ack*/ [ES, ES, SS, SR, FW, TW, CL, CW, CL, LI, SA],
+    /*rst*/ [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
+];
+
+#[rustfmt::skip]
+const SECURE_OUTPUT: Table = [
+    //       NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+    /*syn*/ [SS, ES, SS, SA, SS, SS, SS, SS, SS, LI, SA],
+    /*fin*/ [TW, FW, SS, TW, FW, TW, CL, TW, LA, LI, TW],
+    /*ack*/ [ES, ES, SS, ES, FW, TW, CL, CW, LA, ES, ES],
+    /*rst*/ [CL, CL, SS, CL, CL, TW, CL, CL, CL, CL, CL],
+];
+
+#[rustfmt::skip]
+const SECURE_INPUT_ONLY: Table = [
+    //       NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+    /*syn*/ [SA, ES, ES, SR, SA, SA, SA, SA, SA, SA, SA],
+    /*fin*/ [CL, FW, SS, TW, FW, TW, CL, CW, LA, LI, TW],
+    /*ack*/ [ES, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES],
+    /*rst*/ [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
+];
+
 /// The state after a TCP packet with these flags.
 #[inline]
-pub fn after(state: State, side: Side, flags: u8) -> State {
+pub fn after(state: State, side: Side, flags: u8, is_secure: bool) -> State {
     let event = if flags & tcp_flags::RST != 0 {
         3
     } else if flags & tcp_flags::SYN != 0 {
@@ -59,10 +87,13 @@ pub fn after(state: State, side: Side, flags: u8) -> State {
     } else {
         return State::Close;
     };
-    let table = match side {
-        Side::Input => &INPUT,
-        Side::Output => &OUTPUT,
-        Side::InputOnly => &INPUT_ONLY,
+    let table = match (side, is_secure) {
+        (Side::Input, false) => &INPUT,
+        (Side::Output, false) => &OUTPUT,
+        (Side::InputOnly, false) => &INPUT_ONLY,
+        (Side::Input, true) => &SECURE_INPUT,
+        (Side::Output, true) => &SECURE_OUTPUT,
+        (Side::InputOnly, true) => &SECURE_INPUT_ONLY,
     };
     // A connection of another protocol never gets here; the bound keeps the index in the table all the same.
     table[event][(state as usize).min(10)]

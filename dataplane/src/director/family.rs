@@ -34,6 +34,12 @@ pub struct Family<A> {
     next_id: u16,
     /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
     swept: Option<u32>,
+    /// Where whoever goes through all connections has got to.
+    pub(super) place: u32,
+    /// Draws places at random, for connections that may give way.
+    pub(super) draw: u32,
+    /// Connections that are still to be looked at in this period, whether to drop them.
+    pub(super) to_look_at: u32,
 }
 
 /// Where a listing has got to.
@@ -80,6 +86,9 @@ impl<A: Near> Family<A> {
             fragments: Fragments::default(),
             next_id: 0,
             swept: None,
+            place: 0,
+            draw: 0,
+            to_look_at: 0,
         })
     }
 
@@ -211,7 +220,8 @@ impl<A: Near> Family<A> {
         self.track(shared, id, meta, Direction::Request, now);
         let length = u64::from(meta.length());
         let conn = self.conns.conn_mut(id);
-        conn.in_packets = conn.in_packets.wrapping_add(1);
+        // Past its end it goes on in the middle: one that counts few packets is a short one.
+        conn.in_packets = conn.in_packets.checked_add(1).unwrap_or(1 << 15);
         let conn = *conn;
         let counters = shared.mine().dest(conn.dest);
         add(&counters.in_packets, 1);
@@ -315,6 +325,10 @@ impl<A: Near> Family<A> {
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
+        if shared.defence.refuses() {
+            return Verdict::Drop(Reason::LoadShed);
+        }
+        self.make_room(shared, now);
         let key = self.key(service, tuple);
         if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
             return Verdict::HandOff(keeper);
@@ -440,7 +454,7 @@ impl<A: Near> Family<A> {
             Direction::Reply => Side::Output,
         };
         let new = match meta.tuple.protocol {
-            TCP => tcp::after(conn.state, side, meta.flags),
+            TCP => tcp::after(conn.state, side, meta.flags, shared.defence.is_secure),
             SCTP => sctp::after(conn.state, side, meta.flags),
             _ => State::Udp,
         };
@@ -492,7 +506,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Ends a connection before its time.
-    fn cut(&mut self, shared: &mut Shared, id: ConnId) {
+    pub(super) fn cut(&mut self, shared: &mut Shared, id: ConnId) {
         let old = self.conns.remove(id);
         self.end(shared, &old);
     }

@@ -18,6 +18,7 @@ mod across;
 mod admission;
 mod answers;
 mod beyond;
+mod defence;
 mod errors;
 mod family;
 mod fragments;
@@ -44,6 +45,7 @@ use crate::port::BURST;
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use beyond::Beyond;
+use defence::Defence;
 use family::Family;
 pub use family::{Listed, Place};
 use outbox::Outbox;
@@ -90,6 +92,7 @@ struct Shared {
     outbox: Outbox,
     pools: Pools,
     beyond: Beyond,
+    defence: Defence,
     /// Whether the burst under way was sent by another worker.
     handed: bool,
 }
@@ -124,7 +127,7 @@ impl Director {
         let mut pools = Pools::new(worker, counters.workers(), secret);
         pools.adopt(&snapshot.services);
         let beyond = Beyond::with_capacity(capacity, secret, now)?;
-        let (limiter, outbox) = Default::default();
+        let (limiter, outbox, defence) = Default::default();
         Ok(Self {
             shared: Shared {
                 worker,
@@ -137,6 +140,7 @@ impl Director {
                 outbox,
                 pools,
                 beyond,
+                defence,
                 handed: false,
             },
             v4: Family::with_capacity(capacity, secret, now)?,
@@ -211,7 +215,8 @@ impl Director {
             self.v6.forget_hops();
         }
         let old = std::mem::replace(&mut shared.snapshot, snapshot);
-        let new = &shared.snapshot;
+        self.weigh();
+        let new = &self.shared.snapshot;
         if new.sysctls.expire_nodest_conn != 0 && new.services.has_lost_any(&old.services) {
             self.v4.sweep();
             self.v6.sweep();
@@ -220,10 +225,11 @@ impl Director {
     }
 
     /// Ends connections whose time is over, and those of removed real servers if they are not to wait for them, looking at `budget` connections at
-    /// most.
+    /// most. Then those that may be dropped, if there is little room.
     pub fn expire(&mut self, now: Tick, mut budget: usize) {
         self.v4.expire(&mut self.shared, now, &mut budget);
         self.v6.expire(&mut self.shared, now, &mut budget);
+        self.defend(now, &mut budget);
     }
 
     /// Gives the connections that live at `now` to `each`, a listing in steps that look at `places` places of the tables. Says where to go on;

@@ -34,9 +34,17 @@ macro_rules! sysctls {
 }
 
 sysctls! {
+    /// Of so many new connections one is refused, with `drop_packet` at 3.
+    am_droprate = 10 in ANY;
+    /// Pages of 4 KiB: memory is short when fewer are free.
+    amemthresh = 1024 in ANY;
     /// Whether a packet that asks for a new connection may replace the one that has its addresses and ports: 0 never; otherwise when that one is
     /// over; with bit 1 also when its client has sent a FIN and its replies are not seen here.
     conn_reuse_mode = 1 in ANY;
+    /// Whether connections that look unused are dropped: 0 never, 1 while memory is short, 3 always.
+    drop_entry = 0 in 0..=3;
+    /// Whether some new connections are refused, the same way.
+    drop_packet = 0 in 0..=3;
     /// Whether the connections of a real server that was removed end. Otherwise their packets vanish until they expire or the server is back.
     /// A real server of weight 0 loses a connection to a packet that asks for a new one.
     expire_nodest_conn = 0 in ANY;
@@ -46,6 +54,8 @@ sysctls! {
     nat_icmp_send = 0 in ANY;
     /// Whether a tunnel's outer packet must not be cut up when the inner one must not.
     pmtu_disc = 1 in ANY;
+    /// Whether TCP's states go by a table that takes no client's word for a connection being established, the same way.
+    secure_tcp = 0 in 0..=3;
     /// Whether any SCTP packet but an ABORT may begin a connection, not only an INIT.
     sloppy_sctp = 0 in ANY;
     /// Whether any TCP segment but a RST may begin a connection, not only a SYN.
@@ -97,10 +107,13 @@ mod tests {
     fn names_are_in_order_and_each_has_a_place_of_its_own() {
         assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
         let mut all = Sysctls::default();
-        for (n, known) in (0..).zip(TABLE) {
-            all.set(known.name, n).unwrap();
+        for known in TABLE {
+            let (before, value) = (all, i32::from((known.get)(&all) == 0));
+            all.set(known.name, value).unwrap();
+            let changed = before.iter().zip(all.iter()).filter(|(before, after)| before != after);
+            assert!(changed.map(|(_, after)| after).eq([(known.name, value)]));
         }
-        assert!(all.iter().map(|(_, value)| value).eq(0..TABLE.len() as i32));
+        assert_eq!(all.set("drop_entry", 4), Err(SysctlError::OutOfBounds(0..=3)));
         assert_eq!(all.set("no_such", 1), Err(SysctlError::Unknown));
     }
 }
