@@ -6,6 +6,7 @@
 pub mod api;
 pub mod cli;
 pub mod daemon;
+pub mod drain;
 pub mod ipvsadm;
 pub mod publisher;
 pub mod rules;
