@@ -52,10 +52,6 @@ use engine::Engine;
 use mirror::{Mirror, View};
 use watch::Watch;
 
-/// Connections a worker's table holds. At 64 bytes an entry and as much again of index they are 128 MiB of address space, touched
-/// as used.
-const CONNECTIONS: usize = 1 << 20;
-
 /// How often control looks after things: workers alive, neighbours that did not answer asked again.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -82,6 +78,9 @@ pub struct Options {
     /// Rules to begin with, in the format of ipvsadm -S.
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Connections that each worker has room for, of IPv4 and of IPv6. Memory is used as they come, about 100 bytes for each of IPv4 and 160 of IPv6.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1024..1 << 30))]
+    pub connections: u32,
 }
 
 /// What the data plane can do, for the rules.
@@ -184,6 +183,8 @@ struct Control {
     taken: HashSet<Target>,
     ways: Vec<(String, String)>,
     cores: Vec<usize>,
+    /// Connections that a worker has room for.
+    capacity: usize,
     watch: Watch,
     /// The machine's addresses that are left to the kernel.
     kernels: Vec<IpAddr>,
@@ -229,10 +230,11 @@ impl Control {
         let words = backend::random::<24>()?;
         let word = |n: usize| u64::from_ne_bytes(std::array::from_fn(|byte| words[n * 8 + byte]));
         let secret = Secret([word(0), word(1), word(2)]);
+        let capacity = options.connections as usize;
         let directory = match cores.len() {
             1 => None,
             // Each connection may be announced twice, by its request and by its reply.
-            workers => Some(Arc::new(Directory::with_capacity(workers * CONNECTIONS * 2)?)),
+            workers => Some(Arc::new(Directory::with_capacity(workers * capacity * 2)?)),
         };
 
         let paths = Arc::<Paths>::default();
@@ -253,7 +255,7 @@ impl Control {
                 director::Parts {
                     worker: id,
                     snapshot: Arc::clone(&first),
-                    capacity: CONNECTIONS,
+                    capacity,
                     secret,
                     directory: directory.clone(),
                     paths: Arc::clone(&paths),
@@ -289,6 +291,7 @@ impl Control {
             taken: HashSet::new(),
             ways,
             cores,
+            capacity,
             watch: Watch::default(),
             kernels: Vec::new(),
             is_behind: false,
@@ -479,7 +482,7 @@ impl Control {
     fn status(&self) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            table_size: (CONNECTIONS * self.cores.len()) as u64,
+            table_size: (self.capacity * self.cores.len()) as u64,
             interfaces: self.ways.clone(),
             cores: self.cores.clone(),
             epoch: self.engine.epoch().0,
