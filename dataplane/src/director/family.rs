@@ -248,7 +248,9 @@ impl<A: Near> Family<A> {
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
             Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
-            Forwarding::FullNat => return self.request_by_full_nat(shared, packet, meta, id, &hop),
+            Forwarding::FullNat => {
+                return self.request_by_full_nat(shared, packet, meta, id, &hop, mtu);
+            }
             Forwarding::Tunnel => return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now),
         }
         self.send(shared, packet, &hop)
@@ -363,9 +365,12 @@ impl<A: Near> Family<A> {
                 shared.withdraw(hash);
                 match reason {
                     // Silence would cost the client seconds.
-                    Reason::NoLocalPort if tuple.protocol == TCP => {
+                    Reason::NoLocalPort => {
                         shared.mine().drop(reason);
-                        self.reset(shared, packet, meta)
+                        match tuple.protocol {
+                            TCP => self.reset(shared, packet, meta),
+                            _ => self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now),
+                        }
                     }
                     reason => Verdict::Drop(reason),
                 }
