@@ -65,7 +65,7 @@ impl<A: Near> Family<A> {
         dest: &Dest,
         now: Tick,
     ) -> Result<(), Reason> {
-        let Some((local, port)) = shared.pools.take(dest, conn.protocol) else {
+        let Some((local, port)) = shared.pools.take(dest, conn.protocol, now) else {
             return Err(Reason::NoLocalPort);
         };
         conn.local_port = port;
@@ -85,7 +85,7 @@ impl<A: Near> Family<A> {
                         local: local.into(),
                         server: (server.into(), conn.server_port),
                     };
-                    shared.pools.give(conn.dest, &way, port);
+                    shared.pools.give(conn.dest, &way, port, now, now);
                     return Err(Reason::TableFull);
                 };
                 conn.server = A::pointer(twin);
@@ -105,8 +105,8 @@ impl<A: Near> Family<A> {
         Ok(())
     }
 
-    /// Gives a connection's local port back.
-    pub(super) fn release_full_nat(shared: &mut Shared, conn: &Conn<A>) {
+    /// Gives a connection's local port back, to be used again when its time would have been over.
+    pub(super) fn release_full_nat(shared: &mut Shared, conn: &Conn<A>, now: Tick) {
         let (local, server) = if conn.marks.has(Marks::ACROSS) {
             let reply = beyond::remove::<A::Other>(shared, conn);
             let hash = A::Other::twins(&shared.beyond).hash(&reply);
@@ -116,7 +116,7 @@ impl<A: Near> Family<A> {
             (conn.local.into(), conn.server.into())
         };
         let way = Way { protocol: conn.protocol, local, server: (server, conn.server_port) };
-        shared.pools.give(conn.dest, &way, conn.local_port);
+        shared.pools.give(conn.dest, &way, conn.local_port, now.plus(conn.remaining(now)), now);
     }
 
     /// Tells the real server of the client, where the packet is one to do that with. Gives what must go before the packet.
