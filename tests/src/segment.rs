@@ -83,6 +83,13 @@ impl Segment {
         Self::read_broken(frame)
     }
 
+    /// Reads a frame that may be anything; `None` when it is no whole TCP segment.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let is_segment =
+            |layers: &Layers| layers.protocol == 6 && layers.fragment.is_none() && layers.end == frame.len();
+        Layers::read(frame).filter(is_segment).map(|_| Self::read_broken(frame))
+    }
+
     /// Reads a frame whose TCP checksum may be wrong.
     ///
     /// # Panics
