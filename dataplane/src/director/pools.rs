@@ -22,7 +22,7 @@ use crate::service::{Dest, DestId, Forwarding, Local, Services, Tick, WorkerId};
 const FIRST: u16 = 1024;
 
 /// Local ports there are.
-const PORTS: u16 = u16::MAX - FIRST;
+const PORTS: u16 = u16::MAX - FIRST + 1;
 
 /// The local ports of one worker.
 pub struct Pools {

@@ -11,11 +11,11 @@ use shunt_tests::frames::{C0, client_mac, sctp};
 use shunt_tests::layers::Layers;
 use shunt_tests::segment::{Pair, Segment};
 
-/// Workers among which the ports are shared out, so that a test need not open 64,511 connections.
+/// Workers among which the ports are shared out, so that a test need not open 64,512 connections.
 const WORKERS: usize = 64;
 
 /// Local ports there are: from 1024 on, as many for each worker.
-const SHARE: usize = (65535 - 1024) / WORKERS;
+const SHARE: usize = (65536 - 1024) / WORKERS;
 
 fn pair(worker: u8, is_v4: bool) -> Pair {
     Pair::between(Bench::of_worker(worker, WORKERS), is_v4, is_v4, "--toa disable")
