@@ -40,7 +40,8 @@ pub struct Way {
     pub protocol: u8,
     /// The local address.
     pub local: IpAddr,
-    /// The real server.
+    /// The real server, with port 0 if it is reached at the port that the client chose. All those ports have one queue, which knows nothing of the
+    /// queues of single ones: services of both kinds need local addresses of their own.
     pub server: (IpAddr, u16),
 }
 
@@ -48,6 +49,8 @@ pub struct Way {
 /// would always lead one server's connections to the same address.
 #[derive(Default)]
 struct Turn {
+    /// The real server's port as its queues have it: 0 for one that is reached at any port.
+    port: u16,
     locals: Vec<Arc<Local>>,
     next: usize,
     /// Addresses that were taken away while connections remain, to be counted down.
@@ -102,10 +105,11 @@ impl Pools {
     /// Gives a connection's port back, which may be used again from the moment `from` on.
     pub fn give(&mut self, dest: DestId, way: &Way, port: u16, from: Tick, now: Tick) {
         let place = (port - FIRST) / self.workers;
-        if let Some(queue) = self.queues.get_mut(way) {
+        let turn = self.turns.get(&dest);
+        let server = (way.server.0, turn.map_or(way.server.1, |turn| turn.port));
+        if let Some(queue) = self.queues.get_mut(&Way { server, ..*way }) {
             queue.give(place, from, now);
         }
-        let turn = self.turns.get(&dest);
         let mut locals = turn.into_iter().flat_map(|turn| turn.locals.iter().chain(&turn.leaving));
         if let Some(local) = locals.find(|local| local.address == way.local) {
             local.end(self.worker);
@@ -122,6 +126,7 @@ impl Pools {
             for dest in full_nat {
                 let protocol = service.protocol as u8;
                 let mut turn = turns.remove(&dest.id).unwrap_or_default();
+                turn.port = dest.port;
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
                 for local in &turn.locals {
@@ -243,10 +248,15 @@ mod tests {
     const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 11));
 
     fn services(locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
+        services_to(80, locals)
+    }
+
+    /// A service whose real server is reached at this port, or at any.
+    fn services_to(port: u16, locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
         let dest = Arc::new(Dest {
             id: DestId(3),
             address: SERVER,
-            port: 80,
+            port,
             forwarding: Forwarding::FullNat,
             tunnel: Tunnel::default(),
             weight: 1,
@@ -329,6 +339,19 @@ mod tests {
         assert_eq!(one.conns(), 0);
         pools.adopt(&without);
         assert!(pools.queues.is_empty() && pools.turns[&dest.id].leaving.is_empty());
+    }
+
+    #[test]
+    fn ports_towards_a_server_that_is_reached_at_any_port_come_back() {
+        let (services, dest) = services_to(0, &[&local(2)]);
+        let mut pools = pools(0, &services);
+        for server_port in [80, 443] {
+            let (local, port) = pools.take(&dest, 6, NOW).unwrap();
+            assert_eq!(local, WAY.local);
+            let way = Way { server: (SERVER, server_port), ..WAY };
+            pools.give(dest.id, &way, port, NOW, NOW);
+            assert!(pools.queues.values().all(Queue::is_whole));
+        }
     }
 
     proptest! {
