@@ -36,6 +36,9 @@ const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 /// The mode that others are compared with.
 const DIRECT: &str = "direct";
 
+/// A quiet machine's rates stay well below this spread.
+const NOISY: f64 = 0.3;
+
 /// The tables fit a terminal of this width.
 const WIDTH: u16 = 100;
 
@@ -85,6 +88,9 @@ pub struct Entry {
     pub spread: f64,
     /// The value ÷ that of `direct`, of the same family. `null` where that was not measured.
     pub of_direct: Option<f64>,
+    /// How many there were. One alone has no spread to be shown.
+    #[serde(skip)]
+    repetitions: usize,
 }
 
 /// One measurement that was not made.
@@ -124,7 +130,9 @@ impl Report {
         let (value, spread) = median_and_spread(repetitions);
         let Metric { name: metric, unit, .. } = metric;
         let Way { family, mode, backend } = way;
-        self.results.push(Entry { mode, backend, family, metric, value, unit, spread, of_direct: None });
+        let (of_direct, repetitions) = (None, repetitions.len());
+        let entry = Entry { mode, backend, family, metric, value, unit, spread, of_direct, repetitions };
+        self.results.push(entry);
     }
 
     /// Says of each measurement what part it is of the one without a director.
@@ -164,6 +172,9 @@ impl Report {
         text += "Medians, ± half the spread. \"direct\" is client to server with no director: what the lab's own\n";
         text += "generators reach; the ratio is of the UDP packets to its. A director can beat it: its worker brings\n";
         text += "a second core to the packet's way.\n";
+        if self.is_noisy() {
+            text += "Some spreads are large: something else is at work on this machine. Measure on a quiet one.\n";
+        }
         text += &format!("Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}.\n");
         let reasons: BTreeSet<_> = self.skipped.iter().map(|skipped| (skipped.way(), &skipped.why)).collect();
         for (way, why) in reasons {
@@ -204,8 +215,9 @@ impl Report {
     }
 
     fn cell(&self, way: Way, metric: Metric) -> String {
-        self.entry(way, metric).map_or_else(String::new, |entry| {
-            format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0)
+        self.entry(way, metric).map_or_else(String::new, |entry| match entry.repetitions {
+            1 => grouped(entry.value),
+            _ => format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0),
         })
     }
 
@@ -213,6 +225,12 @@ impl Report {
     fn packets_of_direct(&self, way: Way) -> String {
         let ratio = self.entry(way, DATAGRAMS).and_then(|entry| entry.of_direct);
         ratio.map_or_else(String::new, |ratio| format!("{:.0}%", ratio * 100.0))
+    }
+
+    /// Whether most rates differ so much between rounds that comparing ways says little. Percentiles of latency jump anyway.
+    fn is_noisy(&self) -> bool {
+        let rates = || self.results.iter().filter(|entry| entry.unit != LATENCY_P50.unit);
+        rates().filter(|entry| entry.spread > NOISY).count() * 2 > rates().count()
     }
 
     fn entry(&self, way: Way, metric: Metric) -> Option<&Entry> {
@@ -335,6 +353,12 @@ mod tests {
         assert_eq!(ratios, [Some(0.25), None, Some(1.0)]);
         let text = report.to_text();
         assert!(text.contains(" 25% ") && text.contains(" 100% "), "{text}");
+        assert!(!text.contains("±0"), "a single round has no spread: {text}");
+        assert!(!text.contains("quiet one"), "{text}");
+        report.add(way("ipv6", "direct"), DATAGRAMS, &[100.0, 200.0]);
+        assert!(!report.to_text().contains("quiet one"));
+        report.results.retain(|entry| entry.spread > 0.0);
+        assert!(report.to_text().contains("quiet one"));
     }
 
     #[test]
