@@ -65,11 +65,12 @@ impl<A: Near> Family<A> {
         dest: &Dest,
         now: Tick,
     ) -> Result<(), Reason> {
-        let Some((local, port)) = shared.pools.take(dest, conn.protocol, now) else {
+        let Some((way, port)) = shared.pools.take(dest, conn.protocol, conn.server_port, now) else {
             return Err(Reason::NoLocalPort);
         };
         conn.local_port = port;
-        match (A::either(local), A::either(dest.address)) {
+        conn.marks.set(Marks::ANY_PORT, way.server.1 != conn.server_port);
+        match (A::either(way.local), A::either(dest.address)) {
             (Ok(local), _) => conn.local = local,
             (Err(local), Err(server)) => {
                 let reply = Tuple {
@@ -80,11 +81,6 @@ impl<A: Near> Family<A> {
                     protocol: conn.protocol,
                 };
                 let Some(twin) = beyond::insert::<A::Other>(shared, &reply, now) else {
-                    let way = Way {
-                        protocol: conn.protocol,
-                        local: local.into(),
-                        server: (server.into(), conn.server_port),
-                    };
                     shared.pools.give(conn.dest, &way, port, now, now);
                     return Err(Reason::TableFull);
                 };
@@ -115,7 +111,8 @@ impl<A: Near> Family<A> {
         } else {
             (conn.local.into(), conn.server.into())
         };
-        let way = Way { protocol: conn.protocol, local, server: (server, conn.server_port) };
+        let server_port = if conn.marks.has(Marks::ANY_PORT) { 0 } else { conn.server_port };
+        let way = Way { protocol: conn.protocol, local, server: (server, server_port) };
         shared.pools.give(conn.dest, &way, conn.local_port, now.plus(conn.remaining(now)), now);
     }
 

@@ -40,8 +40,7 @@ pub struct Way {
     pub protocol: u8,
     /// The local address.
     pub local: IpAddr,
-    /// The real server, with port 0 if it is reached at the port that the client chose. All those ports have one queue, which knows nothing of the
-    /// queues of single ones: services of both kinds need local addresses of their own.
+    /// The real server. Port 0 stands for all its ports that have no queue of their own: a service of all ports leads there.
     pub server: (IpAddr, u16),
 }
 
@@ -49,8 +48,6 @@ pub struct Way {
 /// would always lead one server's connections to the same address.
 #[derive(Default)]
 struct Turn {
-    /// The real server's port as its queues have it: 0 for one that is reached at any port.
-    port: u16,
     locals: Vec<Arc<Local>>,
     next: usize,
     /// Addresses that were taken away while connections remain, to be counted down.
@@ -83,18 +80,21 @@ impl Pools {
         Self { worker, workers, secret, queues: HashMap::new(), turns: HashMap::new() }
     }
 
-    /// Takes a port for a new connection to a real server at `now`. Addresses take turns; one whose ports are used up is passed over, and counts that. `None` when all
-    /// are.
-    pub fn take(&mut self, dest: &Dest, protocol: u8, now: Tick) -> Option<(IpAddr, u16)> {
+    /// Takes a port for a new connection to this port of a real server at `now`. Addresses take turns; one whose ports are used up is passed over, and counts
+    /// that. `None` when all are.
+    pub fn take(&mut self, dest: &Dest, protocol: u8, server_port: u16, now: Tick) -> Option<(Way, u16)> {
         let turn = self.turns.get_mut(&dest.id)?;
         for _ in 0..turn.locals.len() {
             let local = &turn.locals[turn.next % turn.locals.len()];
             turn.next = turn.next.wrapping_add(1);
-            let way = Way { protocol, local: local.address, server: (dest.address, dest.port) };
+            let mut way = Way { protocol, local: local.address, server: (dest.address, server_port) };
+            if !self.queues.contains_key(&way) {
+                way.server.1 = 0;
+            }
             match self.queues.get_mut(&way).and_then(|queue| queue.take(now)) {
                 Some(place) => {
                     local.begin(self.worker);
-                    return Some((local.address, self.port(place)));
+                    return Some((way, self.port(place)));
                 }
                 None => local.exhaust(self.worker),
             }
@@ -102,14 +102,13 @@ impl Pools {
         None
     }
 
-    /// Gives a connection's port back, which may be used again from the moment `from` on.
+    /// Gives a connection's port back, which may be used again from the moment `from` on. The way is the one it was taken for.
     pub fn give(&mut self, dest: DestId, way: &Way, port: u16, from: Tick, now: Tick) {
         let place = (port - FIRST) / self.workers;
-        let turn = self.turns.get(&dest);
-        let server = (way.server.0, turn.map_or(way.server.1, |turn| turn.port));
-        if let Some(queue) = self.queues.get_mut(&Way { server, ..*way }) {
+        if let Some(queue) = self.queues.get_mut(way) {
             queue.give(place, from, now);
         }
+        let turn = self.turns.get(&dest);
         let mut locals = turn.into_iter().flat_map(|turn| turn.locals.iter().chain(&turn.leaving));
         if let Some(local) = locals.find(|local| local.address == way.local) {
             local.end(self.worker);
@@ -126,7 +125,6 @@ impl Pools {
             for dest in full_nat {
                 let protocol = service.protocol as u8;
                 let mut turn = turns.remove(&dest.id).unwrap_or_default();
-                turn.port = dest.port;
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
                 for local in &turn.locals {
@@ -251,10 +249,10 @@ mod tests {
         services_to(80, locals)
     }
 
-    /// A service whose real server is reached at this port, or at any.
+    /// A service of this port, or of all.
     fn services_to(port: u16, locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
         let dest = Arc::new(Dest {
-            id: DestId(3),
+            id: DestId(port.into()),
             address: SERVER,
             port,
             forwarding: Forwarding::FullNat,
@@ -268,10 +266,10 @@ mod tests {
         });
         let (scheduler_name, scheduler) = sched::by_name("rr").unwrap();
         let service = Service {
-            id: ServiceId(1),
+            id: ServiceId(port.into()),
             protocol: Protocol::Tcp,
             address: [10, 9, 0, 1].into(),
-            port: 80,
+            port,
             dests: vec![Arc::clone(&dest)],
             locals: locals.iter().map(|local| Arc::clone(local)).collect(),
             edits: 0,
@@ -300,7 +298,7 @@ mod tests {
         let mut seen = HashSet::new();
         for worker in 0..4 {
             let mut pools = pools(worker, &services);
-            while let Some((_, port)) = pools.take(&dest, 6, NOW) {
+            while let Some((_, port)) = pools.take(&dest, 6, 80, NOW) {
                 assert!(port >= FIRST && seen.insert(port), "{port} twice");
             }
         }
@@ -312,14 +310,14 @@ mod tests {
         let (one, two) = (local(2), local(3));
         let (services, dest) = services(&[&one, &two]);
         let mut pools = pools(0, &services);
-        let both: Vec<_> = (0..4).map(|_| pools.take(&dest, 6, NOW).unwrap().0).collect();
+        let both: Vec<_> = (0..4).map(|_| pools.take(&dest, 6, 80, NOW).unwrap().0.local).collect();
         assert_eq!(both, [one.address, two.address, one.address, two.address]);
         assert_eq!((one.conns(), two.conns()), (2, 2));
-        while pools.take(&dest, 6, NOW).is_some() {}
+        while pools.take(&dest, 6, 80, NOW).is_some() {}
         assert_eq!((one.conns(), one.exhausted()), (u64::from(PORTS / 4), 1));
         pools.give(dest.id, &WAY, FIRST + 4, NOW, NOW);
-        assert_eq!(pools.take(&dest, 6, NOW), Some((one.address, FIRST + 4)));
-        assert_eq!(pools.take(&dest, 17, NOW), None, "another protocol has no queue here");
+        assert_eq!(pools.take(&dest, 6, 80, NOW), Some((WAY, FIRST + 4)));
+        assert_eq!(pools.take(&dest, 17, 80, NOW), None, "another protocol has no queue here");
     }
 
     #[test]
@@ -328,11 +326,11 @@ mod tests {
         let (with, dest) = services(&[&one]);
         let (without, _) = services(&[]);
         let mut pools = pools(0, &with);
-        let (_, first) = pools.take(&dest, 6, NOW).unwrap();
+        let (_, first) = pools.take(&dest, 6, 80, NOW).unwrap();
         pools.adopt(&without);
-        assert_eq!(pools.take(&dest, 6, NOW), None);
+        assert_eq!(pools.take(&dest, 6, 80, NOW), None);
         pools.adopt(&with);
-        assert_ne!(pools.take(&dest, 6, NOW).unwrap().1, first);
+        assert_ne!(pools.take(&dest, 6, 80, NOW).unwrap().1, first);
         pools.adopt(&without);
         pools.give(dest.id, &WAY, first, NOW, NOW);
         pools.give(dest.id, &WAY, first + 4, NOW, NOW);
@@ -342,16 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn ports_towards_a_server_that_is_reached_at_any_port_come_back() {
-        let (services, dest) = services_to(0, &[&local(2)]);
-        let mut pools = pools(0, &services);
-        for server_port in [80, 443] {
-            let (local, port) = pools.take(&dest, 6, NOW).unwrap();
-            assert_eq!(local, WAY.local);
-            let way = Way { server: (SERVER, server_port), ..WAY };
-            pools.give(dest.id, &way, port, NOW, NOW);
-            assert!(pools.queues.values().all(Queue::is_whole));
+    fn a_service_of_all_ports_shares_those_towards_a_port_that_another_has() {
+        let [(all, to_all), (one, to_one)] = [0, 80].map(|port| services_to(port, &[&local(2)]));
+        let mut pools = pools(0, &Services::new(all.iter().chain(one.iter()).cloned()));
+        let (mut seen, mut taken) = (HashSet::new(), Vec::new());
+        for (dest, port) in [(&to_all, 80), (&to_one, 80), (&to_all, 443), (&to_all, 444)].repeat(50) {
+            let (way, local_port) = pools.take(dest, 6, port, NOW).unwrap();
+            assert!(seen.insert((port, local_port)), "{local_port} twice towards {port}");
+            assert_eq!(way.server, (SERVER, if port == 80 { 80 } else { 0 }));
+            taken.push((dest.id, way, local_port));
         }
+        for (dest, way, port) in taken {
+            pools.give(dest, &way, port, NOW, NOW);
+        }
+        assert!(pools.queues.len() == 2 && pools.queues.values().all(Queue::is_whole));
     }
 
     proptest! {

@@ -230,6 +230,37 @@ fn services_on_one_server_share_its_ports() {
     assert_eq!(conns, [format!("1 {}", SHARE.div_ceil(2)), format!("1 {}", SHARE / 2)]);
 }
 
+/// The real server is reached at the port that the client chose.
+#[test]
+fn a_service_of_all_ports_gives_its_ports_back() {
+    let for_all = |worker| {
+        let mut pair = pair(worker, true);
+        let [all, server] = [pair.service, pair.server].map(|end| SocketAddr::new(end.ip(), 0));
+        pair.ipvsadm(&format!("-A -t {all} -s rr -p 60 --toa disable"));
+        pair.ipvsadm(&format!("-a -t {all} -r {server} --fullnat"));
+        pair.ipvsadm(&format!("-P -t {all} -z 10.1.0.2"));
+        pair.service.set_port(443);
+        pair
+    };
+    // A client's template belongs to one of the workers.
+    let mut pair = for_all(3);
+    let first = syn(&mut pair, 0);
+    if let Verdict::HandOff(owner) = pair.bench.frame(CLIENTS, &first.frame()).verdict {
+        pair = for_all(owner.0);
+    }
+    for port in [443, 8080, 443] {
+        pair.service.set_port(port);
+        pair.server.set_port(port);
+        for n in 0..SHARE {
+            open(&mut pair, n);
+        }
+        // The template of the client outlives its connections.
+        pair.bench.wait(Duration::from_secs(130));
+        assert_eq!(pair.bench.connections(), []);
+    }
+    assert_eq!(pair.bench.counter("drop.no_local_port"), 0);
+}
+
 #[test]
 fn a_connection_without_a_local_address_is_told_so_too() {
     let mut pair = Pair::new(true, "");
