@@ -140,6 +140,10 @@ pub fn far_end(topology: &Topology, addresses: usize) -> Result<Decapsulator> {
             netlink.route(*address, router)
         })
     })??;
+    // An IPv6 address is not to be had before its link is.
+    for namespace in [router, end] {
+        namespace.run_in(|| Netlink::open()?.wait_until_all_pass_packets())??;
+    }
     Decapsulator::start(end, &all, &Tunnel::ALL)
 }
 
