@@ -23,7 +23,7 @@ use crate::ground::{
     Backend, PATIENCE, connect, eventually, launcher, lend, permitted, run_to_end, say, serve_with,
     source_for, start, status,
 };
-use crate::tunnels::{Family, drops};
+use crate::tunnels::{Family, lost};
 use crate::wire::Watch;
 
 /// Where nginx serves as ever.
@@ -73,7 +73,7 @@ fn nginx_learns_of_curl(test: impl Fn() -> Result<()>, backend: Backend) -> Resu
             }
         }
     }
-    let lost = drops(&topology)?;
+    let lost = lost(&topology)?;
     ensure!(lost.is_empty(), "{lost:?}");
     director.stop()
 }

@@ -230,6 +230,11 @@ fn take(topology: &Topology, director: &Director, family: Family, way: &Way, tol
     Ok(())
 }
 
+/// Frames that were dropped, but for the last ones of connections whose service was already taken away for the next.
+pub fn lost(topology: &Topology) -> Result<BTreeSet<(String, u64)>> {
+    Ok(drops(topology)?.into_iter().filter(|(name, _)| name != "drop.no_dest").collect())
+}
+
 pub fn drops(topology: &Topology) -> Result<BTreeSet<(String, u64)>> {
     Ok(status(topology)?.counters.into_iter().filter(|(name, _)| name.starts_with("drop.")).collect())
 }
