@@ -1,8 +1,8 @@
 //! The comparison: each forwarding mode over each backend, under the same loads, beside no director at all.
 //!
 //! ```text
-//!  for each case (ipv4, ipv6 × direct; nat, dr, tun × af-xdp, af-packet):
-//!      a fresh topology ─▶ two servers (tun: that unwrap) ─▶ the director, its rules typed as an operator types them
+//!  for each case (ipv4, ipv6 × direct; nat, dr, tun, fullnat × af-xdp, af-packet):
+//!      a fresh topology ─▶ two servers (tun: that unwrap; fullnat: without a gateway) ─▶ the director, its rules typed as an operator types them
 //!      repeat: keep-alive requests, new connections, latency of few, small datagrams
 //!      the director must still run, and stop well
 //! ```
@@ -28,7 +28,8 @@ use crate::report::{
     CONNECTIONS, DATAGRAMS, LATENCY_P50, LATENCY_P99, METRICS, Metric, REQUESTS, Report, Way,
 };
 use crate::topology::{
-    self, Options, SERVERS, Topology, VIP, VIP6, client, client6, server, server_back, server_back6, server6,
+    self, LOCAL, LOCAL6, Options, SERVERS, Topology, VIP, VIP6, client, client6, server, server_back,
+    server_back6, server6,
 };
 use crate::traffic::decapsulator::{Decapsulator, Tunnel};
 use crate::traffic::server::Server;
@@ -45,6 +46,9 @@ pub enum Mode {
     Dr,
     /// IP in IP, replies past the director.
     Tun,
+    /// Both ends translated, both ways through the director, which is no server's gateway.
+    #[value(name = "fullnat")]
+    FullNat,
 }
 
 impl Mode {
@@ -55,6 +59,7 @@ impl Mode {
             Self::Nat => "nat",
             Self::Dr => "dr",
             Self::Tun => "tun",
+            Self::FullNat => "fullnat",
         }
     }
 
@@ -64,6 +69,7 @@ impl Mode {
             Self::Direct | Self::Nat => "-m",
             Self::Dr => "-g",
             Self::Tun => "-i",
+            Self::FullNat => "--fullnat",
         }
     }
 }
@@ -103,6 +109,10 @@ impl Family {
 
     fn server(self, n: usize) -> IpAddr {
         self.pick(server(n), server6(n))
+    }
+
+    fn local(self) -> IpAddr {
+        self.pick(LOCAL, LOCAL6)
     }
 
     fn server_back(self, n: usize) -> IpAddr {
@@ -233,6 +243,7 @@ pub fn compare(
         }
         case.measure(&mut report, progress).with_context(|| format!("measuring {}", case.way()))?;
     }
+    report.relate_to_direct();
     Ok(report)
 }
 
@@ -250,7 +261,7 @@ impl Case<'_> {
     }
 
     fn repetitions(&self) -> usize {
-        let central = self.family == Family::Ipv4 && self.mode != Mode::Tun;
+        let central = self.family == Family::Ipv4 && !matches!(self.mode, Mode::Tun | Mode::FullNat);
         if central { self.plan.repetitions } else { self.plan.fewer }
     }
 
@@ -267,6 +278,10 @@ impl Case<'_> {
             Mode::Tun => Some(topology.start_decapsulators(&[Tunnel::Ipip])?),
             _ => None,
         };
+        if self.mode == Mode::FullNat {
+            topology.lend_local_addresses()?;
+            topology.forget_the_director_as_gateway()?;
+        }
 
         let mut director = None;
         if let Some(backend) = self.backend {
@@ -319,6 +334,9 @@ impl Case<'_> {
             for n in 0..SERVERS {
                 let server = SocketAddr::new(self.family.server(n), port).to_string();
                 director.ipvsadm(&["-a", protocol, &service, "-r", &server, self.mode.option()])?;
+            }
+            if self.mode == Mode::FullNat {
+                director.ipvsadm(&["-P", protocol, &service, "-z", &self.family.local().to_string()])?;
             }
         }
         Ok(())
@@ -400,7 +418,7 @@ impl Case<'_> {
     fn targets(&self, port: u16) -> Vec<SocketAddr> {
         match self.mode {
             Mode::Direct => (0..SERVERS).map(|n| (self.family.server_back(n), port).into()).collect(),
-            Mode::Nat | Mode::Dr | Mode::Tun => vec![(self.family.vip(), port).into()],
+            _ => vec![(self.family.vip(), port).into()],
         }
     }
 }

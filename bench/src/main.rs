@@ -21,7 +21,7 @@ use shunt_bench::report::Report;
 use shunt_bench::{interrupt, namespace::tie_to_keeper};
 
 /// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director
-/// in network namespaces. Takes under two minutes, leaves nothing behind. Without root it uses a user
+/// in network namespaces. Takes some two minutes, leaves nothing behind. Without root it uses a user
 /// namespace and cannot measure AF_XDP.
 #[derive(Parser)]
 #[command(name = "shunt-lab", version)]
@@ -35,7 +35,7 @@ struct Options {
     json: Option<PathBuf>,
 
     /// Measure only these modes
-    #[arg(long, value_delimiter = ',', default_values = ["direct", "nat", "dr", "tun"])]
+    #[arg(long, value_delimiter = ',', default_values = ["direct", "nat", "dr", "tun", "fullnat"])]
     mode: Vec<Mode>,
 
     /// Measure only these address families
@@ -51,12 +51,12 @@ struct Options {
     workers: u16,
 }
 
-/// Rounds and window of the full comparison. 5 cases (IPv4 by NAT and DR, and direct) of 3 rounds and 9 of 2 are 33
-/// rounds of 4 loads of 0.75 s with warm-up: 99 s, and some ten for what is around them. 600 ms are hundreds of
+/// Rounds and window of the full comparison. 5 cases (IPv4 by NAT and DR, and direct) of 3 rounds and 13 of 2 are 41
+/// rounds of 4 loads of 0.65 s with warm-up: 107 s, and some ten for what is around them. 500 ms are hundreds of
 /// scheduler ticks; three rounds are the fewest that have a median and a spread, two have a spread.
 const ROUNDS: usize = 3;
 const FEWER_ROUNDS: usize = 2;
-const WINDOW: Duration = Duration::from_millis(600);
+const WINDOW: Duration = Duration::from_millis(500);
 
 /// And of `--quick`, half a minute at most.
 const QUICK_ROUNDS: usize = 1;

@@ -15,6 +15,7 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{
     InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State, VlanProtocol,
 };
+use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleAction;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
@@ -209,13 +210,16 @@ impl Netlink {
 
     /// Adds a default route by way of `gateway` to a table. The gateway's family is the route's.
     pub fn default_route(&self, gateway: IpAddr, table: u32) -> Result<()> {
-        let route = match gateway {
-            IpAddr::V4(via) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).table_id(table).build(),
-            IpAddr::V6(via) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(via).table_id(table).build(),
-        };
         self.runtime
-            .block_on(self.handle.route().add(route).execute())
+            .block_on(self.handle.route().add(default_by(gateway, table)).execute())
             .with_context(|| format!("routing by way of {gateway} in table {table}"))
+    }
+
+    /// Takes the default route by way of `gateway` away.
+    pub fn remove_default_route(&self, gateway: IpAddr) -> Result<()> {
+        self.runtime
+            .block_on(self.handle.route().del(default_by(gateway, MAIN)).execute())
+            .with_context(|| format!("routing no longer by way of {gateway}"))
     }
 
     /// Adds a route to a single address, spread evenly over `gateways` by flow.
@@ -294,5 +298,12 @@ impl Netlink {
             .with_context(|| format!("looking for interface {name}"))?
             .with_context(|| format!("there is no interface {name}"))?;
         Ok(link.header.index)
+    }
+}
+
+fn default_by(gateway: IpAddr, table: u32) -> RouteMessage {
+    match gateway {
+        IpAddr::V4(via) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).table_id(table).build(),
+        IpAddr::V6(via) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(via).table_id(table).build(),
     }
 }

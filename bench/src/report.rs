@@ -33,6 +33,12 @@ pub const METRICS: [Metric; 5] = [REQUESTS, CONNECTIONS, LATENCY_P50, LATENCY_P9
 /// As in [`Entry`], in the order of the tables.
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 
+/// The mode that others are compared with.
+const DIRECT: &str = "direct";
+
+/// A quiet machine's rates stay well below this spread.
+const NOISY: f64 = 0.3;
+
 /// The tables fit a terminal of this width.
 const WIDTH: u16 = 100;
 
@@ -66,7 +72,7 @@ impl fmt::Display for Way {
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
-    /// `nat`, `dr`, `tun`, or `direct` for no director at all.
+    /// `nat`, `dr`, `tun`, `fullnat`, or `direct` for no director at all.
     pub mode: &'static str,
     /// `af-xdp`, `af-packet`, or `kernel` for no director at all.
     pub backend: &'static str,
@@ -80,6 +86,11 @@ pub struct Entry {
     pub unit: &'static str,
     /// (largest − smallest) ÷ median of the repetitions.
     pub spread: f64,
+    /// The value ÷ that of `direct`, of the same family. `null` where that was not measured.
+    pub of_direct: Option<f64>,
+    /// How many there were. One alone has no spread to be shown.
+    #[serde(skip)]
+    repetitions: usize,
 }
 
 /// One measurement that was not made.
@@ -119,7 +130,18 @@ impl Report {
         let (value, spread) = median_and_spread(repetitions);
         let Metric { name: metric, unit, .. } = metric;
         let Way { family, mode, backend } = way;
-        self.results.push(Entry { mode, backend, family, metric, value, unit, spread });
+        let (of_direct, repetitions) = (None, repetitions.len());
+        let entry = Entry { mode, backend, family, metric, value, unit, spread, of_direct, repetitions };
+        self.results.push(entry);
+    }
+
+    /// Says of each measurement what part it is of the one without a director.
+    pub fn relate_to_direct(&mut self) {
+        let direct: Vec<_> = self.results.iter().filter(|entry| entry.mode == DIRECT).cloned().collect();
+        for entry in &mut self.results {
+            let peer = direct.iter().find(|d| (d.family, d.metric) == (entry.family, entry.metric));
+            entry.of_direct = peer.filter(|peer| peer.value > 0.0).map(|peer| entry.value / peer.value);
+        }
     }
 
     /// Lists all metrics of a way as not measured.
@@ -148,7 +170,11 @@ impl Report {
 
         let Machine { kernel, cpu, cores, memory_mib, .. } = &self.machine;
         text += "Medians, ± half the spread. \"direct\" is client to server with no director: what the lab's own\n";
-        text += "generators reach. A director can beat it: its worker brings a second core to the packet's way.\n";
+        text += "generators reach; the ratio is of the UDP packets to its. A director can beat it: its worker brings\n";
+        text += "a second core to the packet's way.\n";
+        if self.is_noisy() {
+            text += "Some spreads are large: something else is at work on this machine. Measure on a quiet one.\n";
+        }
         text += &format!("Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}.\n");
         let reasons: BTreeSet<_> = self.skipped.iter().map(|skipped| (skipped.way(), &skipped.why)).collect();
         for (way, why) in reasons {
@@ -162,11 +188,17 @@ impl Report {
         table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_width(WIDTH);
         let headings = METRICS.map(|metric| Cell::new(metric.heading).set_alignment(CellAlignment::Right));
         let first = [format!("{family}\nmode"), "\nbackend".to_owned()].map(Cell::new);
-        table.set_header(first.into_iter().chain(headings));
+        let ratio = Cell::new("\nratio").set_alignment(CellAlignment::Right);
+        table.set_header(first.into_iter().chain(headings).chain([ratio]));
         for &way in rows {
             let cells =
                 METRICS.map(|metric| Cell::new(self.cell(way, metric)).set_alignment(CellAlignment::Right));
-            table.add_row([way.mode, way.backend].map(Cell::new).into_iter().chain(cells));
+            let ratio = Cell::new(self.packets_of_direct(way)).set_alignment(CellAlignment::Right);
+            table.add_row([way.mode, way.backend].map(Cell::new).into_iter().chain(cells).chain([ratio]));
+        }
+        // A blank between columns is enough, and all there is room for.
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 1));
         }
         table
     }
@@ -183,12 +215,26 @@ impl Report {
     }
 
     fn cell(&self, way: Way, metric: Metric) -> String {
-        self.results
-            .iter()
-            .find(|entry| entry.way() == way && entry.metric == metric.name)
-            .map_or_else(String::new, |entry| {
-                format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0)
-            })
+        self.entry(way, metric).map_or_else(String::new, |entry| match entry.repetitions {
+            1 => grouped(entry.value),
+            _ => format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0),
+        })
+    }
+
+    /// Packets a second, as a part of those without a director.
+    fn packets_of_direct(&self, way: Way) -> String {
+        let ratio = self.entry(way, DATAGRAMS).and_then(|entry| entry.of_direct);
+        ratio.map_or_else(String::new, |ratio| format!("{:.0}%", ratio * 100.0))
+    }
+
+    /// Whether most rates differ so much between rounds that comparing ways says little. Percentiles of latency jump anyway.
+    fn is_noisy(&self) -> bool {
+        let rates = || self.results.iter().filter(|entry| entry.unit != LATENCY_P50.unit);
+        rates().filter(|entry| entry.spread > NOISY).count() * 2 > rates().count()
+    }
+
+    fn entry(&self, way: Way, metric: Metric) -> Option<&Entry> {
+        self.results.iter().find(|entry| entry.way() == way && entry.metric == metric.name)
     }
 }
 
@@ -243,7 +289,7 @@ mod tests {
             privilege: "root",
         };
         let mut report = Report::new(machine);
-        let modes = [("direct", "kernel"), ("nat", "af-xdp"), ("nat", "af-packet"), ("tun", "af-packet")];
+        let modes = [("direct", "kernel"), ("nat", "af-xdp"), ("nat", "af-packet"), ("fullnat", "af-packet")];
         for family in ["ipv4", "ipv6"] {
             for (mode, backend) in modes {
                 for metric in METRICS {
@@ -254,6 +300,7 @@ mod tests {
             }
         }
         report.skip(Way { family: "ipv6", mode: "dr", backend: "af-xdp" }, "no reason");
+        report.relate_to_direct();
         report
     }
 
@@ -264,14 +311,15 @@ mod tests {
             value.as_object().expect("an object").keys().map(String::as_str).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(keys(&file), "machine results skipped");
-        assert_eq!(keys(&file["results"][0]), "backend family metric mode spread unit value");
+        assert_eq!(keys(&file["results"][0]), "backend family metric mode of_direct spread unit value");
         assert_eq!(keys(&file["skipped"][0]), "backend family metric mode why");
         assert_eq!(file["results"].as_array().map(Vec::len), Some(40));
         assert_eq!(file["skipped"].as_array().map(Vec::len), Some(5));
         assert_eq!(
             file["results"][5],
             json!({"mode": "nat", "backend": "af-xdp", "family": "ipv4", "metric": "http_requests_per_second",
-                   "value": 1_234_567.0, "unit": "requests/s", "spread": 345_678.0 / 1_234_567.0})
+                   "value": 1_234_567.0, "unit": "requests/s", "spread": 345_678.0 / 1_234_567.0,
+                   "of_direct": 1.0})
         );
     }
 
@@ -289,6 +337,28 @@ mod tests {
         let rows: Vec<_> = text.lines().filter(|line| line.contains('±') && line.contains('%')).collect();
         assert_eq!(rows.len(), 8, "{text}");
         assert!(rows.iter().all(|row| row.matches("±14%").count() == METRICS.len()), "{text}");
+    }
+
+    #[test]
+    fn ratios_are_to_direct_of_the_same_family_where_that_was_measured() {
+        let mut report = report();
+        report.results.clear();
+        let way = |family, mode| Way { family, mode, backend: "af-xdp" };
+        // The order is the user's.
+        report.add(way("ipv4", "nat"), DATAGRAMS, &[50.0]);
+        report.add(way("ipv6", "nat"), DATAGRAMS, &[50.0]);
+        report.add(way("ipv4", "direct"), DATAGRAMS, &[200.0]);
+        report.relate_to_direct();
+        let ratios: Vec<_> = report.results.iter().map(|entry| entry.of_direct).collect();
+        assert_eq!(ratios, [Some(0.25), None, Some(1.0)]);
+        let text = report.to_text();
+        assert!(text.contains(" 25% ") && text.contains(" 100% "), "{text}");
+        assert!(!text.contains("±0"), "a single round has no spread: {text}");
+        assert!(!text.contains("quiet one"), "{text}");
+        report.add(way("ipv6", "direct"), DATAGRAMS, &[100.0, 200.0]);
+        assert!(!report.to_text().contains("quiet one"));
+        report.results.retain(|entry| entry.spread > 0.0);
+        assert!(report.to_text().contains("quiet one"));
     }
 
     #[test]

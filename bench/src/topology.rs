@@ -44,6 +44,10 @@ pub const VIP6: Ipv6Addr = host6(9, 1);
 pub const DIRECTOR_TO_CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 /// The director's address towards the servers, on [`DIRECTOR_SERVER_SIDE`]: their default gateway.
 pub const DIRECTOR_TO_SERVERS: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
+/// The director's address that FullNAT goes to the servers from, if it was [lent](Topology::lend_local_addresses).
+pub const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+/// Its IPv6 twin.
+pub const LOCAL6: Ipv6Addr = host6(2, 2);
 /// The director's interface towards the clients.
 pub const DIRECTOR_CLIENT_SIDE: &str = "c0";
 /// The director's interface towards the servers.
@@ -206,6 +210,23 @@ impl Topology {
     /// come.
     pub fn start_director(&self, args: &[&str]) -> Result<Director<'_>> {
         Director::start(self, Launcher::find()?, args)
+    }
+
+    /// Gives the director the addresses that FullNAT goes to the servers from. They are of the servers' own network, so that these need no route to
+    /// answer.
+    pub fn lend_local_addresses(&self) -> Result<()> {
+        self.at(&self.director, |here| here.interface(DIRECTOR_SERVER_SIDE, &[(LOCAL, LOCAL6)], 24))
+    }
+
+    /// Takes the servers' default route, which leads to the director, away: of all that this one forwards only NAT needs it.
+    pub fn forget_the_director_as_gateway(&self) -> Result<()> {
+        self.servers.iter().try_for_each(|server| {
+            self.at(server, |here| {
+                here.each((DIRECTOR_TO_SERVERS, host6(2, 1)), |gateway| {
+                    here.netlink.remove_default_route(gateway)
+                })
+            })
+        })
     }
 
     /// Whether the kernel has IPv6, and with it the topology.

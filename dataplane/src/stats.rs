@@ -73,7 +73,8 @@ reasons! {
     TableFull = "drop.table_full",
     /// A new connection that was refused to shed load (`drop_packet`).
     LoadShed = "drop.load_shed",
-    /// FullNAT has no local address for the real server, or no port left at any. A TCP client was reset.
+    /// FullNAT has no local address for the real server, or no port left at any. The client was told: TCP by a RST, others by ICMP port
+    /// unreachable.
     NoLocalPort = "drop.no_local_port",
     /// A packet that has no counterpart in the other address family.
     Untranslatable = "drop.untranslatable",

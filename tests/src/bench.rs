@@ -77,7 +77,14 @@ impl Outcome {
 
 impl Default for Bench {
     fn default() -> Self {
-        let counters = Arc::new(Counters::new(1).expect("memory for counters"));
+        Self::of_worker(0, 1)
+    }
+}
+
+impl Bench {
+    /// The director of one worker among `workers`, the others of which are played by nobody.
+    pub fn of_worker(worker: u8, workers: usize) -> Self {
+        let counters = Arc::new(Counters::new(workers).expect("memory for counters"));
         let snapshot = Snapshot {
             epoch: Epoch(0),
             services: Arc::default(),
@@ -86,7 +93,7 @@ impl Default for Bench {
             sysctls: Sysctls::default(),
         };
         let parts = Parts {
-            worker: WorkerId(0),
+            worker: WorkerId(worker),
             snapshot: Arc::new(snapshot),
             capacity: 4096,
             secret: Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]),
@@ -108,9 +115,7 @@ impl Default for Bench {
             kept: Vec::new(),
         }
     }
-}
 
-impl Bench {
     /// Runs ipvsadm. Gives its exit code, standard output and standard error.
     pub fn ipvsadm(&mut self, line: &str) -> (i32, String, String) {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -235,6 +240,11 @@ impl Bench {
         self.tags = tags;
         self.set_mtu(CLIENTS, self.mtu[0]);
         self
+    }
+
+    /// A counter of the data plane.
+    pub fn counter(&self, name: &str) -> u64 {
+        self.counters.totals().find(|(known, _)| *known == name).expect("a counter that there is").1
     }
 
     /// Gives a link another MTU.

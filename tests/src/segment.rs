@@ -83,6 +83,13 @@ impl Segment {
         Self::read_broken(frame)
     }
 
+    /// Reads a frame that may be anything; `None` when it is no whole TCP segment.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let is_segment =
+            |layers: &Layers| layers.protocol == 6 && layers.fragment.is_none() && layers.end == frame.len();
+        Layers::read(frame).filter(is_segment).map(|_| Self::read_broken(frame))
+    }
+
     /// Reads a frame whose TCP checksum may be wrong.
     ///
     /// # Panics
@@ -137,23 +144,37 @@ pub struct Pair {
 impl Pair {
     /// Both of one family. `options` are the service's.
     pub fn new(is_v4: bool, options: &str) -> Self {
-        let end = |v4: [u8; 4], net, host, port| {
+        Self::between(Bench::default(), is_v4, is_v4, options)
+    }
+
+    /// A client and a real server, of IPv4 or not, on this bench.
+    pub fn between(bench: Bench, client_is_v4: bool, server_is_v4: bool, options: &str) -> Self {
+        let end = |is_v4, v4: [u8; 4], net, host, port| {
             let v6 = Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host);
             SocketAddr::new(if is_v4 { Ipv4Addr::from(v4).into() } else { v6.into() }, port)
         };
         let mut pair = Self {
-            bench: Bench::default(),
-            client: end([10, 0, 0, 2], 0xa, 2, 1000),
-            service: SocketAddr::new(if is_v4 { VIP.into() } else { VIP6.into() }, 80),
-            server: end([10, 1, 0, 11], 0xb, 0xb, 8080),
+            bench,
+            client: end(client_is_v4, [10, 0, 0, 2], 0xa, 2, 1000),
+            service: SocketAddr::new(if client_is_v4 { VIP.into() } else { VIP6.into() }, 80),
+            server: end(server_is_v4, [10, 1, 0, 11], 0xb, 0xb, 8080),
             local: None,
         };
         let (service, server) = (pair.service, pair.server);
-        let local = if is_v4 { IpAddr::from(LOCALS[0]) } else { LOCALS6[0].into() };
+        let local = if server_is_v4 { IpAddr::from(LOCALS[0]) } else { LOCALS6[0].into() };
         pair.ipvsadm(&format!("-A -t {service} -s rr {options}"));
         pair.ipvsadm(&format!("-a -t {service} -r {server} --fullnat"));
         pair.ipvsadm(&format!("-P -t {service} -z {local}"));
         pair
+    }
+
+    /// The handshake as far as the server's answer: the client's data begins at 101, the server's at 5001.
+    pub fn shake_hands(mut self) -> Self {
+        let syn = self.request("S", 100, 0);
+        self.to_server(&syn);
+        let answer = self.reply("SA", 5000, 101);
+        self.to_client(&answer);
+        self
     }
 
     /// Runs ipvsadm, which must succeed.

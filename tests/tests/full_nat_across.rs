@@ -435,7 +435,12 @@ fn a_server_of_the_other_family_is_told_of_the_client_in_the_clients_own() {
             let outcome = bench.frame(CLIENTS, &input);
             let bytes = sent(&outcome).1.to_vec();
             let from = (way.local, source_port(&bytes));
-            if flags != 2 {
+            if flags == 2 {
+                let answer = tcp((way.server, 8080), from, 0x12, (100, 8), b"");
+                let answer =
+                    frame(macs(way.server, false), &packet(PLAIN, way.server, way.local, TCP, &answer));
+                sent(&bench.frame(SERVERS, &answer));
+            } else {
                 let family = if way.client.is_ipv4() { 4 } else { 6 };
                 let line = format!("PROXY TCP{family} {} {} 1000 80\r\n", way.client, way.vip);
                 let expected = tcp(from, (way.server, 8080), 0x18, numbers, line.as_bytes());

@@ -101,6 +101,8 @@ impl Marks {
     pub const CONTROLLED: Marks = Marks(1 << 8);
     /// A template that makes no more connections, and is not in the index.
     pub const RETIRED: Marks = Marks(1 << 9);
+    /// Its local port, under FullNAT, is of the queue for all ports of its real server.
+    pub const ANY_PORT: Marks = Marks(1 << 10);
 
     /// Whether any of `marks` is there.
     #[inline]

@@ -2,12 +2,13 @@
 
 use super::beyond::{self, Near};
 use super::family::Family;
+use super::full_nat::{self, Before};
 use super::hops::Toward;
 use super::{Shared, Verdict};
 use crate::conn::{Conn, ConnId, Direction};
 use crate::forward::icmp::{self, Problem, Quote};
 use crate::forward::{self, across, nat};
-use crate::packet::{Meta, Packet, Tuple};
+use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Hop, Tick};
 use crate::stats::{Reason, add};
 
@@ -15,7 +16,7 @@ use crate::stats::{Reason, add};
 const LEAST_V6: u16 = 1280;
 
 impl<A: Near> Family<A> {
-    /// Sends a packet of the client to a real server of the other family.
+    /// Sends a packet of the client to a real server of the other family, and what must go before it.
     pub(super) fn request_across(
         &mut self,
         shared: &mut Shared,
@@ -23,6 +24,7 @@ impl<A: Near> Family<A> {
         meta: &Meta<A>,
         conn: &Conn<A>,
         hop: &Hop,
+        before: Option<Before>,
     ) -> Verdict {
         let reply = beyond::tuple::<A::Other>(shared, conn);
         let (local, server) =
@@ -31,6 +33,9 @@ impl<A: Near> Family<A> {
         let id = self.id();
         if !across::translate(packet, meta, local, server, id, hop) {
             return Verdict::Drop(Reason::Untranslatable);
+        }
+        if let Some(before) = before {
+            full_nat::put_before::<A::Other>(shared, packet, A::Other::HEADER, &before, hop);
         }
         let mtu = if may_be_cut { hop.mtu.min(LEAST_V6) } else { hop.mtu };
         self.send(shared, packet, &Hop { mtu, ..*hop })
@@ -97,6 +102,10 @@ impl<A: Near> Family<A> {
         let counters = shared.mine().dest(conn.dest);
         add(&counters.out_packets, 1);
         add(&counters.out_bytes, u64::from(meta.length()));
+        if !icmp::is_sound(packet, meta) {
+            return Verdict::Drop(Reason::BadChecksum);
+        }
+        Family::take_back_quoted(packet, quote, meta.end, conn);
         let ends = (conn.virtual_address, conn.client);
         Self::translate_error(packet, meta, quote, ends, &conn.request(), &hop)
     }
@@ -122,9 +131,6 @@ impl<A: Near> Family<A> {
         quoted: &Tuple<A::Other>,
         hop: &Hop,
     ) -> Verdict {
-        if !icmp::is_sound(packet, meta) {
-            return Verdict::Drop(Reason::BadChecksum);
-        }
         if forward::hops_left(packet, meta) <= 1 {
             // Nobody answers an error with an error.
             return Verdict::Drop(Reason::StrayIcmp);

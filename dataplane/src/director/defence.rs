@@ -162,7 +162,7 @@ impl<A: Near> Family<A> {
             *budget -= 1;
             let Some(id) = self.next_place() else { continue };
             if shared.defence.drops(self.conns.conn(id), now) {
-                self.give_way(shared, id);
+                self.give_way(shared, id, now);
             }
         }
     }
@@ -172,7 +172,7 @@ impl<A: Near> Family<A> {
     pub(super) fn make_room(&mut self, shared: &mut Shared, now: Tick) {
         for _ in self.room().0..NEW {
             let Some(id) = self.dispensable(now) else { return };
-            self.give_way(shared, id);
+            self.give_way(shared, id, now);
         }
     }
 
@@ -198,15 +198,20 @@ impl<A: Near> Family<A> {
         self.conns.at(place as u32)
     }
 
-    fn give_way(&mut self, shared: &mut Shared, id: ConnId) {
+    fn give_way(&mut self, shared: &mut Shared, id: ConnId, now: Tick) {
         let template = self.conns.controller(id);
-        self.cut(shared, id);
+        let conn = self.conns.conn_mut(id);
+        if !conn.state.is_over() {
+            // Room is wanted now: its local port does not wait, as that of one in TIME_WAIT does.
+            conn.timeout = 0;
+        }
+        self.cut(shared, id, now);
         shared.mine().count(Event::GaveWay, 1);
         // What made it is of no use any more unless it has proved its worth (`ip_vs_conn_expire`).
         if let Some(template) = template {
             let conn = self.conns.conn(template);
             if conn.controls() == 0 && conn.state != State::Assured {
-                self.cut(shared, template);
+                self.cut(shared, template, now);
             }
         }
     }

@@ -99,6 +99,9 @@ impl<A: Near> Family<A> {
             Direction::Reply => {
                 add(&counters.out_packets, 1);
                 add(&counters.out_bytes, length);
+                if is_full {
+                    Self::take_back_quoted(packet, &quote, meta.end, &conn);
+                }
                 icmp::Translated {
                     source: conn.virtual_address,
                     destination: if is_full { conn.client } else { meta.tuple.destination },

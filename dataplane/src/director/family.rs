@@ -169,7 +169,7 @@ impl<A: Near> Family<A> {
             return Some(found);
         }
         let old = self.conns.remove(found.0);
-        self.expired(shared, &old);
+        self.expired(shared, &old, now);
         None
     }
 
@@ -185,7 +185,7 @@ impl<A: Near> Family<A> {
     ) -> Verdict {
         let conn = self.conns.conn(id);
         if admission::replaces(meta, conn, &shared.snapshot) {
-            self.cut(shared, id);
+            self.cut(shared, id, now);
             return self.admit(shared, packet, meta, hash, now);
         }
         if !shared.snapshot.services.has_dest(conn.dest) {
@@ -193,7 +193,7 @@ impl<A: Near> Family<A> {
             if shared.snapshot.sysctls.expire_nodest_conn == 0 || meta.is_later_fragment() {
                 return Verdict::Drop(Reason::NoDest);
             }
-            self.cut(shared, id);
+            self.cut(shared, id, now);
             return self.admit(shared, packet, meta, hash, now);
         }
         self.deliver(shared, packet, meta, hash, id, now)
@@ -248,7 +248,9 @@ impl<A: Near> Family<A> {
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
             Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
-            Forwarding::FullNat => return self.request_by_full_nat(shared, packet, meta, id, &hop),
+            Forwarding::FullNat => {
+                return self.request_by_full_nat(shared, packet, meta, id, &hop, mtu);
+            }
             Forwarding::Tunnel => return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now),
         }
         self.send(shared, packet, &hop)
@@ -363,9 +365,12 @@ impl<A: Near> Family<A> {
                 shared.withdraw(hash);
                 match reason {
                     // Silence would cost the client seconds.
-                    Reason::NoLocalPort if tuple.protocol == TCP => {
+                    Reason::NoLocalPort => {
                         shared.mine().drop(reason);
-                        self.reset(shared, packet, meta)
+                        match tuple.protocol {
+                            TCP => self.reset(shared, packet, meta),
+                            _ => self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now),
+                        }
                     }
                     reason => Verdict::Drop(reason),
                 }
@@ -408,7 +413,7 @@ impl<A: Near> Family<A> {
         }
         let Ok(id) = self.conns.insert(conn) else {
             if dest.forwarding == Forwarding::FullNat {
-                Self::release_full_nat(shared, &conn);
+                Self::release_full_nat(shared, &conn, now);
             }
             return Err(Reason::TableFull);
         };
@@ -501,26 +506,30 @@ impl<A: Near> Family<A> {
                 (conn.last_seen, conn.timeout) = (now, EMBRYO);
                 self.conns.hasten(id);
             }
-            None => self.cut(shared, id),
+            None => {
+                // Nobody waits for more of it.
+                self.conns.conn_mut(id).timeout = 0;
+                self.cut(shared, id, now);
+            }
         }
     }
 
     /// Ends a connection before its time.
-    pub(super) fn cut(&mut self, shared: &mut Shared, id: ConnId) {
+    pub(super) fn cut(&mut self, shared: &mut Shared, id: ConnId, now: Tick) {
         let old = self.conns.remove(id);
-        self.end(shared, &old);
+        self.end(shared, &old, now);
     }
 
     /// Does the books for an entry whose time was over.
-    fn expired(&self, shared: &mut Shared, entry: &Conn<A>) {
-        self.end(shared, entry);
+    fn expired(&self, shared: &mut Shared, entry: &Conn<A>, now: Tick) {
+        self.end(shared, entry, now);
         if !entry.is_template() {
             shared.mine().count(Event::Expired, 1);
         }
     }
 
     /// Does the books for an entry that is no longer in the table.
-    fn end(&self, shared: &mut Shared, conn: &Conn<A>) {
+    fn end(&self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
         if conn.is_template() {
             return Self::forget_template(shared, conn);
         }
@@ -536,7 +545,7 @@ impl<A: Near> Family<A> {
         sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
         Self::release(shared, conn.dest);
         if conn.forwarding == Forwarding::FullNat {
-            Self::release_full_nat(shared, conn);
+            Self::release_full_nat(shared, conn, now);
         }
     }
 
@@ -618,7 +627,7 @@ impl<A: Near> Family<A> {
     /// Ends connections whose time is over, then those that are being swept away.
     pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
         while let Some(entry) = self.conns.expire(now, budget) {
-            self.expired(shared, &entry);
+            self.expired(shared, &entry, now);
         }
         let snapshot = Arc::clone(&shared.snapshot);
         let services = &snapshot.services;
@@ -629,7 +638,7 @@ impl<A: Near> Family<A> {
             self.swept = next;
             if let Some(id) = orphan {
                 let entry = self.conns.remove(id);
-                self.expired(shared, &entry);
+                self.expired(shared, &entry, now);
             }
         }
     }

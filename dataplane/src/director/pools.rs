@@ -2,8 +2,9 @@
 //!
 //! What must be unique is the tuple that replies are found by: real server and port, local address and port, protocol. So each local address has a
 //! queue of ports for each real server, and as many connections fit as there are ports times addresses times servers. A port comes
-//! from the front of its queue and goes back to the end when its connection is gone from the table: that is after TIME_WAIT or whatever wait its state
-//! asks for, and then after all other free ports. Nothing is searched for, and a used-up queue says so at once.
+//! from the front of its queue and goes back to the end when its connection's time is over: that is after TIME_WAIT or whatever wait its state
+//! asks for, and then after all other free ports. A connection that ends earlier, because a SYN of its client's takes its place, has the rest of its wait
+//! kept by its port. Nothing is searched for, and a used-up queue says so at once.
 //!
 //! The workers share the ports out by their numbers, so none has to ask another. Queues are made when rules change, never for a packet.
 
@@ -15,13 +16,13 @@ use hashbrown::{HashMap, HashSet};
 use siphasher::sip::SipHasher13;
 
 use crate::conn::table::Secret;
-use crate::service::{Dest, DestId, Forwarding, Local, Services, WorkerId};
+use crate::service::{Dest, DestId, Forwarding, Local, Services, Tick, WorkerId};
 
 /// The first local port. Those below are for the machine's own services.
 const FIRST: u16 = 1024;
 
 /// Local ports there are.
-const PORTS: u16 = u16::MAX - FIRST;
+const PORTS: u16 = u16::MAX - FIRST + 1;
 
 /// The local ports of one worker.
 pub struct Pools {
@@ -39,7 +40,7 @@ pub struct Way {
     pub protocol: u8,
     /// The local address.
     pub local: IpAddr,
-    /// The real server.
+    /// The real server. Port 0 stands for all its ports that have no queue of their own: a service of all ports leads there.
     pub server: (IpAddr, u16),
 }
 
@@ -59,8 +60,15 @@ struct Queue {
     fresh: u16,
     /// Where in the worker's ports the first one stands: two servers' connections do not begin at the same port.
     start: u16,
-    /// Ports that came back, as a ring as long as the worker has ports. Its memory is touched as it is used.
-    back: Box<[u16]>,
+    /// Ports that came back.
+    back: Ring<u16>,
+    /// Ports that must not be used before a moment, with that moment, in the order they came. One behind another that has longer to wait waits with it.
+    waiting: Ring<[u32; 2]>,
+}
+
+/// A queue with room for all of the worker's ports. Its memory, of numbers that are zero at first, is touched as it is used.
+struct Ring<T> {
+    places: Box<[T]>,
     head: u16,
     len: u16,
 }
@@ -72,18 +80,21 @@ impl Pools {
         Self { worker, workers, secret, queues: HashMap::new(), turns: HashMap::new() }
     }
 
-    /// Takes a port for a new connection to a real server. Addresses take turns; one whose ports are used up is passed over, and counts that. `None` when all
-    /// are.
-    pub fn take(&mut self, dest: &Dest, protocol: u8) -> Option<(IpAddr, u16)> {
+    /// Takes a port for a new connection to this port of a real server at `now`. Addresses take turns; one whose ports are used up is passed over, and counts
+    /// that. `None` when all are.
+    pub fn take(&mut self, dest: &Dest, protocol: u8, server_port: u16, now: Tick) -> Option<(Way, u16)> {
         let turn = self.turns.get_mut(&dest.id)?;
         for _ in 0..turn.locals.len() {
             let local = &turn.locals[turn.next % turn.locals.len()];
             turn.next = turn.next.wrapping_add(1);
-            let way = Way { protocol, local: local.address, server: (dest.address, dest.port) };
-            match self.queues.get_mut(&way).and_then(Queue::take) {
+            let mut way = Way { protocol, local: local.address, server: (dest.address, server_port) };
+            if !self.queues.contains_key(&way) {
+                way.server.1 = 0;
+            }
+            match self.queues.get_mut(&way).and_then(|queue| queue.take(now)) {
                 Some(place) => {
                     local.begin(self.worker);
-                    return Some((local.address, self.port(place)));
+                    return Some((way, self.port(place)));
                 }
                 None => local.exhaust(self.worker),
             }
@@ -91,11 +102,11 @@ impl Pools {
         None
     }
 
-    /// Gives a connection's port back.
-    pub fn give(&mut self, dest: DestId, way: &Way, port: u16) {
+    /// Gives a connection's port back, which may be used again from the moment `from` on. The way is the one it was taken for.
+    pub fn give(&mut self, dest: DestId, way: &Way, port: u16, from: Tick, now: Tick) {
         let place = (port - FIRST) / self.workers;
         if let Some(queue) = self.queues.get_mut(way) {
-            queue.give(place);
+            queue.give(place, from, now);
         }
         let turn = self.turns.get(&dest);
         let mut locals = turn.into_iter().flat_map(|turn| turn.locals.iter().chain(&turn.leaving));
@@ -158,41 +169,65 @@ impl Turn {
 
 impl Queue {
     fn new(share: u16, start: u16) -> Self {
-        Self { fresh: 0, start, back: vec![0; usize::from(share)].into(), head: 0, len: 0 }
+        Self { fresh: 0, start, back: Ring::new(share), waiting: Ring::new(share) }
     }
 
-    /// The worker's ports that there are.
-    fn share(&self) -> u16 {
-        self.back.len() as u16
-    }
-
-    fn take(&mut self) -> Option<u16> {
-        if self.fresh < self.share() {
-            let place = self.wrap(self.start, self.fresh);
+    fn take(&mut self, now: Tick) -> Option<u16> {
+        let share = self.back.places.len() as u16;
+        if self.fresh < share {
+            let place = wrap(self.start, self.fresh, share);
             self.fresh += 1;
             return Some(place);
         }
-        let place = *self.back.get(usize::from(self.head)).filter(|_| self.len > 0)?;
-        self.head = self.wrap(self.head, 1);
-        self.len -= 1;
-        Some(place)
+        // Two for each that leaves are enough for none to be forgotten, and few enough for any packet.
+        for _ in 0..2 {
+            let over = self.waiting.pop(|[_, from]| !now.is_before(Tick(from)));
+            if let Some([place, _]) = over {
+                self.back.push(place as u16);
+            }
+        }
+        self.back.pop(|_| true)
     }
 
-    fn give(&mut self, place: u16) {
-        let tail = self.wrap(self.head, self.len);
-        self.back[usize::from(tail)] = place;
-        self.len += 1;
+    fn give(&mut self, place: u16, from: Tick, now: Tick) {
+        match now.is_before(from) {
+            true => self.waiting.push([place.into(), from.0]),
+            false => self.back.push(place),
+        }
     }
 
     /// Whether no connection has a port of it.
     fn is_whole(&self) -> bool {
-        self.fresh == self.len
+        self.fresh == self.back.len + self.waiting.len
+    }
+}
+
+impl<T: Copy + Default> Ring<T> {
+    fn new(share: u16) -> Self {
+        Self { places: vec![T::default(); usize::from(share)].into(), head: 0, len: 0 }
     }
 
-    /// A place so many further on, round the end.
-    fn wrap(&self, place: u16, further: u16) -> u16 {
-        ((u32::from(place) + u32::from(further)) % u32::from(self.share())) as u16
+    fn push(&mut self, item: T) {
+        let tail = wrap(self.head, self.len, self.places.len() as u16);
+        self.places[usize::from(tail)] = item;
+        self.len += 1;
     }
+
+    /// Takes the first one off if it will do.
+    fn pop(&mut self, will_do: impl Fn(T) -> bool) -> Option<T> {
+        let first = *self.places.get(usize::from(self.head))?;
+        if self.len == 0 || !will_do(first) {
+            return None;
+        }
+        self.head = wrap(self.head, 1, self.places.len() as u16);
+        self.len -= 1;
+        Some(first)
+    }
+}
+
+/// A place so many further on among `share`, round the end.
+fn wrap(place: u16, further: u16, share: u16) -> u16 {
+    ((u32::from(place) + u32::from(further)) % u32::from(share)) as u16
 }
 
 #[cfg(test)]
@@ -205,15 +240,21 @@ mod tests {
     use crate::sched;
     use crate::service::{Protocol, Service, ServiceId, Tunnel};
 
+    const NOW: Tick = Tick(7);
     const WAY: Way =
         Way { protocol: 6, local: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 2)), server: (SERVER, 80) };
     const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 11));
 
     fn services(locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
+        services_to(80, locals)
+    }
+
+    /// A service of this port, or of all.
+    fn services_to(port: u16, locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
         let dest = Arc::new(Dest {
-            id: DestId(3),
+            id: DestId(port.into()),
             address: SERVER,
-            port: 80,
+            port,
             forwarding: Forwarding::FullNat,
             tunnel: Tunnel::default(),
             weight: 1,
@@ -225,10 +266,10 @@ mod tests {
         });
         let (scheduler_name, scheduler) = sched::by_name("rr").unwrap();
         let service = Service {
-            id: ServiceId(1),
+            id: ServiceId(port.into()),
             protocol: Protocol::Tcp,
             address: [10, 9, 0, 1].into(),
-            port: 80,
+            port,
             dests: vec![Arc::clone(&dest)],
             locals: locals.iter().map(|local| Arc::clone(local)).collect(),
             edits: 0,
@@ -257,7 +298,7 @@ mod tests {
         let mut seen = HashSet::new();
         for worker in 0..4 {
             let mut pools = pools(worker, &services);
-            while let Some((_, port)) = pools.take(&dest, 6) {
+            while let Some((_, port)) = pools.take(&dest, 6, 80, NOW) {
                 assert!(port >= FIRST && seen.insert(port), "{port} twice");
             }
         }
@@ -269,14 +310,14 @@ mod tests {
         let (one, two) = (local(2), local(3));
         let (services, dest) = services(&[&one, &two]);
         let mut pools = pools(0, &services);
-        let both: Vec<_> = (0..4).map(|_| pools.take(&dest, 6).unwrap().0).collect();
+        let both: Vec<_> = (0..4).map(|_| pools.take(&dest, 6, 80, NOW).unwrap().0.local).collect();
         assert_eq!(both, [one.address, two.address, one.address, two.address]);
         assert_eq!((one.conns(), two.conns()), (2, 2));
-        while pools.take(&dest, 6).is_some() {}
+        while pools.take(&dest, 6, 80, NOW).is_some() {}
         assert_eq!((one.conns(), one.exhausted()), (u64::from(PORTS / 4), 1));
-        pools.give(dest.id, &WAY, FIRST + 4);
-        assert_eq!(pools.take(&dest, 6), Some((one.address, FIRST + 4)));
-        assert_eq!(pools.take(&dest, 17), None, "another protocol has no queue here");
+        pools.give(dest.id, &WAY, FIRST + 4, NOW, NOW);
+        assert_eq!(pools.take(&dest, 6, 80, NOW), Some((WAY, FIRST + 4)));
+        assert_eq!(pools.take(&dest, 17, 80, NOW), None, "another protocol has no queue here");
     }
 
     #[test]
@@ -285,37 +326,80 @@ mod tests {
         let (with, dest) = services(&[&one]);
         let (without, _) = services(&[]);
         let mut pools = pools(0, &with);
-        let (_, first) = pools.take(&dest, 6).unwrap();
+        let (_, first) = pools.take(&dest, 6, 80, NOW).unwrap();
         pools.adopt(&without);
-        assert_eq!(pools.take(&dest, 6), None);
+        assert_eq!(pools.take(&dest, 6, 80, NOW), None);
         pools.adopt(&with);
-        assert_ne!(pools.take(&dest, 6).unwrap().1, first);
+        assert_ne!(pools.take(&dest, 6, 80, NOW).unwrap().1, first);
         pools.adopt(&without);
-        pools.give(dest.id, &WAY, first);
-        pools.give(dest.id, &WAY, first + 4);
+        pools.give(dest.id, &WAY, first, NOW, NOW);
+        pools.give(dest.id, &WAY, first + 4, NOW, NOW);
         assert_eq!(one.conns(), 0);
         pools.adopt(&without);
         assert!(pools.queues.is_empty() && pools.turns[&dest.id].leaving.is_empty());
     }
 
+    #[test]
+    fn a_service_of_all_ports_shares_those_towards_a_port_that_another_has() {
+        let [(all, to_all), (one, to_one)] = [0, 80].map(|port| services_to(port, &[&local(2)]));
+        let mut pools = pools(0, &Services::new(all.iter().chain(one.iter()).cloned()));
+        let (mut seen, mut taken) = (HashSet::new(), Vec::new());
+        for (dest, port) in [(&to_all, 80), (&to_one, 80), (&to_all, 443), (&to_all, 444)].repeat(50) {
+            let (way, local_port) = pools.take(dest, 6, port, NOW).unwrap();
+            assert!(seen.insert((port, local_port)), "{local_port} twice towards {port}");
+            assert_eq!(way.server, (SERVER, if port == 80 { 80 } else { 0 }));
+            taken.push((dest.id, way, local_port));
+        }
+        for (dest, way, port) in taken {
+            pools.give(dest, &way, port, NOW, NOW);
+        }
+        assert!(pools.queues.len() == 2 && pools.queues.values().all(Queue::is_whole));
+    }
+
     proptest! {
-        /// The queue against a plain one.
+        /// The queue against a plain one: what waits, and then what is free, in order.
         #[test]
-        fn ports_come_back_after_all_others(share in 1u16..20, start in 0u16..20, takes in prop::collection::vec(any::<bool>(), 0..200)) {
+        fn ports_come_back_after_all_others_and_not_before_their_time(
+            share in 1u16..20, start in 0u16..20,
+            steps in prop::collection::vec(prop_oneof![Just(None), (0u32..9).prop_map(Some)], 0..200),
+        ) {
             let mut queue = Queue::new(share, start % share);
-            let mut model: VecDeque<u16> = (0..share).map(|n| (start % share + n) % share).collect();
-            let mut out = Vec::new();
-            for take in takes {
-                if take {
-                    let place = queue.take();
-                    prop_assert_eq!(place, model.pop_front());
-                    out.extend(place);
-                } else if let Some(place) = out.pop() {
-                    queue.give(place);
-                    model.push_back(place);
+            let mut free: VecDeque<u16> = (0..share).map(|n| (start % share + n) % share).collect();
+            let (mut waiting, mut out) = (VecDeque::new(), VecDeque::new());
+            let mut now = Tick(u32::MAX - 50);
+            for step in steps {
+                now = now.plus(1);
+                let Some(wait) = step else {
+                    let place = queue.take(now);
+                    let ripe = |place| waiting.iter().any(|(p, from)| *p == place && !now.is_before(*from));
+                    let may_be_used = place.is_none_or(|place| free.contains(&place) || ripe(place));
+                    prop_assert!(may_be_used);
+                    // Never none while one is free, and free ones in their order.
+                    prop_assert!(place.is_some() || free.is_empty());
+                    if let Some(place) = place {
+                        if free.front() == Some(&place) {
+                            free.pop_front();
+                        } else {
+                            prop_assert!(!free.contains(&place));
+                            waiting.retain(|(p, _)| *p != place);
+                        }
+                        out.push_back(place);
+                    }
+                    continue;
+                };
+                if let Some(place) = out.pop_front() {
+                    queue.give(place, now.plus(wait), now);
+                    match wait {
+                        0 => free.push_back(place),
+                        _ => waiting.push_back((place, now.plus(wait))),
+                    }
                 }
                 prop_assert_eq!(queue.is_whole(), out.is_empty());
             }
+            // In the end all are there.
+            now = now.plus(9);
+            let rest: HashSet<u16> = std::iter::from_fn(|| queue.take(now)).collect();
+            prop_assert_eq!(rest.len() + out.len(), usize::from(share));
         }
     }
 }

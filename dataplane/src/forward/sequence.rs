@@ -1,11 +1,14 @@
 //! Sequence numbers of a TCP connection into whose stream the director has put bytes: what is behind them is counted from further on.
 
 use super::ip;
-use crate::packet::checksum::Change;
+use crate::packet::checksum::{Change, Sum};
 use crate::packet::{Address, Meta, Packet, be16, be32, put16, put32};
 
 /// Where a TCP header's options begin.
 const OPTIONS: usize = 20;
+
+/// Where the checksum stands.
+const CHECKSUM: usize = 16;
 
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
@@ -27,6 +30,28 @@ pub fn lengths<A>(packet: &mut Packet, meta: &Meta<A>) -> (usize, usize) {
     let header = usize::from(packet.data()[usize::from(meta.transport) + 12] >> 4) * 4;
     let header = header.clamp(OPTIONS.min(segment), segment);
     (header, segment - header)
+}
+
+/// Takes the data off a segment that is no part of one.
+pub fn empty<A: Address>(packet: &mut Packet, meta: &mut Meta<A>) {
+    let (header, data) = lengths(packet, meta);
+    if data == 0 || meta.fragment.is_some() {
+        return;
+    }
+    let (ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
+    let change = Change::default().replaced(Sum::default().bytes(&segment[header..]), Sum::default());
+    adjust(segment, A::lengthen(ip, (data as u16).wrapping_neg(), change));
+    meta.end -= data as u16;
+}
+
+/// Gives a segment that stands quoted between `transport` and `end`, of which its number is there at least, another one.
+pub fn renumber(packet: &mut Packet, transport: usize, end: usize, number: impl Fn(u32) -> u32) {
+    let segment = &mut packet.data()[transport..end];
+    let (old, new) = (be32(segment, 4), number(be32(segment, 4)));
+    put32(segment, 4, new);
+    if segment.len() >= CHECKSUM + 2 {
+        adjust(segment, Change::default().long(old, new));
+    }
 }
 
 /// Moves a segment's sequence number on by so many bytes.
@@ -71,6 +96,6 @@ pub fn acknowledge<A: Address>(packet: &mut Packet, meta: &Meta<A>, number: u32,
 }
 
 fn adjust(segment: &mut [u8], change: Change) {
-    let checksum = change.apply(be16(segment, 16));
-    put16(segment, 16, checksum);
+    let checksum = change.apply(be16(segment, CHECKSUM));
+    put16(segment, CHECKSUM, checksum);
 }

@@ -160,6 +160,11 @@ pub fn serve_at(
     Ok(())
 }
 
+/// Gives a FullNAT service the address that it goes to its servers from.
+pub fn lend(director: &Director, protocol: &str, at: SocketAddr, local: IpAddr) -> Result<()> {
+    director.ipvsadm(&["-P", protocol, &at.to_string(), "-z", &local.to_string()]).map(drop)
+}
+
 /// Asks for `/` over a connection of its own, from the calling thread's namespace. Says which server answered.
 pub fn get(target: SocketAddr) -> Result<usize> {
     get_over(connect(target)?, target)

@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
-use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 use shunt_bench::netlink::Netlink;
 use shunt_bench::topology::{
@@ -14,6 +13,7 @@ use shunt_bench::traffic::HTTP_PORT;
 use shunt_tests::frames;
 
 use crate::ground::{Backend, counter, get_each, permitted, serve, start, status, wait_for_counter};
+use crate::wire::link_of;
 
 const HTTP: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP_PORT);
 const FROM: (Ipv4Addr, u16) = (client(0), 4000);
@@ -164,11 +164,4 @@ impl Wire {
         ensure!(sent == frame.len());
         Ok(())
     }
-}
-
-/// An interface of the calling thread's namespace, as packet sockets know it.
-fn link_of(name: &str) -> Result<nix::sys::socket::LinkAddr> {
-    let all = getifaddrs()?.filter(|one| one.interface_name == name);
-    let link = all.filter_map(|one| one.address.and_then(|address| address.as_link_addr().copied())).next();
-    link.with_context(|| format!("there is no interface {name}"))
 }

@@ -4,6 +4,7 @@
 //!   ground       what every test stands on: the binary, a topology, requests, listings, counters
 //!   forwarding   traffic: NAT and DR, both backends, one worker and two
 //!   tunnels      every way to forward, of both families
+//!   full_nat     nginx asked by curl, and told of it
 //!   fragments    datagrams larger than the wire
 //!   sctp         an association by hand, and the settings that concern it
 //!   path_mtu     a path through a tunnel that is narrower than its first link
@@ -17,6 +18,7 @@
 //!   hostile      frames nobody should send
 //!   unprivileged in a user namespace
 //!   vlans        clients and servers behind VLANs
+//!   wire         what goes over a cable, for tests that look
 //! ```
 //!
 //! Every test makes namespaces of its own, which end with it. Where they are refused it says `skip:` and passes; over AF_XDP that
@@ -25,6 +27,7 @@
 mod bystanders;
 mod forwarding;
 mod fragments;
+mod full_nat;
 mod ground;
 mod hops;
 mod hostile;
@@ -38,3 +41,4 @@ mod sctp;
 mod tunnels;
 mod unprivileged;
 mod vlans;
+mod wire;

@@ -19,7 +19,7 @@ use shunt_bench::traffic::decapsulator::{Decapsulator, Tunnel};
 use crate::ground::{
     Backend, PATIENCE, connect_from, counter, permitted, serve_at, source_for, start_workers, status,
 };
-use crate::tunnels::{Family, GRE, GRE_SUM, GUE, IPIP, Way, drops, through};
+use crate::tunnels::{Family, GRE, GRE_SUM, GUE, IPIP, Way, lost, through};
 
 const PORT: u16 = 8080;
 
@@ -91,7 +91,8 @@ fn uploads(test: impl Fn() -> Result<()>, family: Family, ways: &[Way], backend:
             way.label()
         );
     }
-    ensure!(drops(&topology)?.is_empty(), "{:?}", drops(&topology)?);
+    let lost = lost(&topology)?;
+    ensure!(lost.is_empty(), "{lost:?}");
     director.stop()
 }
 
@@ -140,6 +141,10 @@ pub fn far_end(topology: &Topology, addresses: usize) -> Result<Decapsulator> {
             netlink.route(*address, router)
         })
     })??;
+    // An IPv6 address is not to be had before its link is.
+    for namespace in [router, end] {
+        namespace.run_in(|| Netlink::open()?.wait_until_all_pass_packets())??;
+    }
     Decapsulator::start(end, &all, &Tunnel::ALL)
 }
 

@@ -1,4 +1,4 @@
-//! Traffic through every way to forward, of both families: NAT, DR, and each tunnel, also through the other family.
+//! Traffic through every way to forward, of both families: NAT, DR, FullNAT, and each tunnel, also to servers of the other family.
 //!
 //! The servers unwrap with a program of the lab's that refuses what a receiver may refuse, see [`Decapsulator`]; then it is
 //! their own stack that answers. The way back is DR's, past the director.
@@ -11,13 +11,13 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use shunt_bench::director::Director;
 use shunt_bench::namespace::Namespace;
-use shunt_bench::topology::{FRONT, Options, SERVERS, Topology, VIP, VIP6, server, server6};
+use shunt_bench::topology::{FRONT, LOCAL, LOCAL6, Options, SERVERS, Topology, VIP, VIP6, server, server6};
 use shunt_bench::traffic::decapsulator::{Decapsulator, Tunnel};
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT, long_answer};
 use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 
 use crate::ground::{
-    Backend, PATIENCE, connect_from, counter, echo, get_each, permitted, serve_with, source_for, start,
+    Backend, PATIENCE, connect_from, counter, echo, get_each, lend, permitted, serve_with, source_for, start,
     start_workers, status, udp, udp_from,
 };
 
@@ -51,6 +51,10 @@ impl Family {
         if self == Self::V4 { server(n).into() } else { server6(n).into() }
     }
 
+    pub fn local(self) -> IpAddr {
+        if self == Self::V4 { LOCAL.into() } else { LOCAL6.into() }
+    }
+
     fn header(self) -> usize {
         if self == Self::V4 { 20 } else { 40 }
     }
@@ -62,6 +66,7 @@ const fn way(name: &'static str, how: &'static [&'static str], wrapping: usize) 
 
 pub const NAT: Way = way("NAT", &["-m"], 0);
 pub const DR: Way = way("DR", &["-g"], 0);
+pub const FULL_NAT: Way = way("FullNAT", &["--fullnat"], 0);
 pub const IPIP: Way = way("ipip", &["-i"], 0);
 pub const GRE: Way = way("gre", &["-i", "--tun-type", "gre", "--tun-nocsum"], 4);
 pub const GRE_SUM: Way = way("gre with checksum", &["-i", "--tun-type", "gre", "--tun-csum"], 8);
@@ -76,9 +81,11 @@ pub const fn through(family: Family, way: Way) -> Way {
 }
 
 /// By the room that is left, so that the director must say of almost each that it has less than the one before.
-const IPV4: [Way; 10] = [
+const IPV4: [Way; 12] = [
     NAT,
     DR,
+    FULL_NAT,
+    through(Family::V6, FULL_NAT),
     IPIP,
     GRE,
     GRE_SUM,
@@ -88,9 +95,11 @@ const IPV4: [Way; 10] = [
     through(Family::V6, IPIP),
     through(Family::V6, GUE_SUM),
 ];
-const IPV6: [Way; 10] = [
+const IPV6: [Way; 12] = [
     NAT,
     DR,
+    FULL_NAT,
+    through(Family::V4, FULL_NAT),
     through(Family::V4, IPIP),
     through(Family::V4, GRE_SUM),
     IPIP,
@@ -129,6 +138,7 @@ fn every_way(test: impl Fn() -> Result<()>, family: Family, ways: &[Way], backen
     let _servers = topology.start_servers()?;
     topology.servers().iter().try_for_each(acknowledge_uploads)?;
     let unwrapping = topology.start_decapsulators(&Tunnel::ALL)?;
+    topology.lend_local_addresses()?;
     let director = start(&topology, backend, &[])?;
     let mut told = 0;
     for way in ways {
@@ -161,6 +171,10 @@ impl Way {
         self.how[0] == "-i"
     }
 
+    fn is_full_nat(&self) -> bool {
+        self.how[0] == "--fullnat"
+    }
+
     /// What the director adds to a packet's length.
     pub fn overhead(&self, family: Family) -> usize {
         if self.is_tunnel() { self.through.unwrap_or(family).header() + self.wrapping } else { 0 }
@@ -179,6 +193,9 @@ fn take(topology: &Topology, director: &Director, family: Family, way: &Way, tol
     let real = |n| way.through.unwrap_or(family).server(n);
     for (protocol, port) in [("-t", HTTP_PORT), ("-u", ECHO_PORT), ("-t", UPLOAD_PORT)] {
         serve_with(director, protocol, at(port), real, way.how, port)?;
+        if way.is_full_nat() {
+            lend(director, protocol, at(port), way.through.unwrap_or(family).local())?;
+        }
     }
     let (dropped, replied) = (drops(topology)?, counter(topology, "frames.replied")?);
 
@@ -211,6 +228,11 @@ fn take(topology: &Topology, director: &Director, family: Family, way: &Way, tol
     let lost: Vec<_> = drops(topology)?.difference(&dropped).cloned().collect();
     ensure!(lost.iter().all(|(name, _)| name == "drop.rate_limited"), "{lost:?}");
     Ok(())
+}
+
+/// Frames that were dropped, but for the last ones of connections whose service was already taken away for the next.
+pub fn lost(topology: &Topology) -> Result<BTreeSet<(String, u64)>> {
+    Ok(drops(topology)?.into_iter().filter(|(name, _)| name != "drop.no_dest").collect())
 }
 
 pub fn drops(topology: &Topology) -> Result<BTreeSet<(String, u64)>> {
@@ -262,6 +284,8 @@ fn acknowledge_uploads(server: &Namespace) -> Result<()> {
 fn listed(director: &Director, family: Family, way: &Way) -> Result<()> {
     let forward = if way.is_tunnel() {
         "Tunnel"
+    } else if way.is_full_nat() {
+        "FullNat"
     } else if way.name == "NAT" {
         "Masq"
     } else {
