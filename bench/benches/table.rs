@@ -1,5 +1,5 @@
 //! What does a look-up cost? Nanoseconds per tuple in the connection table: found and not found, the table in the cache and far
-//! beyond it; one by one, and as the director does it, a burst's lines fetched ahead.
+//! beyond it; one by one, and as the director does it, a burst's lines fetched ahead. And what does a connection that begins and ends?
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
@@ -16,6 +16,8 @@ use shunt_dataplane::service::Tick;
 /// A prime that is no neighbour of a power of two, so that look-ups jump.
 const STRIDE: u32 = 7_368_787;
 
+const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+
 fn conn(n: u32) -> Conn<V4> {
     let mut conn = Conn::default();
     conn.client = V4(0x6440_0000 + n / 16);
@@ -30,9 +32,8 @@ fn conn(n: u32) -> Conn<V4> {
 fn lookups(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.throughput(Throughput::Elements(BURST as u64));
-    for connections in [1000u32, 1_000_000] {
-        let secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
-        let mut table = Table::with_capacity(1 << 21, secret, Tick(0)).expect("memory for the table");
+    for (connections, capacity) in [(1000u32, 1 << 21), (1_000_000, 1 << 21), (10_000_000, 10_000_000)] {
+        let mut table = Table::with_capacity(capacity, SECRET, Tick(0)).expect("memory for the table");
         for n in 0..connections {
             table.insert(conn(n)).expect("room");
         }
@@ -68,6 +69,32 @@ fn lookups(c: &mut Criterion) {
     group.finish();
 }
 
+/// What a connection costs that begins and ends: one inserted, one expired, at so many alive.
+fn turnover(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table/insert_and_expire");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for alive in [1000u32, 1_000_000] {
+        let (mut now, mut n) = (Tick(0), 0u32);
+        let mut table = Table::with_capacity(1 << 21, SECRET, now).expect("memory for the table");
+        // A burst in a millisecond, each connection alive for as many as make so many.
+        let timeout = alive / BURST as u32;
+        let mut turn = || {
+            now = now.plus(1);
+            let mut budget = usize::MAX;
+            while table.expire(now, &mut budget).is_some() {}
+            for _ in 0..BURST {
+                n = (n + 1) % (4 * alive);
+                let mut conn = conn(n);
+                (conn.last_seen, conn.timeout) = (now, timeout);
+                table.insert(conn).expect("room");
+            }
+        };
+        (0..2 * timeout).for_each(|_| turn());
+        group.bench_function(BenchmarkId::from_parameter(alive), |b| b.iter(&mut turn));
+    }
+    group.finish();
+}
+
 fn briefly() -> Criterion {
     Criterion::default()
         .sample_size(20)
@@ -75,5 +102,5 @@ fn briefly() -> Criterion {
         .measurement_time(Duration::from_secs(1))
 }
 
-criterion_group! { name = benches; config = briefly(); targets = lookups }
+criterion_group! { name = benches; config = briefly(); targets = lookups, turnover }
 criterion_main!(benches);
