@@ -157,7 +157,16 @@ impl Publisher {
             });
             requests.into_iter().chain(returns)
         });
-        live.chain(replies)
+        // The ports of FTP's data in active mode stand in no rule.
+        let ftp = self.services.values().flat_map(|published| published.data.ftp_data());
+        let ftp = ftp.flat_map(|((service, service_port), (server, server_port))| {
+            let protocol = data::Protocol::Tcp;
+            [
+                Target::Service { protocol, address: service, port: service_port },
+                Target::RealServer { protocol, address: server, port: server_port },
+            ]
+        });
+        live.chain(replies).chain(ftp)
     }
 
     /// The machine's addresses that FullNAT uses: what real servers send there is not the kernel's.
@@ -189,11 +198,14 @@ impl Publisher {
         }
         let mut lingering = HashSet::new();
         for (service, servers) in &self.servers {
-            let ServiceKey::Address { protocol, .. } = *service else { continue };
+            let ServiceKey::Address { protocol, port, .. } = *service else { continue };
             for (key, server) in servers {
                 let load = counters.load(server.id);
                 if server.was_by_nat && !server.by_nat && load.active + load.inactive > 0 {
                     lingering.insert((wire(protocol), key.address, key.port));
+                    let data_port =
+                        data::ftp_data_port(wire(protocol), port, data::Forwarding::Masq, key.port);
+                    lingering.extend(data_port.map(|port| (wire(protocol), key.address, port)));
                 }
             }
         }

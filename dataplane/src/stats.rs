@@ -55,7 +55,7 @@ reasons! {
     FragmentOverlap = "drop.fragment_overlap",
     /// A fragment of a datagram that comes in too little order to be kept track of.
     FragmentScattered = "drop.fragment_scattered",
-    /// Too many later fragments wait for their first.
+    /// Too many later fragments wait for their first, or answers of FTP servers for their ports to be steered.
     FragmentQueueFull = "drop.fragment_queue_full",
     /// A part of an SCTP datagram whose port NAT would change: the new CRC needs the whole.
     SctpFragment = "drop.sctp_fragment",
@@ -76,6 +76,13 @@ reasons! {
     /// FullNAT has no local address for the real server, or no port left at any. The client was told: TCP by a RST, others by ICMP port
     /// unreachable.
     NoLocalPort = "drop.no_local_port",
+    /// An answer on a control connection of FTP that cannot be rewritten now: the one before it is not acknowledged yet, it comes in fragments, or
+    /// its frame has no room for a longer one. The server sends it again.
+    FtpAnswer = "drop.ftp_answer",
+    /// An answer of an FTP server waited in vain for the port it names to be steered to the director. The server sends it again.
+    FtpTimeout = "drop.ftp_timeout",
+    /// An acknowledgement on a control connection of FTP of what was never sent.
+    FtpUnsent = "drop.ftp_unsent",
     /// A packet that has no counterpart in the other address family.
     Untranslatable = "drop.untranslatable",
     /// No route leads to where the packet must go, or through an interface that is not the director's.
@@ -136,6 +143,10 @@ events! {
     FragmentWaited = "fragment.waited",
     /// Errors by which the director learned that the path to a tunnel's real server carries less than it took it to.
     PathNarrowed = "path.narrowed",
+    /// Answers of FTP servers that began to wait for the port they name to be steered to the director.
+    FtpWaited = "ftp.waited",
+    /// Data connections of FTP that were made room for.
+    FtpExpected = "ftp.expected",
     /// Packets that began to wait for a neighbour.
     Waited = "neighbour.waited",
     /// Connections created.

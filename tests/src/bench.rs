@@ -3,6 +3,7 @@
 //! The director is the data plane's own, the rules, the publisher and ipvsadm are the daemon's own; only the ports, the clock and the kernel are
 //! played by the test.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use shunt::publisher::Publisher;
 use shunt::rules::{Change, Rules};
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::table::Secret;
-use shunt_dataplane::director::{Director, Parts, Place, Verdict};
+use shunt_dataplane::director::{Director, Parts, Place, Verdict, Wish};
 use shunt_dataplane::packet::{Packet, Tags};
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{
@@ -23,6 +24,7 @@ use shunt_dataplane::service::{
     WorkerId,
 };
 use shunt_dataplane::stats::Counters;
+use shunt_dataplane::steer::Target;
 
 use crate::frames::{C0, S0, client_mac, server_mac};
 use crate::ops::LOCALS;
@@ -53,6 +55,8 @@ pub struct Bench {
     tags: [Tags; 2],
     /// Later fragments whose first has not come yet, as a worker keeps them.
     kept: Vec<(PortId, Vec<u8>)>,
+    /// Frames that are steered to the director though no rule tells of them.
+    pub steered: HashSet<Target>,
 }
 
 /// What became of a frame.
@@ -113,6 +117,7 @@ impl Bench {
             mtu: [1500; 2],
             tags: [Tags::default(); 2],
             kept: Vec::new(),
+            steered: HashSet::new(),
         }
     }
 
@@ -158,13 +163,34 @@ impl Bench {
         sent
     }
 
-    /// A frame comes in by a port.
+    /// A frame comes in by a port. If it must wait for frames to be steered, they are, and it is tried again.
     pub fn frame(&mut self, port: PortId, bytes: &[u8]) -> Outcome {
         self.frame_with_tags(port, self.tags[usize::from(port.0)], bytes)
     }
 
     /// The same with other tags than the side's, as where a NIC keeps the outer one to itself.
     pub fn frame_with_tags(&mut self, port: PortId, tags: Tags, bytes: &[u8]) -> Outcome {
+        let outcome = self.look(port, tags, bytes);
+        self.steer();
+        if outcome.verdict == Verdict::Hold { self.look(port, tags, bytes) } else { outcome }
+    }
+
+    /// What control does for the director's data connections.
+    fn steer(&mut self) {
+        while let Some(wish) = self.director.wish() {
+            match wish {
+                Wish::Take(target) => {
+                    assert!(self.steered.insert(target), "wished for twice: {target:?}");
+                    self.director.opened(target);
+                }
+                Wish::Release(target) => {
+                    assert!(self.steered.remove(&target), "never wished for: {target:?}")
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, port: PortId, tags: Tags, bytes: &[u8]) -> Outcome {
         let bytes = [&bytes[..12], tags.bytes(), &bytes[12..]].concat();
         let mut chunk = vec![0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
@@ -194,6 +220,7 @@ impl Bench {
             self.director.expire(self.now, usize::MAX);
             left -= step;
         }
+        self.steer();
     }
 
     /// The connections: protocol, seconds left, state, client, virtual address, real server.

@@ -19,7 +19,7 @@ use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, State};
-use shunt_dataplane::director::{Director, Parts, Verdict};
+use shunt_dataplane::director::{Director, Parts, Verdict, Wish};
 use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
@@ -182,15 +182,26 @@ impl Rig {
     /// When the worker it is handed to hands it on, or a frame that is handed on, passed or told to wait was changed.
     pub fn deliver(&mut self, worker: usize, port: PortId, frame: &[u8]) -> Delivery {
         let frame = &frame[..frame.len().min(MAX_FRAME)];
-        let mut delivery = self.look(worker, port, frame, false);
+        let mut delivery = self.look_until_steered(worker, port, frame, false);
         // To the owner; who may not be it any more, and then to the worker that the client's template belongs to.
         for _ in 0..2 {
             let Verdict::HandOff(next) = delivery.verdict else { return delivery };
             assert_ne!(next, delivery.worker, "handed to itself");
-            delivery = self.look(next.0.into(), port, frame, true);
+            delivery = self.look_until_steered(next.0.into(), port, frame, true);
         }
         assert!(!matches!(delivery.verdict, Verdict::HandOff(_)), "handed on and on");
         delivery
+    }
+
+    fn look_until_steered(&mut self, worker: usize, port: PortId, frame: &[u8], handed: bool) -> Delivery {
+        let first = self.look(worker, port, frame, handed);
+        let director = &mut self.directors[worker];
+        while let Some(wish) = director.wish() {
+            if let Wish::Take(target) = wish {
+                director.opened(target);
+            }
+        }
+        if first.verdict == Verdict::Hold { self.look(worker, port, frame, handed) } else { first }
     }
 
     fn look(&mut self, worker: usize, port: PortId, frame: &[u8], handed: bool) -> Delivery {
@@ -201,7 +212,7 @@ impl Rig {
         self.directors[worker].burst(&mut packets, handed, self.now, &mut verdicts);
         let verdict = verdicts[0];
         let bytes = packets[0].data().to_vec();
-        if matches!(verdict, Verdict::Pass | Verdict::Wait(..) | Verdict::HandOff(_)) {
+        if matches!(verdict, Verdict::Pass | Verdict::Wait(..) | Verdict::HandOff(_) | Verdict::Hold) {
             assert_eq!(bytes, frame, "changed, though it is to be looked at again: {verdict:?}");
         }
         let pieces = self.directors[worker].extras().map(|(_, bytes)| bytes.to_vec()).collect();

@@ -7,9 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use shunt_dataplane::director::{Listed, Place};
+use shunt_dataplane::director::{Listed, Place, Wish};
 use shunt_dataplane::service::{Epoch, LinkId, Network, Services, Snapshot, Sysctls, Timeouts};
 use shunt_dataplane::stats::Counters;
+use shunt_dataplane::steer::Target;
 use shunt_dataplane::worker::link::{Answer, Command, Handle};
 
 /// How long a worker may take to answer. It looks at its commands between bursts, some microseconds apart; one that is silent for
@@ -28,6 +29,8 @@ pub struct Engine {
     counters: Arc<Counters>,
     /// Neighbours that packets wait for.
     wanted: Vec<(LinkId, IpAddr)>,
+    /// What workers wish to have steered, and which of them.
+    wishes: Vec<(usize, Wish)>,
     /// Parts of listings that have come in.
     listed: Vec<(Option<Place>, Vec<Listed>)>,
 }
@@ -45,7 +48,15 @@ impl Engine {
     ) -> anyhow::Result<Self> {
         bell.set_nonblocking(true)?;
         let bell = tokio::net::UnixStream::from_std(bell).context("cannot poll the workers' answers")?;
-        Ok(Self { workers, bell, snapshot, counters, wanted: Vec::new(), listed: Vec::new() })
+        Ok(Self {
+            workers,
+            bell,
+            snapshot,
+            counters,
+            wanted: Vec::new(),
+            wishes: Vec::new(),
+            listed: Vec::new(),
+        })
     }
 
     /// The counters of all workers.
@@ -122,6 +133,17 @@ impl Engine {
         std::mem::take(&mut self.wanted)
     }
 
+    /// What workers wish to have steered since the last call, in order, and which of them.
+    pub fn wishes(&mut self) -> Vec<(usize, Wish)> {
+        std::mem::take(&mut self.wishes)
+    }
+
+    /// Tells a worker that the frames it wished for come to it by now. Says whether there was room to tell it.
+    pub fn opened(&self, worker: usize, target: Target) -> bool {
+        let (handle, _) = &self.workers[worker];
+        handle.send(Command::Opened(target)).is_ok()
+    }
+
     /// Stops all workers and waits for them to end.
     pub fn stop(self) {
         for (handle, _) in &self.workers {
@@ -168,11 +190,12 @@ impl Engine {
         // Hush the bell first: what is answered after this rings it again.
         let mut rung = [0; 256];
         while matches!(self.bell.try_read(&mut rung), Ok(n) if n > 0) {}
-        for (handle, _) in &self.workers {
+        for (worker, (handle, _)) in self.workers.iter().enumerate() {
             while let Some(answer) = handle.answer() {
                 match answer {
                     Answer::Retired(snapshot) => drop(snapshot),
                     Answer::Resolve(link, neighbour) => self.wanted.push((link, neighbour)),
+                    Answer::Steer(wish) => self.wishes.push((worker, wish)),
                     Answer::Listed { next, connections } => self.listed.push((next, connections)),
                 }
             }

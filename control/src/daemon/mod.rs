@@ -17,7 +17,7 @@ mod engine;
 mod mirror;
 mod watch;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
-use shunt_dataplane::director::{self, Director};
+use shunt_dataplane::director::{self, Director, Wish};
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{Epoch, LinkId, Network, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
@@ -164,6 +164,10 @@ async fn serve(options: Options) -> anyhow::Result<()> {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         }
+        // They may have come while anything else was waited for.
+        if let Err(error) = control.grant() {
+            break Err(error);
+        }
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(socket_file);
@@ -181,6 +185,10 @@ struct Control {
     view: View,
     steering: Box<dyn Steering>,
     taken: HashSet<Target>,
+    /// Targets that no rule tells of, each with the number of workers that wish for it.
+    wished: HashMap<Target, usize>,
+    /// Workers that are still to be told of targets that were granted to them.
+    granted: Vec<(usize, Target)>,
     ways: Vec<(String, String)>,
     cores: Vec<usize>,
     /// Connections that a worker has room for.
@@ -289,6 +297,8 @@ impl Control {
             view,
             steering,
             taken: HashSet::new(),
+            wished: HashMap::new(),
+            granted: Vec::new(),
             ways,
             cores,
             capacity,
@@ -367,8 +377,42 @@ impl Control {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
         self.engine.serve(services, timeouts(rules.timeouts()), *rules.sysctls()).await?;
         self.leave_to_kernel(&self.view.local.clone())?;
-        let targets = self.publisher.targets(rules).collect();
+        // Without rules the director, like IPVS, lets go of everything.
+        let wished = self.wished.keys().copied().filter(|_| rules.services().next().is_some());
+        let targets = self.publisher.targets(rules).chain(wished).collect();
         self.steer(targets)
+    }
+
+    /// Takes and releases the frames that workers wish to have or not to have. A target that the kernel refuses is as good as taken for the worker: its client learns
+    /// sooner from the kernel that the port is closed than from silence.
+    fn grant(&mut self) -> anyhow::Result<()> {
+        for (worker, wish) in self.engine.wishes() {
+            match wish {
+                Wish::Take(target) => {
+                    *self.wished.entry(target).or_default() += 1;
+                    match self.steering.take(target) {
+                        Ok(()) => drop(self.taken.insert(target)),
+                        Err(error) => tracing::warn!("a data connection of FTP will fail: {error}"),
+                    }
+                    self.granted.push((worker, target));
+                }
+                Wish::Release(target) => {
+                    let Some(workers) = self.wished.get_mut(&target) else { continue };
+                    *workers -= 1;
+                    if *workers > 0 {
+                        continue;
+                    }
+                    self.wished.remove(&target);
+                    if self.publisher.targets(&self.rules).all(|of_rules| of_rules != target) {
+                        self.steering.release(target)?;
+                        self.taken.remove(&target);
+                    }
+                }
+            }
+        }
+        // A worker that is behind hears of the rest a moment later; its clients' servers repeat what waits.
+        self.granted.retain(|(worker, target)| !self.engine.opened(*worker, *target));
+        Ok(())
     }
 
     /// Leaves to the kernel what real servers send to the machine's own addresses, but for those that FullNAT uses.

@@ -103,6 +103,18 @@ impl Marks {
     pub const RETIRED: Marks = Marks(1 << 9);
     /// Its local port, under FullNAT, is of the queue for all ports of its real server.
     pub const ANY_PORT: Marks = Marks(1 << 10);
+    /// A control connection of FTP: what is said on it is read.
+    pub const FTP: Marks = Marks(1 << 11);
+    /// A data connection of FTP, which has come of a control connection.
+    pub const DATA: Marks = Marks(1 << 12);
+    /// Either.
+    pub const FTP_ANY: Marks = Marks(Self::FTP.0 | Self::DATA.0);
+    /// Its client has not chosen a port yet, and `client_port` is 0.
+    pub const NO_CLIENT_PORT: Marks = Marks(1 << 13);
+    /// There are data connections of it, so that it must outlive them.
+    pub const PARENT: Marks = Marks(1 << 14);
+    /// The frames of its virtual port and of its real server's port are steered to the director for its sake.
+    pub const STEERED: Marks = Marks(1 << 15);
 
     /// Whether any of `marks` is there.
     #[inline]
@@ -141,6 +153,16 @@ impl Detail {
     /// One more connection that a template controls, or one fewer.
     pub fn count(&mut self, one_more: bool) {
         self.0 = if one_more { self.0.saturating_add(1) } else { self.0.saturating_sub(1) };
+    }
+
+    /// The number of the talk that it belongs to, of FTP under NAT.
+    pub fn talk(self) -> Option<u32> {
+        self.0.checked_sub(1)
+    }
+
+    /// Notes the number of a talk.
+    pub fn set_talk(&mut self, number: u32) {
+        self.0 = number + 1;
     }
 
     /// How the packets are wrapped, in a tunnel.
@@ -219,10 +241,10 @@ impl<A: Address> Conn<A> {
         self.marks.has(Marks::TEMPLATE)
     }
 
-    /// Connections that it controls: it must outlive them.
+    /// Connections that it controls: it must outlive them. Of a control connection of FTP only whether there are any.
     #[inline]
     pub fn controls(&self) -> u32 {
-        if self.is_template() { self.detail.controls() } else { 0 }
+        if self.is_template() { self.detail.controls() } else { self.marks.has(Marks::PARENT).into() }
     }
 
     /// Milliseconds from its end until it is gone. A template is still obeyed then: the kernel's timers, which have 64 steps

@@ -46,7 +46,8 @@ pub fn may_begin<A>(meta: &Meta<A>, sysctls: &Sysctls) -> bool {
 /// `is_new_conn_expected`).
 #[inline]
 pub fn replaces<A: Address>(meta: &Meta<A>, conn: &Conn<A>, snapshot: &Snapshot) -> bool {
-    if !asks_for_new(meta) {
+    // What a control connection of FTP speaks of is on its real server and no other.
+    if !asks_for_new(meta) || conn.marks.has(Marks::DATA) {
         return false;
     }
     let Snapshot { sysctls, services, .. } = snapshot;

@@ -10,6 +10,7 @@ use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, Tags, Tuple};
 use crate::service::{Hop, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason, add};
+use crate::steer::Target;
 
 const TCP: u8 = Protocol::Tcp as u8;
 const SCTP: u8 = Protocol::Sctp as u8;
@@ -27,7 +28,8 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
-        let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol);
+        let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
+            || is_from_data_port(shared, tuple);
         if is_servers && services.is_local(meta.tuple.destination) {
             return self.refuse_server(shared, packet, meta, now);
         }
@@ -188,6 +190,13 @@ pub(super) fn is_refused_to_server<A: Address>(snapshot: &Snapshot, meta: &Meta<
         && protocol != A::ICMP
         && !admission::is_abrupt(meta)
         && snapshot.services.has_nat_server(source, source_port, protocol)
+}
+
+/// Whether a packet was kept from the kernel because it comes from where an FTP server sends or takes data.
+fn is_from_data_port<A: Address>(shared: &Shared, tuple: &Tuple<A>) -> bool {
+    let (address, port) = (tuple.source.into(), tuple.source_port);
+    tuple.protocol == TCP
+        && shared.openings.has(Target::RealServer { protocol: Protocol::Tcp, address, port })
 }
 
 fn send_back(packet: &mut Packet, hop: Hop) -> Verdict {

@@ -5,17 +5,20 @@ use std::sync::Arc;
 
 use super::answers::is_refused_to_server;
 use super::beyond::{self, Near};
+use super::ftp::Talks;
 use super::hops::{HopCache, Toward};
 use super::{Shared, Verdict, admission, is_relieved};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Direction, Marks, Side, State, Table, sctp, tcp, template};
+use crate::conn::{Conn, ConnId, Detail, Direction, Marks, Side, State, Table, sctp, tcp, template};
 use crate::forward::cut::Cut;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, across, dr, mss, nat, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Dest, DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
+use crate::service::{
+    Dest, DestId, FTP, FTP_DATA, Forwarding, Hop, Protocol, Service, Snapshot, Tick, Unreachable,
+};
 use crate::stats::{Event, Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -40,6 +43,8 @@ pub struct Family<A> {
     pub(super) draw: u32,
     /// Connections that are still to be looked at in this period, whether to drop them.
     pub(super) to_look_at: u32,
+    /// Control connections of FTP.
+    pub(super) talks: Talks,
 }
 
 /// Where a listing has got to.
@@ -89,6 +94,7 @@ impl<A: Near> Family<A> {
             place: 0,
             draw: 0,
             to_look_at: 0,
+            talks: Talks::default(),
         })
     }
 
@@ -165,7 +171,7 @@ impl<A: Near> Family<A> {
     ) -> Option<(ConnId, Direction)> {
         let found = self.conns.find(tuple, hash)?;
         let entry = self.conns.conn(found.0);
-        if entry.remaining(now) > 0 || entry.is_template() {
+        if entry.remaining(now) > 0 || entry.is_template() || entry.controls() > 0 {
             return Some(found);
         }
         let old = self.conns.remove(found.0);
@@ -247,7 +253,14 @@ impl<A: Near> Family<A> {
         Self::limit_segments(shared, packet, meta, conn.dest);
         match conn.forwarding {
             Forwarding::Route => dr::request(packet, meta, &hop),
-            Forwarding::Masq => nat::request(packet, meta, (conn.server, conn.server_port), &hop),
+            Forwarding::Masq => {
+                if conn.marks.has(Marks::FTP)
+                    && let Some(verdict) = self.hear_client(shared, packet, meta, id, now)
+                {
+                    return verdict;
+                }
+                nat::request(packet, meta, (conn.server, conn.server_port), &hop);
+            }
             Forwarding::FullNat => {
                 return self.request_by_full_nat(shared, packet, meta, id, &hop, mtu);
             }
@@ -277,6 +290,16 @@ impl<A: Near> Family<A> {
         if forward::hops_left(packet, meta) <= 1 {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
+        let heard;
+        let meta = if self.conns.conn(id).marks.has(Marks::FTP) {
+            match self.hear_server(shared, packet, meta, id, &hop, now) {
+                Ok(meta) => heard = meta,
+                Err(verdict) => return verdict,
+            }
+            &heard
+        } else {
+            meta
+        };
 
         self.track(shared, id, meta, Direction::Reply, now);
         let conn = self.conns.conn(id);
@@ -317,12 +340,22 @@ impl<A: Near> Family<A> {
     ) -> Verdict {
         let tuple = &meta.tuple;
         let services = Arc::clone(&shared.snapshot);
+        let speaks_ftp = services.services.speaks_ftp();
+        if speaks_ftp && let Some(verdict) = self.expected(shared, packet, meta, hash, now) {
+            return verdict;
+        }
         let Some(service) = services.services.find(tuple.destination, tuple.destination_port, tuple.protocol)
         else {
+            if speaks_ftp && let Some(verdict) = self.stray_of_ftp(shared, packet, meta) {
+                return verdict;
+            }
             return self.stray(shared, packet, meta, tuple, now);
         };
         if is_refused_to_server(&services, meta) {
             return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
+        }
+        if tuple.source_port == FTP_DATA {
+            return self.refuse_data_port(shared, packet, meta, now);
         }
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
@@ -350,7 +383,7 @@ impl<A: Near> Family<A> {
                 return Verdict::Drop(reason);
             }
         };
-        match self.begin(shared, meta, &dest, now) {
+        match self.begin(shared, meta, (service, &dest), now) {
             Ok(id) => {
                 if let Some(template) = template {
                     self.made(template, id, now);
@@ -383,7 +416,7 @@ impl<A: Near> Family<A> {
         &mut self,
         shared: &mut Shared,
         meta: &Meta<A>,
-        dest: &Dest,
+        (service, dest): (&Service, &Dest),
         now: Tick,
     ) -> Result<ConnId, Reason> {
         // Control refuses real servers of another family for these methods.
@@ -392,16 +425,23 @@ impl<A: Near> Family<A> {
         let tuple = &meta.tuple;
         let mut marks = Marks::default();
         marks.set(Marks::NO_OUTPUT, !dest.forwarding.translates_replies());
+        let is_ftp =
+            dest.forwarding == Forwarding::Masq && tuple.protocol == TCP && tuple.destination_port == FTP;
+        marks.set(Marks::FTP, is_ftp);
         let mut conn = Conn {
             client: tuple.source,
             virtual_address: tuple.destination,
             server,
             client_port: tuple.source_port,
             virtual_port: tuple.destination_port,
-            server_port: if dest.port == 0 { tuple.destination_port } else { dest.port },
+            // To another port than the service's goes FTP's data: real servers have the same.
+            server_port: match dest.port {
+                port if port != 0 && tuple.destination_port == service.port => port,
+                _ => tuple.destination_port,
+            },
             protocol: tuple.protocol,
             forwarding: dest.forwarding,
-            detail: dest.tunnel.into(),
+            detail: if is_ftp { Detail::default() } else { dest.tunnel.into() },
             marks,
             dest: dest.id,
             last_seen: now,
@@ -425,17 +465,22 @@ impl<A: Near> Family<A> {
         if conn.marks.has(Marks::ACROSS) {
             Self::join_across(shared, &conn, id);
         }
-        let counters = shared.mine().dest(dest.id);
-        add(&counters.conns, 1);
-        add(&counters.inactive, 1);
+        add(&shared.mine().dest(dest.id).conns, 1);
+        self.bind(shared, dest.id);
+        Ok(id)
+    }
+
+    /// Does the books for a connection that has come into the table.
+    pub(super) fn bind(&self, shared: &Shared, id: DestId) {
+        add(&shared.mine().dest(id).inactive, 1);
         shared.mine().count(Event::Created, 1);
-        if dest.upper_threshold != 0 {
-            let load = shared.counters.load(dest.id);
-            if load.active + load.inactive >= u64::from(dest.upper_threshold) {
-                shared.counters.set_overloaded(dest.id, true);
+        let most = shared.snapshot.services.dest(id).map_or(0, |dest| dest.upper_threshold);
+        if most != 0 {
+            let load = shared.counters.load(id);
+            if load.active + load.inactive >= u64::from(most) {
+                shared.counters.set_overloaded(id, true);
             }
         }
-        Ok(id)
     }
 
     /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
@@ -452,7 +497,6 @@ impl<A: Near> Family<A> {
         if meta.is_later_fragment() {
             return;
         }
-        let old_timeout = conn.timeout;
         let side = match direction {
             Direction::Request if conn.marks.has(Marks::NO_OUTPUT) => Side::InputOnly,
             Direction::Request => Side::Input,
@@ -466,15 +510,23 @@ impl<A: Near> Family<A> {
         let is_news = conn.marks.has(Marks::CONTROLLED)
             && new.is_established(direction)
             && (new != conn.state || new == State::Udp);
+        if is_news {
+            self.assure(id);
+        }
+        self.enter(shared, id, new);
+    }
+
+    /// Brings a connection into a state, with its timeout and counters.
+    #[inline]
+    pub(super) fn enter(&mut self, shared: &Shared, id: ConnId, new: State) {
+        let conn = self.conns.conn_mut(id);
+        let old_timeout = conn.timeout;
         conn.state = new;
         conn.timeout = shared.snapshot.timeouts.of(new);
         let (dest, was_active) = (conn.dest, conn.marks.has(Marks::ACTIVE));
         conn.marks.set(Marks::ACTIVE, new.is_active());
         if conn.timeout < old_timeout {
             self.conns.hasten(id);
-        }
-        if is_news {
-            self.assure(id);
         }
         if was_active != new.is_active() {
             let counters = shared.mine().dest(dest);
@@ -521,7 +573,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Does the books for an entry whose time was over.
-    fn expired(&self, shared: &mut Shared, entry: &Conn<A>, now: Tick) {
+    fn expired(&mut self, shared: &mut Shared, entry: &Conn<A>, now: Tick) {
         self.end(shared, entry, now);
         if !entry.is_template() {
             shared.mine().count(Event::Expired, 1);
@@ -529,7 +581,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Does the books for an entry that is no longer in the table.
-    fn end(&self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
+    fn end(&mut self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
         if conn.is_template() {
             return Self::forget_template(shared, conn);
         }
@@ -546,6 +598,9 @@ impl<A: Near> Family<A> {
         Self::release(shared, conn.dest);
         if conn.forwarding == Forwarding::FullNat {
             Self::release_full_nat(shared, conn, now);
+        }
+        if conn.marks.has(Marks::FTP_ANY) {
+            self.end_of_ftp(shared, conn);
         }
     }
 
@@ -565,8 +620,10 @@ impl<A: Near> Family<A> {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let conn = self.conns.conn_mut(id);
         let (dest, server, client) = (conn.dest, conn.server, conn.client);
+        let is_ftp_data = conn.marks.has(Marks::DATA);
         self.hops.of_conn(network, &mut conn.hops, toward, || match toward {
             // The real server itself knows its address also where the connection has no room for it.
+            Toward::Server if is_ftp_data => server.into(),
             Toward::Server => services.dest(dest).map_or_else(|| server.into(), |dest| dest.address),
             Toward::Client => client.into(),
         })

@@ -185,7 +185,8 @@ impl<A: Near> Family<A> {
         if number.wrapping_sub(conn.detail.first()) as i32 >= i32::from(conn.shift) {
             conn.marks.set(Marks::TOLD, true);
         }
-        acknowledge(packet, meta, theirs, conn.shift.into());
+        let shift = u32::from(conn.shift);
+        acknowledge(packet, meta, theirs, |edge| edge.wrapping_sub(shift));
     }
 
     /// Numbers a segment of the client's that an ICMP error quotes as the client did, who would not know it otherwise.

@@ -22,8 +22,10 @@ mod defence;
 mod errors;
 mod family;
 mod fragments;
+mod ftp;
 mod full_nat;
 mod hops;
+mod openings;
 mod outbox;
 mod persistence;
 mod pools;
@@ -44,10 +46,13 @@ use crate::packet::{Packet, Parsed, V4, V6, parse};
 use crate::port::BURST;
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
+use crate::steer::Target;
 use beyond::Beyond;
 use defence::Defence;
 use family::Family;
 pub use family::{Listed, Place};
+use openings::Openings;
+pub use openings::Wish;
 use outbox::Outbox;
 use pools::Pools;
 use services::Schedulers;
@@ -71,6 +76,8 @@ pub enum Verdict {
     Wait(LinkId, IpAddr),
     /// A later fragment whose first has not come; try again in a moment. The frame is as it came.
     Keep,
+    /// An answer of an FTP server names a port whose frames do not come to the director yet; try again in a moment. The frame is as it came.
+    Hold,
 }
 
 /// One worker's director.
@@ -93,6 +100,7 @@ struct Shared {
     pools: Pools,
     beyond: Beyond,
     defence: Defence,
+    openings: Openings,
     /// Whether the burst under way was sent by another worker.
     handed: bool,
 }
@@ -141,6 +149,7 @@ impl Director {
                 pools,
                 beyond,
                 defence,
+                openings: Openings::default(),
                 handed: false,
             },
             v4: Family::with_capacity(capacity, secret, now)?,
@@ -222,6 +231,16 @@ impl Director {
             self.v6.sweep();
         }
         old
+    }
+
+    /// What control must be asked for next: frames to be steered here, or not any more.
+    pub fn wish(&mut self) -> Option<Wish> {
+        self.shared.openings.wish()
+    }
+
+    /// Control has had the frames of a target steered here that was asked for.
+    pub fn opened(&mut self, target: Target) {
+        self.shared.openings.opened(target);
     }
 
     /// Ends connections whose time is over, and those of removed real servers if they are not to wait for them, looking at `budget` connections at
@@ -309,7 +328,7 @@ impl Shared {
             Verdict::HandOff(_) => counters.count(Event::HandedOff, 1),
             Verdict::Wait(..) => counters.count(Event::Waited, 1),
             // Tried again and again; the worker counts it once.
-            Verdict::Keep => {}
+            Verdict::Keep | Verdict::Hold => {}
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod abort;
 pub mod across;
+pub mod correction;
 pub mod cut;
 pub mod dr;
 pub mod icmp;

@@ -1,4 +1,4 @@
-//! Sequence numbers of a TCP connection into whose stream the director has put bytes: what is behind them is counted from further on.
+//! Sequence numbers of a TCP connection in whose stream the director has put or replaced bytes: what is behind them is counted otherwise by each end.
 
 use super::ip;
 use crate::packet::checksum::{Change, Sum};
@@ -62,8 +62,8 @@ pub fn advance<A: Address>(packet: &mut Packet, meta: &Meta<A>, by: u32) {
     adjust(segment, Change::default().long(old, old.wrapping_add(by)));
 }
 
-/// Gives a segment another acknowledgement number, and moves what it acknowledges selectively (RFC 2018) back by `by` bytes.
-pub fn acknowledge<A: Address>(packet: &mut Packet, meta: &Meta<A>, number: u32, by: u32) {
+/// Gives a segment another acknowledgement number, and counts what it acknowledges selectively (RFC 2018) as `edge` says.
+pub fn acknowledge<A: Address>(packet: &mut Packet, meta: &Meta<A>, number: u32, edge: impl Fn(u32) -> u32) {
     let (header, _) = lengths(packet, meta);
     let segment = &mut ip(packet, meta)[usize::from(meta.transport - meta.network)..];
     let old = be32(segment, 8);
@@ -82,12 +82,13 @@ pub fn acknowledge<A: Address>(packet: &mut Packet, meta: &Meta<A>, number: u32,
             break;
         }
         if segment[at] == SACK {
-            for edge in (at + 2..).step_by(4).take((length - 2) / 4) {
-                let old = be32(segment, edge);
-                put32(segment, edge, old.wrapping_sub(by));
+            for place in (at + 2..).step_by(4).take((length - 2) / 4) {
+                let old = be32(segment, place);
+                let new = edge(old);
+                put32(segment, place, new);
                 // At an odd place its bytes fall into three words of the sum; turned by one they make the same sum in two.
-                let as_summed = |value: u32| if edge % 2 == 0 { value } else { value.rotate_right(8) };
-                change = change.long(as_summed(old), as_summed(old.wrapping_sub(by)));
+                let as_summed = |value: u32| if place % 2 == 0 { value } else { value.rotate_right(8) };
+                change = change.long(as_summed(old), as_summed(new));
             }
         }
         at += length;

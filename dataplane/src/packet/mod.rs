@@ -1,10 +1,11 @@
-//! Frames as bytes: one pass that finds out what a frame is ([`parse`]), and checksums ([`checksum`]).
+//! Frames as bytes: one pass that finds out what a frame is ([`parse`]), and checksums ([`checksum`]); the words of [`ftp`].
 //!
 //! Nothing in this room trusts its input. [`parse`] is the only place where lengths that came from the wire are checked; the offsets in a
 //! [`Meta`] hold for the frame they were made from, until its length is changed.
 
 pub mod address;
 pub mod checksum;
+pub mod ftp;
 pub mod parse;
 pub mod tags;
 

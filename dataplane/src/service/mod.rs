@@ -178,6 +178,8 @@ pub struct Services {
     has_any_port: bool,
     /// Whether there is a persistent service of FTP.
     has_ftp: bool,
+    /// Virtual addresses with FTP by NAT.
+    ftp: HashSet<IpAddr>,
 }
 
 /// A virtual service.
@@ -299,6 +301,10 @@ impl Services {
             }
             tables.has_any_port |= service.port == 0;
             tables.has_ftp |= service.is_persistent_ftp();
+            for (service, server) in service.ftp_data() {
+                tables.ftp.insert(service.0);
+                tables.masqueraded.entry((server.0, server.1, protocol)).or_insert(false);
+            }
             tables.addresses.insert((service.address, protocol));
             tables.locals.extend(service.locals.iter().map(|local| local.address));
             tables.by_address.insert((service.address, service.port, protocol), service);
@@ -328,6 +334,17 @@ impl Services {
             ftp.is_persistent_ftp().then_some(ftp)
         };
         self.by_address.get(&(address, port, protocol)).or_else(of_ftp).or_else(of_all_ports)
+    }
+
+    /// Whether there is FTP by NAT.
+    #[inline]
+    pub fn speaks_ftp(&self) -> bool {
+        !self.ftp.is_empty()
+    }
+
+    /// Whether there is at this virtual address.
+    pub fn speaks_ftp_at(&self, address: impl Into<IpAddr>) -> bool {
+        self.ftp.contains(&address.into())
     }
 
     /// Whether a packet without ports may be to a service, or from a real server reached by NAT.
@@ -389,6 +406,27 @@ impl Services {
     /// Whether a real server was there before and is not any more.
     pub fn has_lost_any(&self, before: &Self) -> bool {
         before.dests.iter().flatten().any(|dest| !self.has_dest(dest.id))
+    }
+}
+
+impl Service {
+    /// Between which ends real servers make FTP's data connections to clients, as the client and as the real server has it; none where it is not FTP by NAT.
+    pub fn ftp_data(&self) -> impl Iterator<Item = ((IpAddr, u16), (IpAddr, u16))> {
+        self.dests.iter().filter_map(|dest| {
+            let port = ftp_data_port(self.protocol, self.port, dest.forwarding, dest.port)?;
+            Some(((self.address, FTP_DATA), (dest.address, port)))
+        })
+    }
+}
+
+/// The port from which a real server makes FTP's data connections to clients, if it is one of FTP by NAT: the one before its own.
+pub fn ftp_data_port(protocol: Protocol, service: u16, forwarding: Forwarding, server: u16) -> Option<u16> {
+    let is_ftp = (protocol, forwarding) == (Protocol::Tcp, Forwarding::Masq);
+    match service {
+        FTP if is_ftp => Some(server.wrapping_sub(1)),
+        // All ports are served, and that of the server is the client's choice.
+        0 if is_ftp => Some(FTP_DATA),
+        _ => None,
     }
 }
 

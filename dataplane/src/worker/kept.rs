@@ -1,6 +1,6 @@
-//! Later fragments that came before their first.
+//! Later fragments that came before their first, and answers of FTP servers whose port is not steered to the director yet.
 //!
-//! They are tried again every millisecond: the first may arrive here or at another worker, who then says in the directory that the
+//! They are tried again every millisecond: a fragment's first may arrive here or at another worker, who then says in the directory that the
 //! datagram is its own. Nobody has to be told.
 
 use arrayvec::ArrayVec;
@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use crate::port::Frame;
 use crate::service::Tick;
 
-/// Fragments kept at once: one datagram of 64 KiB is 45 of them. Reordering puts few ahead of their first; more than this is a flood, and is
+/// Frames kept at once: one datagram of 64 KiB is 45 of them. Reordering puts few ahead of their first; more than this is a flood, and is
 /// dropped under a counter.
 const MOST: usize = 64;
 

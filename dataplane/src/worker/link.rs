@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::director::{Listed, Place};
+use crate::director::{Listed, Place, Wish};
 use crate::service::{Epoch, LinkId, Snapshot};
+use crate::steer::Target;
 
 /// Commands or answers that can be under way. Control sends few at a time and waits for answers; workers' answers beyond this are dropped only
 /// if they are requests for neighbours, which are repeated.
@@ -30,6 +31,8 @@ pub enum Command {
         /// Control's memory: a worker allocates nothing.
         connections: Vec<Listed>,
     },
+    /// The frames of this target come by now, as was wished.
+    Opened(Target),
     /// Stop, and drop everything.
     Stop,
 }
@@ -47,6 +50,8 @@ pub enum Answer {
     },
     /// A packet waits for this neighbour's Ethernet address.
     Resolve(LinkId, IpAddr),
+    /// The director needs other frames.
+    Steer(Wish),
 }
 
 struct Shared {
@@ -139,6 +144,11 @@ impl Link {
     pub fn command(&self) -> Option<Command> {
         // One relaxed look at an empty queue is all that a busy worker pays.
         if self.shared.commands.is_empty() { None } else { self.shared.commands.pop() }
+    }
+
+    /// Whether there is room for an answer that must not be lost.
+    pub fn has_room(&self) -> bool {
+        !self.shared.answers.is_full()
     }
 
     /// Tells control something.

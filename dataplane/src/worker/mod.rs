@@ -227,7 +227,8 @@ impl Worker {
                     Verdict::Keep if Kept::is_overdue(since, now) => {
                         self.lose(frame, Reason::FragmentTimeout)
                     }
-                    Verdict::Keep => self.keep(frame, since),
+                    Verdict::Hold if Kept::is_overdue(since, now) => self.lose(frame, Reason::FtpTimeout),
+                    Verdict::Keep | Verdict::Hold => self.keep(frame, since),
                     verdict => self.settle(frame, verdict, now),
                 }
             }
@@ -236,6 +237,11 @@ impl Worker {
             self.lose(frame, Reason::NeighbourTimeout);
         }
         self.director.expire(now, EXPIRY_BUDGET);
+        while self.link.has_room()
+            && let Some(wish) = self.director.wish()
+        {
+            self.link.answer(Answer::Steer(wish));
+        }
         if now.since(self.asked) >= LOSSES_EVERY {
             self.asked = now;
             self.note_losses();
@@ -307,6 +313,10 @@ impl Worker {
             Verdict::HandOff(owner) => self.hand_off(frame, owner),
             Verdict::Keep => {
                 self.counters.worker(self.id).count(Event::FragmentWaited, 1);
+                self.keep(frame, now);
+            }
+            Verdict::Hold => {
+                self.counters.worker(self.id).count(Event::FtpWaited, 1);
                 self.keep(frame, now);
             }
             Verdict::Wait(link, neighbour) => {
@@ -391,6 +401,7 @@ impl Worker {
                         self.director.connections(from, places, now, |listed| connections.push(listed));
                     self.link.answer(Answer::Listed { next, connections });
                 }
+                Command::Opened(target) => self.director.opened(target),
                 Command::Stop => return None,
             }
         }

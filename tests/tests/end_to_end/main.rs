@@ -6,6 +6,7 @@
 //!   tunnels      every way to forward, of both families
 //!   full_nat     nginx asked by curl, and told of it
 //!   fragments    datagrams larger than the wire
+//!   ftp          a real server and a real client, every way to make a data connection
 //!   sctp         an association by hand, and the settings that concern it
 //!   path_mtu     a path through a tunnel that is narrower than its first link
 //!   hops         what a traceroute to a service shows
@@ -27,6 +28,7 @@
 mod bystanders;
 mod forwarding;
 mod fragments;
+mod ftp;
 mod full_nat;
 mod ground;
 mod hops;

@@ -1,0 +1,200 @@
+//! Frames that are steered to the director for a while, because connections are expected that no rule tells of: FTP's data.
+//!
+//! The director asks for them, its worker tells control, control has the kernel steer them and says so. Until then whatever would cause such frames must wait,
+//! or the kernel gets the first ones and answers them itself.
+//!
+//! ```text
+//!   director: enter ─▶ worker: Take ─▶ control: steer ─▶ worker: Taken ─▶ director: is open
+//!   director: leave (the last one) ─▶ worker: Release ─▶ control
+//! ```
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use crate::steer::Target;
+
+/// Targets that a worker may have open at once: two for each data connection in passive mode. An XDP map has room for twice as many, besides the rules.
+const MOST: usize = 1 << 14;
+
+/// A worker's openings.
+pub struct Openings {
+    by_target: HashMap<Target, Opening>,
+    /// Those that control may have to be told about. Each stands here once at most.
+    changed: VecDeque<Target>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Opening {
+    users: u32,
+    is_open: bool,
+    /// Whether control was last told to take it.
+    is_asked_for: bool,
+    is_queued: bool,
+}
+
+/// What a worker asks control for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The frames of a target. They are open when control says so.
+    Take(Target),
+    /// No more of them.
+    Release(Target),
+}
+
+/// There are as many as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Default for Openings {
+    fn default() -> Self {
+        Self { by_target: HashMap::with_capacity(MOST), changed: VecDeque::with_capacity(MOST) }
+    }
+}
+
+impl Openings {
+    /// One more connection needs the frames of a target.
+    ///
+    /// # Errors
+    /// When there are too many; nothing has changed then.
+    pub fn enter(&mut self, target: Target) -> Result<(), Full> {
+        if self.by_target.len() >= MOST && !self.by_target.contains_key(&target) {
+            return Err(Full);
+        }
+        let opening = self.by_target.entry(target).or_default();
+        opening.users += 1;
+        if opening.users == 1 {
+            self.queue(target);
+        }
+        Ok(())
+    }
+
+    /// One connection less needs them. Says whether it was the last.
+    pub fn leave(&mut self, target: Target) -> bool {
+        let Some(opening) = self.by_target.get_mut(&target) else { return false };
+        opening.users = opening.users.saturating_sub(1);
+        let is_last = opening.users == 0;
+        if is_last {
+            self.queue(target);
+        }
+        is_last
+    }
+
+    /// Control has the frames of a target steered.
+    pub fn opened(&mut self, target: Target) {
+        if let Some(opening) = self.by_target.get_mut(&target) {
+            opening.is_open = true;
+        }
+    }
+
+    /// Whether the frames of a target come to the director by now.
+    pub fn is_open(&self, target: Target) -> bool {
+        self.by_target.get(&target).is_some_and(|opening| opening.is_open)
+    }
+
+    /// Whether any connection needs the frames of a target.
+    pub fn has(&self, target: Target) -> bool {
+        self.by_target.get(&target).is_some_and(|opening| opening.users > 0)
+    }
+
+    /// The next thing to ask control for.
+    pub fn wish(&mut self) -> Option<Wish> {
+        while let Some(target) = self.changed.pop_front() {
+            let Some(opening) = self.by_target.get_mut(&target) else { continue };
+            opening.is_queued = false;
+            let is_needed = opening.users > 0;
+            let was_asked_for = std::mem::replace(&mut opening.is_asked_for, is_needed);
+            if !is_needed {
+                self.by_target.remove(&target);
+            }
+            match (was_asked_for, is_needed) {
+                (false, true) => return Some(Wish::Take(target)),
+                (true, false) => return Some(Wish::Release(target)),
+                // It came and went, or went and came, before control was told.
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn queue(&mut self, target: Target) {
+        if let Some(opening) = self.by_target.get_mut(&target).filter(|opening| !opening.is_queued) {
+            opening.is_queued = true;
+            self.changed.push_back(target);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::service::Protocol;
+
+    fn target(port: u16) -> Target {
+        Target::Service { protocol: Protocol::Tcp, address: [10, 9, 0, 1].into(), port }
+    }
+
+    #[test]
+    fn it_is_full_at_last_but_not_for_those_who_share() {
+        let mut openings = Openings::default();
+        for port in 0..MOST as u16 {
+            openings.enter(target(port)).unwrap();
+        }
+        assert_eq!(openings.enter(target(MOST as u16)), Err(Full));
+        assert_eq!(openings.enter(target(0)), Ok(()));
+        assert!(!openings.leave(target(0)), "somebody else is there");
+        assert!(openings.leave(target(0)));
+        while openings.wish().is_some() {}
+        assert_eq!(openings.enter(target(MOST as u16)), Ok(()));
+    }
+
+    proptest! {
+        /// Control takes what is needed and nothing else, once it has heard all.
+        #[test]
+        fn control_has_what_is_needed(ops in prop::collection::vec((0u8..4, 0u16..4), 0..100)) {
+            let mut openings = Openings::default();
+            let (mut needed, mut taken) = (HashMap::<Target, u32>::new(), HashSet::new());
+            let hear = |openings: &mut Openings, taken: &mut HashSet<Target>| match openings.wish() {
+                Some(Wish::Take(target)) => {
+                    assert!(taken.insert(target));
+                    openings.opened(target);
+                    true
+                }
+                Some(Wish::Release(target)) => {
+                    assert!(taken.remove(&target));
+                    true
+                }
+                None => false,
+            };
+            for (op, port) in ops {
+                let target = target(port);
+                let users = needed.entry(target).or_default();
+                match op {
+                    0 | 1 => {
+                        openings.enter(target).unwrap();
+                        *users += 1;
+                    }
+                    2 if *users > 0 => {
+                        *users -= 1;
+                        prop_assert_eq!(openings.leave(target), *users == 0);
+                    }
+                    2 => {}
+                    _ => {
+                        hear(&mut openings, &mut taken);
+                    }
+                }
+                for (target, users) in &needed {
+                    prop_assert_eq!(openings.has(*target), *users > 0);
+                    prop_assert!(!openings.is_open(*target) || taken.contains(target));
+                }
+            }
+            while hear(&mut openings, &mut taken) {}
+            let needed: HashSet<_> = needed.into_iter().filter(|(_, users)| *users > 0).map(|(target, _)| target).collect();
+            prop_assert_eq!(taken, needed);
+        }
+    }
+}
