@@ -2,30 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
-use serde::Deserialize;
-use shunt_dataplane::director::Verdict;
-use shunt_dataplane::stats::Reason;
-use shunt_tests::bench::{Bench, CLIENTS};
-use shunt_tests::frames::{C0, client_mac, tcp, udp};
-
-#[derive(Clone, Deserialize)]
-struct Case {
-    scheduler: String,
-    scenario: String,
-    setup: Vec<String>,
-    sysctl: Vec<(String, u32)>,
-    steps: Vec<String>,
-    /// Empty where nobody noted it.
-    end: BTreeMap<String, (u32, u32, u32)>,
-}
-
-/// Cases about what comes later: its setup is refused, or it turns a knob that is not there yet.
-fn is_for_later(bench: &mut Bench, case: &Case) -> bool {
-    case.sysctl.iter().any(|(name, value)| bench.sysctl(name, *value).is_err())
-        || case.setup.iter().any(|line| bench.ipvsadm(line).2.contains("not supported yet"))
-}
+use shunt_tests::bench::Bench;
+use shunt_tests::choices::{Case, is_for_later, loads, name, play, send};
 
 #[test]
 fn every_packet_goes_where_ipvs_sent_it() {
@@ -146,50 +125,6 @@ fn play_legal(bench: &mut Bench, flows: &mut Flows, step: &str) -> Result<(), St
     if is_legal { Ok(()) } else { Err(format!("went to {went} ({verdict:?}) of {before:?}")) }
 }
 
-fn play(bench: &mut Bench, step: &str) -> Result<(), String> {
-    let words: Vec<&str> = step.split_whitespace().collect();
-    match words[0] {
-        "wait" => {
-            bench.wait(Duration::from_secs_f64(words[1].parse().expect("seconds")));
-            Ok(())
-        }
-        "cmd" => {
-            let (line, code) = step["cmd ".len()..].rsplit_once(" = ").expect("an exit code");
-            let (answer, _, error) = bench.ipvsadm(line);
-            let expected: i32 = code.parse().expect("an exit code");
-            if answer == expected { Ok(()) } else { Err(format!("exit code {answer}: {error}")) }
-        }
-        _ => {
-            let (went, verdict) = send(bench, &words);
-            if went == words[6] { Ok(()) } else { Err(format!("went to {went} ({verdict:?})")) }
-        }
-    }
-}
-
-/// Sends the packet of a step. Gives where it went, in the words of the file.
-fn send(bench: &mut Bench, words: &[&str]) -> (String, Verdict) {
-    let address = |n: usize| words[n].parse::<Ipv4Addr>().expect("an address");
-    let port = |n: usize| words[n].parse::<u16>().expect("a port");
-    let (from, to) = ((address(1), port(2)), (address(3), port(4)));
-    let macs = (client_mac(from.0), C0);
-    let frame = match words[0] {
-        "udp" => udp(macs, from, to),
-        "syn" => tcp(macs, from, to, 0x02),
-        "ack" => tcp(macs, from, to, 0x10),
-        "rst" => tcp(macs, from, to, 0x04),
-        "fin" => tcp(macs, from, to, 0x11),
-        other => panic!("unknown step {other}"),
-    };
-    let outcome = bench.frame(CLIENTS, &frame);
-    let went = match (outcome.verdict, outcome.sent.last()) {
-        // The recorder's bench had no limit on ICMP.
-        (Verdict::Reply(_) | Verdict::Drop(Reason::RateLimited), _) => "client".to_owned(),
-        (Verdict::Forward(_), Some((_, frame))) => name(frame[5]),
-        _ => "drop".to_owned(),
-    };
-    (went, outcome.verdict)
-}
-
 /// The most connections a server may have by the case's setup.
 fn upper_threshold(case: &Case, server: &str) -> u32 {
     let words = |line: &String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -202,17 +137,4 @@ fn upper_threshold(case: &Case, server: &str) -> u32 {
     };
     let line = case.setup.iter().map(words).find(is_its);
     line.and_then(|line| value(&line, "-x")?.parse().ok()).unwrap_or(u32::MAX)
-}
-
-/// Weight, active and inactive connections of each server.
-fn loads(bench: &Bench) -> BTreeMap<String, (u32, u32, u32)> {
-    let loads = bench.loads().into_iter();
-    loads
-        .map(|(server, weight, active, inactive)| (name(server.octets()[3]), (weight, active, inactive)))
-        .collect()
-}
-
-/// rsN is 10.1.0.(10+N).
-fn name(last_byte: u8) -> String {
-    format!("rs{}", last_byte.wrapping_sub(10))
 }
