@@ -1,8 +1,9 @@
 //! ICMP errors about connections, on their way through the director.
 
 use super::beyond::{self, Near};
-use super::family::{Family, mtu};
+use super::family::Family;
 use super::hops::Toward;
+use super::sending::mtu;
 use super::{Shared, Verdict};
 use crate::conn::{Direction, Marks};
 use crate::forward::icmp::Message;

@@ -1,32 +1,21 @@
 //! The life of a packet of one address family: the same lines for IPv4 and IPv6.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-
-use super::answers::is_refused_to_server;
 use super::beyond::{self, Near};
 use super::ftp::Talks;
 use super::hops::{HopCache, Toward};
-use super::{Shared, Verdict, admission, is_relieved};
+use super::sending::mtu;
+use super::{Shared, Verdict, admission};
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
-use crate::conn::{Conn, ConnId, Detail, Direction, Marks, Side, State, Table, sctp, tcp, template};
-use crate::forward::cut::Cut;
+use crate::conn::{ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
 use crate::forward::icmp::Problem;
-use crate::forward::{self, across, dr, mss, nat, tunnel};
-use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::forward::{self, dr, nat};
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{
-    Dest, DestId, FTP, FTP_DATA, Forwarding, Hop, Protocol, Service, Snapshot, Tick, Unreachable,
-};
-use crate::stats::{Event, Reason, add, sub};
+use crate::service::{Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
+use crate::stats::{Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
-const UDP: u8 = Protocol::Udp as u8;
 const SCTP: u8 = Protocol::Sctp as u8;
-
-/// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
-const EMBRYO: u32 = 3_000;
 
 /// One family's connections and next hops.
 pub struct Family<A> {
@@ -34,9 +23,9 @@ pub struct Family<A> {
     pub(super) hops: HopCache,
     pub(super) fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
-    next_id: u16,
+    pub(super) next_id: u16,
     /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
-    swept: Option<u32>,
+    pub(super) swept: Option<u32>,
     /// Where whoever goes through all connections has got to.
     pub(super) place: u32,
     /// Draws places at random, for connections that may give way.
@@ -46,39 +35,6 @@ pub struct Family<A> {
     /// Control connections of FTP.
     pub(super) talks: Talks,
 }
-
-/// Where a listing has got to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In the table of IPv4 connections.
-    V4(u32),
-    /// In that of IPv6 ones.
-    V6(u32),
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Place::V4(0)
-    }
-}
-
-/// A connection as it is listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Where it is in its life.
-    pub state: State,
-    /// Milliseconds it has left.
-    pub left: u32,
-    /// The client.
-    pub client: (IpAddr, u16),
-    /// The virtual address and port.
-    pub service: (IpAddr, u16),
-    /// The real server.
-    pub server: (IpAddr, u16),
-}
-
 impl<A: Near> Family<A> {
     /// A family without connections.
     ///
@@ -206,7 +162,7 @@ impl<A: Near> Family<A> {
     }
 
     /// A packet from the client of a connection that is the one for it, to its real server.
-    fn deliver(
+    pub(super) fn deliver(
         &mut self,
         shared: &mut Shared,
         packet: &mut Packet,
@@ -318,171 +274,6 @@ impl<A: Near> Family<A> {
         self.send(shared, packet, &hop)
     }
 
-    /// Holds a SYN to the segments that its service allows.
-    #[inline]
-    pub(super) fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
-        if meta.tuple.protocol == TCP
-            && meta.flags & tcp_flags::SYN != 0
-            && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
-        {
-            mss::clamp(packet, meta, most);
-        }
-    }
-
-    /// A packet of no known connection: the first of a new one, or a stray.
-    pub(super) fn admit(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        hash: u64,
-        now: Tick,
-    ) -> Verdict {
-        let tuple = &meta.tuple;
-        let services = Arc::clone(&shared.snapshot);
-        let speaks_ftp = services.services.speaks_ftp();
-        if speaks_ftp && let Some(verdict) = self.expected(shared, packet, meta, hash, now) {
-            return verdict;
-        }
-        let Some(service) = services.services.find(tuple.destination, tuple.destination_port, tuple.protocol)
-        else {
-            if speaks_ftp && let Some(verdict) = self.stray_of_ftp(shared, packet, meta) {
-                return verdict;
-            }
-            return self.stray(shared, packet, meta, tuple, now);
-        };
-        if is_refused_to_server(&services, meta) {
-            return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
-        }
-        if tuple.source_port == FTP_DATA {
-            return self.refuse_data_port(shared, packet, meta, now);
-        }
-        if !admission::may_begin(meta, &services.sysctls) {
-            return self.reset(shared, packet, meta);
-        }
-        if shared.defence.refuses() {
-            return Verdict::Drop(Reason::LoadShed);
-        }
-        self.make_room(shared, now);
-        let key = self.key(service, tuple);
-        if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
-            return Verdict::HandOff(keeper);
-        }
-        if let Some(owner) = shared.announce(hash) {
-            return Verdict::HandOff(owner);
-        }
-        let (dest, template) = match self.choose(shared, service, tuple, key.as_ref(), now) {
-            Ok(Some(chosen)) => chosen,
-            Ok(None) => {
-                shared.withdraw(hash);
-                shared.mine().count(Event::NoServer, 1);
-                return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
-            }
-            Err(reason) => {
-                shared.withdraw(hash);
-                return Verdict::Drop(reason);
-            }
-        };
-        match self.begin(shared, meta, (service, &dest), now) {
-            Ok(id) => {
-                if let Some(template) = template {
-                    self.made(template, id, now);
-                }
-                let verdict = self.deliver(shared, packet, meta, hash, id, now);
-                if service.one_packet && tuple.protocol == UDP {
-                    self.forget_packet(shared, meta, &verdict, id, now);
-                }
-                verdict
-            }
-            Err(reason) => {
-                shared.withdraw(hash);
-                match reason {
-                    // Silence would cost the client seconds.
-                    Reason::NoLocalPort => {
-                        shared.mine().drop(reason);
-                        match tuple.protocol {
-                            TCP => self.reset(shared, packet, meta),
-                            _ => self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now),
-                        }
-                    }
-                    reason => Verdict::Drop(reason),
-                }
-            }
-        }
-    }
-
-    /// Creates the connection of a packet to a real server.
-    pub(super) fn begin(
-        &mut self,
-        shared: &mut Shared,
-        meta: &Meta<A>,
-        (service, dest): (&Service, &Dest),
-        now: Tick,
-    ) -> Result<ConnId, Reason> {
-        // Control refuses real servers of another family for these methods.
-        // A tunnel may lead to the other family.
-        let server = A::of(dest.address).unwrap_or_default();
-        let tuple = &meta.tuple;
-        let mut marks = Marks::default();
-        marks.set(Marks::NO_OUTPUT, !dest.forwarding.translates_replies());
-        let is_ftp =
-            dest.forwarding == Forwarding::Masq && tuple.protocol == TCP && tuple.destination_port == FTP;
-        marks.set(Marks::FTP, is_ftp);
-        let mut conn = Conn {
-            client: tuple.source,
-            virtual_address: tuple.destination,
-            server,
-            client_port: tuple.source_port,
-            virtual_port: tuple.destination_port,
-            // To another port than the service's goes FTP's data: real servers have the same.
-            server_port: match dest.port {
-                port if port != 0 && tuple.destination_port == service.port => port,
-                _ => tuple.destination_port,
-            },
-            protocol: tuple.protocol,
-            forwarding: dest.forwarding,
-            detail: if is_ftp { Detail::default() } else { dest.tunnel.into() },
-            marks,
-            dest: dest.id,
-            last_seen: now,
-            timeout: EMBRYO,
-            ..Conn::default()
-        };
-        if dest.forwarding == Forwarding::FullNat {
-            Self::prepare_full_nat(shared, &mut conn, dest, now)?;
-        }
-        let Ok(id) = self.conns.insert(conn) else {
-            if dest.forwarding == Forwarding::FullNat {
-                Self::release_full_nat(shared, &conn, now);
-            }
-            return Err(Reason::TableFull);
-        };
-        if let Some(reply) = conn.reply() {
-            // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
-            let hash = self.conns.hash(&reply);
-            shared.announce(hash);
-        }
-        if conn.marks.has(Marks::ACROSS) {
-            Self::join_across(shared, &conn, id);
-        }
-        add(&shared.mine().dest(dest.id).conns, 1);
-        self.bind(shared, dest.id);
-        Ok(id)
-    }
-
-    /// Does the books for a connection that has come into the table.
-    pub(super) fn bind(&self, shared: &Shared, id: DestId) {
-        add(&shared.mine().dest(id).inactive, 1);
-        shared.mine().count(Event::Created, 1);
-        let most = shared.snapshot.services.dest(id).map_or(0, |dest| dest.upper_threshold);
-        if most != 0 {
-            let load = shared.counters.load(id);
-            if load.active + load.inactive >= u64::from(most) {
-                shared.counters.set_overloaded(id, true);
-            }
-        }
-    }
-
     /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
     pub(super) fn track<M: Address>(
         &mut self,
@@ -539,83 +330,6 @@ impl<A: Near> Family<A> {
         }
     }
 
-    /// Ends the connection of a packet that is scheduled by itself. One that is in parts is remembered until they are there; one that waits for a neighbour will be scheduled
-    /// anew.
-    fn forget_packet(
-        &mut self,
-        shared: &mut Shared,
-        meta: &Meta<A>,
-        verdict: &Verdict,
-        id: ConnId,
-        now: Tick,
-    ) {
-        if let Verdict::Wait(..) = verdict {
-            sub(&shared.mine().dest(self.conns.conn(id).dest).conns, 1);
-        }
-        match meta.fragment {
-            Some(_) => {
-                let conn = self.conns.conn_mut(id);
-                (conn.last_seen, conn.timeout) = (now, EMBRYO);
-                self.conns.hasten(id);
-            }
-            None => {
-                // Nobody waits for more of it.
-                self.conns.conn_mut(id).timeout = 0;
-                self.cut(shared, id, now);
-            }
-        }
-    }
-
-    /// Ends a connection before its time.
-    pub(super) fn cut(&mut self, shared: &mut Shared, id: ConnId, now: Tick) {
-        let old = self.conns.remove(id);
-        self.end(shared, &old, now);
-    }
-
-    /// Does the books for an entry whose time was over.
-    fn expired(&mut self, shared: &mut Shared, entry: &Conn<A>, now: Tick) {
-        self.end(shared, entry, now);
-        if !entry.is_template() {
-            shared.mine().count(Event::Expired, 1);
-        }
-    }
-
-    /// Does the books for an entry that is no longer in the table.
-    fn end(&mut self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
-        if conn.is_template() {
-            return Self::forget_template(shared, conn);
-        }
-        shared.withdraw(self.conns.hash(&conn.request()));
-        if let Some(reply) = conn.reply() {
-            let hash = self.conns.hash(&reply);
-            // The client's connection by another virtual address may be on the same real server and port.
-            if self.conns.find(&reply, hash).is_none() {
-                shared.withdraw(hash);
-            }
-        }
-        let counters = shared.mine().dest(conn.dest);
-        sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
-        Self::release(shared, conn.dest);
-        if conn.forwarding == Forwarding::FullNat {
-            Self::release_full_nat(shared, conn, now);
-        }
-        if conn.marks.has(Marks::FTP_ANY) {
-            self.end_of_ftp(shared, conn);
-        }
-    }
-
-    /// Lets a real server that has fallen below its lower threshold take connections again.
-    fn release(shared: &Shared, id: DestId) {
-        if !shared.counters.is_overloaded(id) {
-            return;
-        }
-        let Some(dest) = shared.snapshot.services.dest(id) else { return };
-        let load = shared.counters.load(id);
-        if is_relieved(dest, load.active + load.inactive) {
-            shared.counters.set_overloaded(id, false);
-        }
-    }
-
     pub(super) fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let conn = self.conns.conn_mut(id);
@@ -629,136 +343,11 @@ impl<A: Near> Family<A> {
         })
     }
 
-    /// An id for a packet that may be cut up.
-    pub(super) fn id(&mut self) -> u16 {
-        self.next_id = self.next_id.wrapping_add(1);
-        self.next_id
-    }
-
-    /// Sends a finished packet by a hop, in pieces if it is too long for it.
-    pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
-        let network = ETHERNET + hop.tags.len();
-        if packet.len <= network + usize::from(hop.mtu) {
-            return Verdict::Forward(hop.port);
-        }
-        let id = self.id();
-        match Cut::of(packet.data(), network, hop.mtu, id.into()) {
-            Some(cut) if cut.pieces() <= shared.outbox.room() => {
-                for piece in 0..cut.pieces() - 1 {
-                    if let Some(out) = shared.outbox.add(hop.port, cut.length(piece)) {
-                        cut.write(packet.data(), piece, out);
-                    }
-                }
-                cut.keep_last(packet);
-                shared.mine().count(Event::CutUp, 1);
-                Verdict::Forward(hop.port)
-            }
-            _ => Verdict::Drop(Reason::TooBig),
-        }
-    }
-
-    /// Wraps a packet and sends it to the real server, in pieces that the path is known to carry.
-    pub(super) fn tunnel(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        (conn, hash): (&Conn<A>, u64),
-        hop: &Hop,
-        now: Tick,
-    ) -> Verdict {
-        let Snapshot { services, network, .. } = &*shared.snapshot;
-        let Some(destination) = services.dest(conn.dest).map(|dest| dest.address) else {
-            return Verdict::Drop(Reason::NoDest);
-        };
-        let source = network.link(hop.link).and_then(|(link, ..)| link.address_towards(destination));
-        // Without an address of its own on the way the director cannot be the tunnel's end.
-        let Some(source) = source else { return Verdict::Drop(Reason::NoRoute) };
-        self.next_id = self.next_id.wrapping_add(1);
-        let ends = tunnel::Ends { source, destination };
-        tunnel::request(packet, meta, conn.detail.tunnel(), ends, hop, (hash, self.next_id));
-        let mtu = hop.mtu.min(shared.paths.mtu(destination, now));
-        self.send(shared, packet, &Hop { mtu, ..*hop })
-    }
-
-    /// Ends connections whose time is over, then those that are being swept away.
-    pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
-        while let Some(entry) = self.conns.expire(now, budget) {
-            self.expired(shared, &entry, now);
-        }
-        let snapshot = Arc::clone(&shared.snapshot);
-        let services = &snapshot.services;
-        while let Some(from) = self.swept.filter(|_| *budget > 0) {
-            // A template that controls others makes no new ones, and goes in its time.
-            let is_orphan = |entry: &Conn<A>| !services.has_dest(entry.dest) && entry.controls() == 0;
-            let (orphan, next) = self.conns.search(from, budget, is_orphan);
-            self.swept = next;
-            if let Some(id) = orphan {
-                let entry = self.conns.remove(id);
-                self.expired(shared, &entry, now);
-            }
-        }
-    }
-
-    /// Has the connections of removed real servers ended, little by little (`ip_vs_expire_nodest_conn_flush`).
-    pub fn sweep(&mut self) {
-        self.swept = Some(0);
-    }
-
     /// Voids all remembered next hops.
     pub fn forget_hops(&mut self) {
         self.hops.forget();
     }
-
-    /// Gives each connection to `each`.
-    pub fn each(&self, each: impl FnMut(&Conn<A>)) {
-        self.conns.walk(0, usize::MAX, each);
-    }
-
-    /// Gives the connections that live at `now` to `each`; see [`Table::walk`].
-    pub fn list(
-        &self,
-        shared: &Shared,
-        from: u32,
-        places: usize,
-        now: Tick,
-        mut each: impl FnMut(Listed),
-    ) -> Option<u32> {
-        let services = &shared.snapshot.services;
-        self.conns.walk(from, places, |conn| {
-            let left = conn.remaining(now);
-            if left > 0 {
-                // A real server of the other family has its address only in the rules.
-                let elsewhere = conn.forwarding == Forwarding::Tunnel && conn.server == A::default();
-                let server = match conn.marks.has(Marks::ACROSS) {
-                    true => Some(beyond::tuple::<A::Other>(shared, conn).source.into()),
-                    false => services.dest(conn.dest).filter(|_| elsewhere).map(|dest| dest.address),
-                };
-                each(Listed {
-                    protocol: if conn.is_template() { template::protocol(conn) } else { conn.protocol },
-                    state: conn.state,
-                    left,
-                    client: (conn.client.into(), conn.client_port),
-                    service: (conn.virtual_address.into(), conn.virtual_port),
-                    server: (server.unwrap_or(conn.server.into()), conn.server_port),
-                });
-            }
-        })
-    }
 }
-
-/// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
-pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
-    if conn.marks.has(Marks::ACROSS) {
-        return across::fits::<A>(hop.mtu);
-    }
-    let dest = shared.snapshot.services.dest(conn.dest);
-    let Some(dest) = dest.filter(|_| conn.forwarding == Forwarding::Tunnel) else { return hop.mtu };
-    let overhead = tunnel::overhead(conn.detail.tunnel(), dest.address);
-    let path = shared.paths.mtu(dest.address, now);
-    hop.mtu.saturating_sub(overhead).min(tunnel::room::<A>(path, overhead))
-}
-
 impl From<Unreachable> for Verdict {
     fn from(why: Unreachable) -> Self {
         match why {

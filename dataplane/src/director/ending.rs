@@ -1,0 +1,86 @@
+//! How a connection ends: in its time, before it, or with its real server; and the books that are done then.
+
+use std::sync::Arc;
+
+use super::beyond::Near;
+use super::family::Family;
+use super::{Shared, is_relieved};
+use crate::conn::{Conn, ConnId, Marks};
+use crate::service::{DestId, Forwarding, Tick};
+use crate::stats::{Event, sub};
+
+impl<A: Near> Family<A> {
+    /// Ends connections whose time is over, then those that are being swept away.
+    pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
+        while let Some(entry) = self.conns.expire(now, budget) {
+            self.expired(shared, &entry, now);
+        }
+        let snapshot = Arc::clone(&shared.snapshot);
+        let services = &snapshot.services;
+        while let Some(from) = self.swept.filter(|_| *budget > 0) {
+            // A template that controls others makes no new ones, and goes in its time.
+            let is_orphan = |entry: &Conn<A>| !services.has_dest(entry.dest) && entry.controls() == 0;
+            let (orphan, next) = self.conns.search(from, budget, is_orphan);
+            self.swept = next;
+            if let Some(id) = orphan {
+                let entry = self.conns.remove(id);
+                self.expired(shared, &entry, now);
+            }
+        }
+    }
+
+    /// Has the connections of removed real servers ended, little by little (`ip_vs_expire_nodest_conn_flush`).
+    pub fn sweep(&mut self) {
+        self.swept = Some(0);
+    }
+
+    /// Ends a connection before its time.
+    pub(super) fn cut(&mut self, shared: &mut Shared, id: ConnId, now: Tick) {
+        let old = self.conns.remove(id);
+        self.end(shared, &old, now);
+    }
+
+    /// Does the books for an entry whose time was over.
+    pub(super) fn expired(&mut self, shared: &mut Shared, entry: &Conn<A>, now: Tick) {
+        self.end(shared, entry, now);
+        if !entry.is_template() {
+            shared.mine().count(Event::Expired, 1);
+        }
+    }
+
+    /// Does the books for an entry that is no longer in the table.
+    fn end(&mut self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
+        if conn.is_template() {
+            return Self::forget_template(shared, conn);
+        }
+        shared.withdraw(self.conns.hash(&conn.request()));
+        if let Some(reply) = conn.reply() {
+            let hash = self.conns.hash(&reply);
+            // The client's connection by another virtual address may be on the same real server and port.
+            if self.conns.find(&reply, hash).is_none() {
+                shared.withdraw(hash);
+            }
+        }
+        let counters = shared.mine().dest(conn.dest);
+        sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
+        Self::release(shared, conn.dest);
+        if conn.forwarding == Forwarding::FullNat {
+            Self::release_full_nat(shared, conn, now);
+        }
+        if conn.marks.has(Marks::FTP_ANY) {
+            self.end_of_ftp(shared, conn);
+        }
+    }
+
+    /// Lets a real server that has fallen below its lower threshold take connections again.
+    fn release(shared: &Shared, id: DestId) {
+        if !shared.counters.is_overloaded(id) {
+            return;
+        }
+        let Some(dest) = shared.snapshot.services.dest(id) else { return };
+        let load = shared.counters.load(id);
+        if is_relieved(dest, load.active + load.inactive) {
+            shared.counters.set_overloaded(id, false);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The last steps of a packet to a real server: what its way takes, and the pieces it goes in.
+
+use super::beyond::Near;
+use super::family::Family;
+use super::{Shared, Verdict};
+use crate::conn::{Conn, Marks};
+use crate::forward::cut::Cut;
+use crate::forward::{across, mss, tunnel};
+use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::{Meta, Packet};
+use crate::service::{DestId, Forwarding, Hop, Protocol, Snapshot, Tick};
+use crate::stats::{Event, Reason};
+
+const TCP: u8 = Protocol::Tcp as u8;
+
+impl<A: Near> Family<A> {
+    /// Holds a SYN to the segments that its service allows.
+    #[inline]
+    pub(super) fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
+        if meta.tuple.protocol == TCP
+            && meta.flags & tcp_flags::SYN != 0
+            && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
+        {
+            mss::clamp(packet, meta, most);
+        }
+    }
+
+    /// Sends a finished packet by a hop, in pieces if it is too long for it.
+    pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
+        let network = ETHERNET + hop.tags.len();
+        if packet.len <= network + usize::from(hop.mtu) {
+            return Verdict::Forward(hop.port);
+        }
+        let id = self.id();
+        match Cut::of(packet.data(), network, hop.mtu, id.into()) {
+            Some(cut) if cut.pieces() <= shared.outbox.room() => {
+                for piece in 0..cut.pieces() - 1 {
+                    if let Some(out) = shared.outbox.add(hop.port, cut.length(piece)) {
+                        cut.write(packet.data(), piece, out);
+                    }
+                }
+                cut.keep_last(packet);
+                shared.mine().count(Event::CutUp, 1);
+                Verdict::Forward(hop.port)
+            }
+            _ => Verdict::Drop(Reason::TooBig),
+        }
+    }
+
+    /// Wraps a packet and sends it to the real server, in pieces that the path is known to carry.
+    pub(super) fn tunnel(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        (conn, hash): (&Conn<A>, u64),
+        hop: &Hop,
+        now: Tick,
+    ) -> Verdict {
+        let Snapshot { services, network, .. } = &*shared.snapshot;
+        let Some(destination) = services.dest(conn.dest).map(|dest| dest.address) else {
+            return Verdict::Drop(Reason::NoDest);
+        };
+        let source = network.link(hop.link).and_then(|(link, ..)| link.address_towards(destination));
+        // Without an address of its own on the way the director cannot be the tunnel's end.
+        let Some(source) = source else { return Verdict::Drop(Reason::NoRoute) };
+        let id = self.id();
+        let ends = tunnel::Ends { source, destination };
+        tunnel::request(packet, meta, conn.detail.tunnel(), ends, hop, (hash, id));
+        let mtu = hop.mtu.min(shared.paths.mtu(destination, now));
+        self.send(shared, packet, &Hop { mtu, ..*hop })
+    }
+
+    /// An id for a packet that may be cut up.
+    pub(super) fn id(&mut self) -> u16 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+}
+
+/// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
+pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
+    if conn.marks.has(Marks::ACROSS) {
+        return across::fits::<A>(hop.mtu);
+    }
+    let dest = shared.snapshot.services.dest(conn.dest);
+    let Some(dest) = dest.filter(|_| conn.forwarding == Forwarding::Tunnel) else { return hop.mtu };
+    let overhead = tunnel::overhead(conn.detail.tunnel(), dest.address);
+    let path = shared.paths.mtu(dest.address, now);
+    hop.mtu.saturating_sub(overhead).min(tunnel::room::<A>(path, overhead))
+}
