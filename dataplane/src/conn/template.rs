@@ -3,13 +3,25 @@
 //! A template is an entry of the table like a connection, with a key that no packet has: the protocol stands in it with all bits turned round. The other
 //! parts of its key are those that all the connections it makes have in common.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use super::{Conn, Marks};
 use crate::packet::{Address, Tuple};
 use crate::service::{Dest, FTP, Forwarding, Persistence, Service, Tick};
 
-/// The key of the template for a packet to a persistent service. A service of FTP or of all ports has one for all of a client's connections.
+/// The key of the template for a packet to a persistent service. A service of FTP or of all ports has one for all of a client's connections;
+/// that of a mark, too, for all addresses and protocols (0 stands for them).
 pub fn key<A: Address>(service: &Service, persistence: &Persistence, packet: &Tuple<A>) -> Tuple<A> {
     let client = packet.source.masked(A::of(persistence.mask).unwrap_or_default());
+    if let Some(mark) = service.mark {
+        return Tuple {
+            source: client,
+            destination: marked(mark),
+            source_port: 0,
+            destination_port: 0,
+            protocol: !0,
+        };
+    }
     let is_one_port = service.port == packet.destination_port && service.port != FTP;
     Tuple {
         source: client,
@@ -18,6 +30,12 @@ pub fn key<A: Address>(service: &Service, persistence: &Persistence, packet: &Tu
         destination_port: if is_one_port { packet.destination_port } else { 0 },
         protocol: !packet.protocol,
     }
+}
+
+/// A mark in the place of an address.
+fn marked<A: Address>(mark: u32) -> A {
+    let v4 = A::of(Ipv4Addr::from_bits(mark).into());
+    v4.or_else(|| A::of(Ipv6Addr::from_bits(u128::from(mark) << 96).into())).unwrap_or_default()
 }
 
 /// A template of this key that leads to a real server.

@@ -34,8 +34,7 @@ impl<A: Near> Family<A> {
         if speaks_ftp && let Some(verdict) = self.expected(shared, packet, meta, hash, now) {
             return verdict;
         }
-        let Some(service) = services.services.find(tuple.destination, tuple.destination_port, tuple.protocol)
-        else {
+        let Some(service) = services.services.find_for(tuple, packet.port) else {
             if speaks_ftp && let Some(verdict) = self.stray_of_ftp(shared, packet, meta) {
                 return verdict;
             }
@@ -126,7 +125,9 @@ impl<A: Near> Family<A> {
             virtual_port: tuple.destination_port,
             // To another port than the service's goes FTP's data: real servers have the same.
             server_port: match dest.port {
-                port if port != 0 && tuple.destination_port == service.port => port,
+                port if port != 0 && (tuple.destination_port == service.port || service.mark.is_some()) => {
+                    port
+                }
                 _ => tuple.destination_port,
             },
             protocol: tuple.protocol,

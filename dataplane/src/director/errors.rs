@@ -38,7 +38,7 @@ impl<A: Near> Family<A> {
                 return Verdict::HandOff(owner);
             }
             let services = &shared.snapshot.services;
-            if services.find(tuple.source, tuple.source_port, tuple.protocol).is_some() {
+            if services.find_for(&turned, packet.port).is_some() {
                 return Verdict::Drop(Reason::StrayIcmp);
             }
             return self.stray(shared, packet, meta, &turned, now);

@@ -123,12 +123,15 @@ impl Pools {
         for service in services.iter() {
             let full_nat = service.dests.iter().filter(|dest| dest.forwarding == Forwarding::FullNat);
             for dest in full_nat {
-                let protocol = service.protocol as u8;
                 let mut turn = turns.remove(&dest.id).unwrap_or_default();
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
-                for local in &turn.locals {
-                    let way = Way { protocol, local: local.address, server: (dest.address, dest.port) };
+                let server = (dest.address, dest.port);
+                let ways = turn.locals.iter().flat_map(|local| {
+                    let local = local.address;
+                    service.protocols().iter().map(move |p| Way { protocol: *p as u8, local, server })
+                });
+                for way in ways {
                     wanted.insert(way);
                     let start = self.start(&way, share);
                     self.queues.entry(way).or_insert_with(|| Queue::new(share, start));
@@ -267,6 +270,7 @@ mod tests {
         let (scheduler_name, scheduler) = sched::by_name("rr").unwrap();
         let service = Service {
             id: ServiceId(port.into()),
+            mark: None,
             protocol: Protocol::Tcp,
             address: [10, 9, 0, 1].into(),
             port,

@@ -133,6 +133,7 @@ mod tests {
         scheduler.edited(&[], &dests);
         Arc::new(Service {
             id: ServiceId(1),
+            mark: None,
             protocol: Protocol::Tcp,
             address: [10, 9, 0, 1].into(),
             port: 80,

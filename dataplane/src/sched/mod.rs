@@ -174,6 +174,7 @@ mod bench {
             let (scheduler_name, scheduler) = by_name(name).unwrap();
             Self {
                 service: Service {
+                    mark: None,
                     id: ServiceId(0),
                     protocol: Protocol::Tcp,
                     address: IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -13,13 +13,17 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use crate::conn::State;
+use crate::packet::{Address, Tuple};
 use crate::sched::Scheduler;
 
 mod local;
+mod marking;
 mod network;
 mod sysctl;
 
 pub use local::Local;
+use marking::Markings;
+pub use marking::{EVERY_PORT, MAX_MARKINGS, Marking, Pattern, Prefix};
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable, Vlan};
 pub use sysctl::{SysctlError, Sysctls};
 
@@ -68,6 +72,11 @@ pub enum Protocol {
     Udp = 17,
     /// Stream Control Transmission Protocol.
     Sctp = 132,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 }
 
 /// How a connection's packets reach their real server. The numbers are the kernel's (`IP_VS_CONN_F_FWD_MASK`).
@@ -167,6 +176,11 @@ pub struct Snapshot {
 #[derive(Clone, Default)]
 pub struct Services {
     by_address: HashMap<(IpAddr, u16, u8), Arc<Service>>,
+    /// By mark, and whether they are for IPv6.
+    by_mark: HashMap<(u32, bool), Arc<Service>>,
+    markings: Markings,
+    /// Whether a mark's service has a real server reached by NAT.
+    has_marked_nat: bool,
     dests: Vec<Option<Arc<Dest>>>,
     /// Real servers reached by NAT, and whether they are in the rules or only remembered.
     masqueraded: HashMap<(IpAddr, u16, u8), bool>,
@@ -187,11 +201,13 @@ pub struct Services {
 pub struct Service {
     /// Its identity.
     pub id: ServiceId,
-    /// The transport protocol.
+    /// The mark of its packets, if they are known by that; they may then have any protocol, address and port.
+    pub mark: Option<u32>,
+    /// The transport protocol. TCP if it has a mark.
     pub protocol: Protocol,
-    /// The virtual address.
+    /// The virtual address; if it has a mark, the unspecified one of its family.
     pub address: IpAddr,
-    /// The virtual port.
+    /// The virtual port; 0 if it has a mark.
     pub port: u16,
     /// Its real servers, newest first: the order in which the kernel keeps them and schedulers walk them.
     pub dests: Vec<Arc<Dest>>,
@@ -287,27 +303,36 @@ impl Services {
     pub fn new(services: impl IntoIterator<Item = Arc<Service>>) -> Self {
         let mut tables = Self::default();
         for service in services {
-            let protocol = service.protocol as u8;
             for dest in &service.dests {
                 let id = dest.id.0 as usize;
                 if tables.dests.len() <= id {
                     tables.dests.resize(id + 1, None);
                 }
                 tables.dests[id] = Some(Arc::clone(dest));
-                if dest.forwarding.translates_replies() {
-                    tables.masqueraded.insert((dest.address, dest.port, protocol), true);
-                    tables.addresses.insert((dest.address, protocol));
+                for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
+                    tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
+                    tables.addresses.insert((dest.address, *protocol as u8));
                 }
             }
             tables.has_any_port |= service.port == 0;
             tables.has_ftp |= service.is_persistent_ftp();
             for (service, server) in service.ftp_data() {
                 tables.ftp.insert(service.0);
-                tables.masqueraded.entry((server.0, server.1, protocol)).or_insert(false);
+                tables.masqueraded.entry((server.0, server.1, Protocol::Tcp as u8)).or_insert(false);
             }
-            tables.addresses.insert((service.address, protocol));
             tables.locals.extend(service.locals.iter().map(|local| local.address));
-            tables.by_address.insert((service.address, service.port, protocol), service);
+            match service.mark {
+                Some(mark) => {
+                    let by_nat = |dest: &Arc<Dest>| dest.forwarding == Forwarding::Masq;
+                    tables.has_marked_nat |= service.dests.iter().any(by_nat);
+                    tables.by_mark.insert((mark, service.address.is_ipv6()), service);
+                }
+                None => {
+                    let protocol = service.protocol as u8;
+                    tables.addresses.insert((service.address, protocol));
+                    tables.by_address.insert((service.address, service.port, protocol), service);
+                }
+            }
         }
         tables
     }
@@ -322,7 +347,26 @@ impl Services {
         self
     }
 
-    /// The service at an address: of just this port, of FTP if this may be a port for its data, or of all ports (`ip_vs_service_find`).
+    /// The same services, with these rules that mark packets, of which the last one that applies decides.
+    #[must_use]
+    pub fn marking(mut self, rules: &[Marking]) -> Self {
+        self.markings = Markings::new(rules, |mark, is_v6| self.by_mark.get(&(mark, is_v6)).cloned());
+        self
+    }
+
+    /// What rules mark packets by, in the order in which they are tried, and whether the mark has a service.
+    pub fn patterns(&self) -> impl Iterator<Item = (&Pattern, bool)> {
+        self.markings.patterns()
+    }
+
+    /// The service of a packet that came in by an interface (`ip_vs_service_find`): that of its mark, or that at its destination.
+    #[inline]
+    pub fn find_for<A: Address>(&self, tuple: &Tuple<A>, by: PortId) -> Option<&Arc<Service>> {
+        let at = || self.find(tuple.destination, tuple.destination_port, tuple.protocol);
+        self.markings.find(tuple, by).or_else(at)
+    }
+
+    /// The service at an address: of just this port, of FTP if this may be a port for its data, or of all ports.
     #[inline]
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
         let address = address.into();
@@ -336,10 +380,10 @@ impl Services {
         self.by_address.get(&(address, port, protocol)).or_else(of_ftp).or_else(of_all_ports)
     }
 
-    /// Whether there is FTP by NAT.
+    /// Whether there is FTP by NAT, or may be where a mark's service takes all ports.
     #[inline]
     pub fn speaks_ftp(&self) -> bool {
-        !self.ftp.is_empty()
+        !self.ftp.is_empty() || self.has_marked_nat
     }
 
     /// Whether there is at this virtual address.
@@ -348,24 +392,20 @@ impl Services {
     }
 
     /// Whether a packet without ports may be to a service, or from a real server reached by NAT.
-    pub fn may_concern(
-        &self,
-        source: impl Into<IpAddr>,
-        destination: impl Into<IpAddr>,
-        protocol: u8,
-    ) -> bool {
+    pub fn may_concern<A: Address>(&self, source: A, destination: A, protocol: u8, by: PortId) -> bool {
         self.addresses.contains(&(destination.into(), protocol))
             || self.addresses.contains(&(source.into(), protocol))
+            || self.markings.may_find(source, destination, protocol, by)
     }
 
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_address.values()
+        self.by_address.values().chain(self.by_mark.values())
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_address.is_empty()
+        self.by_address.is_empty() && self.by_mark.is_empty()
     }
 
     /// Whether a real server is there, not removed.
@@ -385,22 +425,17 @@ impl Services {
         self.locals.contains(&address.into())
     }
 
-    /// Whether a real server is reached by NAT at this address, so that what comes from it may be a reply.
+    /// Whether a real server is reached by NAT at this address, or at all its ports, so that what comes from it may be a reply.
     #[inline]
     pub fn is_masqueraded(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
-        self.masqueraded(address.into(), port, protocol).is_some()
+        let address = address.into();
+        let is = |port| self.masqueraded.contains_key(&(address, port, protocol));
+        is(port) || self.has_any_port && is(0)
     }
 
-    /// Whether the rules have a real server reached by NAT at this address (`ip_vs_has_real_service`).
+    /// Whether the rules have a real server reached by NAT at this address and just this port (`ip_vs_has_real_service`, which looks no further).
     pub fn has_nat_server(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
-        self.masqueraded(address.into(), port, protocol) == Some(&true)
-    }
-
-    /// The same of a real server that takes any port.
-    #[inline]
-    fn masqueraded(&self, address: IpAddr, port: u16, protocol: u8) -> Option<&bool> {
-        let at_any_port = || self.masqueraded.get(&(address, 0, protocol)).filter(|_| self.has_any_port);
-        self.masqueraded.get(&(address, port, protocol)).or_else(at_any_port)
+        self.masqueraded.get(&(address.into(), port, protocol)) == Some(&true)
     }
 
     /// Whether a real server was there before and is not any more.
@@ -410,9 +445,17 @@ impl Services {
 }
 
 impl Service {
+    /// The protocols of its packets.
+    pub fn protocols(&self) -> &[Protocol] {
+        match self.mark {
+            Some(_) => &Protocol::ALL,
+            None => std::slice::from_ref(&self.protocol),
+        }
+    }
+
     /// Between which ends real servers make FTP's data connections to clients, as the client and as the real server has it; none where it is not FTP by NAT.
     pub fn ftp_data(&self) -> impl Iterator<Item = ((IpAddr, u16), (IpAddr, u16))> {
-        self.dests.iter().filter_map(|dest| {
+        self.dests.iter().filter(|_| self.mark.is_none()).filter_map(|dest| {
             let port = ftp_data_port(self.protocol, self.port, dest.forwarding, dest.port)?;
             Some(((self.address, FTP_DATA), (dest.address, port)))
         })

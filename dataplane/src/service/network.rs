@@ -207,7 +207,7 @@ fn family(address: IpAddr) -> usize {
     usize::from(address.is_ipv6())
 }
 
-fn mask(address: IpAddr, length: u8) -> IpAddr {
+pub(super) fn mask(address: IpAddr, length: u8) -> IpAddr {
     // A shift by all bits is no shift at all, hence the detour for the default route.
     match address {
         IpAddr::V4(address) => {

@@ -122,7 +122,10 @@ const STORE_IMMEDIATE: u8 = 0x62;
 const STORE: u8 = 0x63;
 const JUMP: u8 = 0x05;
 const JUMP_32: u8 = 0x06;
+const ALU_32: u8 = 0x04;
 const ALU_64: u8 = 0x07;
+/// In the 32-bit arithmetic class: from the machine's byte order to big-endian, or back, which is the same.
+const TO_BIG_ENDIAN: u8 = 0xd0 | 0x08;
 /// In a class with a second operand: it is a register.
 const FROM_REGISTER: u8 = 0x08;
 const CALL: u8 = 0x80;
@@ -156,6 +159,11 @@ impl Assembler {
     /// `to = from`
     pub(super) fn set(&mut self, to: Register, from: impl Into<Operand>) {
         self.alu(Alu::Move, to, from);
+    }
+
+    /// Makes two bytes of a packet, as a load made a number of them, the number that they are.
+    pub(super) fn to_host_order(&mut self, register: Register) {
+        self.push(ALU_32 | TO_BIG_ENDIAN, register as u8, 0, 0, 16);
     }
 
     /// `to = *(size *)(base + offset)`, the upper bits zero.
@@ -267,13 +275,14 @@ mod tests {
     #[test]
     fn instructions_are_encoded_as_the_rfc_says() {
         type Text = fn(&mut Assembler);
-        let table: [(Text, Instruction); 13] = [
+        let table: [(Text, Instruction); 14] = [
             (|a| a.set(R0, 2), [0xb7, 0x00, 0, 0, 2, 0, 0, 0]),
             (|a| a.set(R9, R1), [0xbf, 0x19, 0, 0, 0, 0, 0, 0]),
             (|a| a.alu(Alu::Add, R2, -24), [0x07, 0x02, 0, 0, 0xe8, 0xff, 0xff, 0xff]),
             (|a| a.alu(Alu::Add, R1, R2), [0x0f, 0x21, 0, 0, 0, 0, 0, 0]),
             (|a| a.alu(Alu::And, R2, 15), [0x57, 0x02, 0, 0, 15, 0, 0, 0]),
             (|a| a.alu(Alu::ShiftLeft, R2, 2), [0x67, 0x02, 0, 0, 2, 0, 0, 0]),
+            (|a| a.to_host_order(R1), [0xdc, 0x01, 0, 0, 16, 0, 0, 0]),
             (|a| a.load(Size::Word, R7, R1, 4), [0x61, 0x17, 4, 0, 0, 0, 0, 0]),
             (|a| a.load(Size::Half, R3, R6, -2), [0x69, 0x63, 0xfe, 0xff, 0, 0, 0, 0]),
             (|a| a.load(Size::Byte, R3, R6, 9), [0x71, 0x63, 9, 0, 0, 0, 0, 0]),

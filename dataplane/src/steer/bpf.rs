@@ -184,6 +184,27 @@ pub(super) struct Link {
     fd: OwnedFd,
 }
 
+impl Link {
+    /// Puts another program in the place of the one at work. No frame meets neither.
+    pub(super) fn update(&self, program: &Program) -> io::Result<()> {
+        #[repr(C)]
+        struct Attributes {
+            link_fd: RawFd,
+            new_prog_fd: RawFd,
+            flags: u32,
+            old_prog_fd: u32,
+        }
+        let mut attributes = Attributes {
+            link_fd: self.fd.as_raw_fd(),
+            new_prog_fd: program.fd.as_raw_fd(),
+            flags: 0,
+            old_prog_fd: 0, // not asked for without a flag
+        };
+        // SAFETY: the attributes of BPF_LINK_UPDATE hold no pointer.
+        unsafe { bpf(LINK_UPDATE, &mut attributes) }.map(drop)
+    }
+}
+
 impl Drop for Link {
     /// Takes the program off before the descriptor is closed: a child process that another thread is just starting has
     /// a copy of the descriptor until it executes its program, and would keep the link until then.
@@ -255,6 +276,7 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
+const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_XDP` of `enum bpf_attach_type`.

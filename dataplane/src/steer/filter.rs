@@ -25,13 +25,17 @@
 //! - A VLAN device is an interface of its own here ([`set_vlans`](Steering::set_vlans)): rules see the device that a frame
 //!   came in by after its tag was taken off. Until one is known the kernel keeps its copies.
 
+mod marked;
+
 use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::claims::{Claims, Place, Role};
 use super::netlink::{Batch, Socket};
 use super::nftables::{Base, Meta, Part, Rule, Table, Verdict};
-use super::{Error, Interface, Steering, Target};
+use super::{Error, Interface, Marked, Steering, Target};
+use crate::service::{PortId, Protocol};
+use marked::Kind;
 
 /// Frames kept from the kernel by an nftables table.
 #[derive(Debug)]
@@ -41,7 +45,10 @@ pub struct Filter {
     table: Table,
     claims: Claims,
     local: HashSet<IpAddr>,
-    vlans: HashSet<u32>,
+    /// The kernel's indices of our interfaces, by [`PortId`].
+    interfaces: Vec<u32>,
+    vlans: HashSet<(PortId, u32)>,
+    marked: Vec<Marked>,
 }
 
 impl Filter {
@@ -60,9 +67,12 @@ impl Filter {
         let indices: Vec<_> = interfaces.iter().map(|i| index(&i.index)).collect();
         table.add(&mut batch, INTERFACES, &indices);
         table.add(&mut batch, ERROR_TYPES, &ICMP_ERRORS.map(|kind| vec![kind, 0, 0, 0]));
+        table.add(&mut batch, PROTOCOLS, &Protocol::ALL.map(|protocol| vec![protocol as u8, 0, 0, 0]));
         rules(&table, &mut batch);
         socket.commit(batch)?;
-        Ok(Filter { socket, table, claims: Claims::default(), local: HashSet::new(), vlans: HashSet::new() })
+        let interfaces = interfaces.iter().map(|interface| interface.index).collect();
+        let (claims, local, vlans, marked) = Default::default();
+        Ok(Filter { socket, table, claims, local, interfaces, vlans, marked })
     }
 
     /// The table's name, for people who look with `nft list ruleset`.
@@ -127,20 +137,45 @@ impl Steering for Filter {
         Ok(())
     }
 
-    fn set_vlans(&mut self, indices: &[u32]) -> Result<(), Error> {
-        let wanted: HashSet<u32> = indices.iter().copied().collect();
+    fn set_marked(&mut self, marked: &[Marked]) -> Result<(), Error> {
+        if marked == self.marked {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        self.rewrite_marked(&mut batch, marked, &self.vlans);
+        self.socket.commit(batch)?;
+        self.marked = marked.to_vec();
+        Ok(())
+    }
+
+    fn set_vlans(&mut self, vlans: &[(PortId, u32)]) -> Result<(), Error> {
+        let wanted: HashSet<(PortId, u32)> = vlans.iter().copied().collect();
         if wanted == self.vlans {
             return Ok(());
         }
         let mut batch = Batch::new();
-        let keys = |of: &HashSet<u32>, without: &HashSet<u32>| -> Vec<Vec<u8>> {
-            of.difference(without).map(index).collect()
+        type Vlans = HashSet<(PortId, u32)>;
+        let keys = |of: &Vlans, without: &Vlans| -> Vec<Vec<u8>> {
+            of.difference(without).map(|(_, vlan)| index(vlan)).collect()
         };
         self.table.add(&mut batch, INTERFACES, &keys(&wanted, &self.vlans));
         self.table.remove(&mut batch, INTERFACES, &keys(&self.vlans, &wanted));
+        if self.marked.iter().any(|marked| marked.pattern.port.is_some()) {
+            self.rewrite_marked(&mut batch, &self.marked, &wanted);
+        }
         self.socket.commit(batch)?;
         self.vlans = wanted;
         Ok(())
+    }
+}
+
+impl Filter {
+    /// Writes the chains for marked frames anew: what comes in by an interface comes in by the VLANs on it, too.
+    fn rewrite_marked(&self, batch: &mut Batch, marked: &[Marked], vlans: &HashSet<(PortId, u32)>) {
+        marked::rewrite(&self.table, batch, marked, |port| {
+            let own = self.interfaces.get(usize::from(port.0)).copied();
+            own.into_iter().chain(vlans.iter().filter(|(of, _)| *of == port).map(|(_, vlan)| *vlan)).collect()
+        });
     }
 }
 
@@ -187,7 +222,9 @@ fn octets(address: &IpAddr) -> Vec<u8> {
 fn rules(table: &Table, batch: &mut Batch) {
     // A chain is there before a rule goes to it.
     for family in FAMILIES {
-        for chain in [family.later_fragments, family.icmp_error, family.steer] {
+        for chain in
+            family.marked.into_iter().chain([family.later_fragments, family.icmp_error, family.steer])
+        {
             table.chain(batch, chain, None);
         }
     }
@@ -223,6 +260,8 @@ struct Family {
     steer: &'static str,
     later_fragments: &'static str,
     icmp_error: &'static str,
+    /// Those of the rules for marks, by [`Kind`].
+    marked: [&'static str; 3],
     // Sets.
     local: &'static str,
     services: Sets,
@@ -281,6 +320,7 @@ impl Family {
         // To a service, or from a real server to another.
         rule(chain, &|r| self.own(r, destination, None).is_in(services.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.own(r, destination, Some(2)).is_in(services.exact).verdict(Verdict::Drop));
+        rule(chain, &|r| self.jump_to_marked(r, Kind::Whole));
         rule(chain, &|r| self.accept_local(r));
         rule(chain, &|r| self.own(r, source, None).is_in(real_servers.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.own(r, source, Some(0)).is_in(real_servers.exact).verdict(Verdict::Drop));
@@ -288,6 +328,7 @@ impl Family {
         // The same without ports.
         let chain = self.later_fragments;
         rule(chain, &|r| self.own(r, destination, None).is_in(services.here).verdict(Verdict::Drop));
+        rule(chain, &|r| self.jump_to_marked(r, Kind::LaterFragment));
         rule(chain, &|r| self.accept_local(r));
         rule(chain, &|r| self.own(r, source, None).is_in(real_servers.here).verdict(Verdict::Drop));
 
@@ -315,6 +356,7 @@ impl Family {
         });
         rule(chain, &|r| self.embedded(r, source, None).is_in(services.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.embedded(r, source, Some(0)).is_in(services.exact).verdict(Verdict::Drop));
+        rule(chain, &|r| self.jump_to_marked(r, Kind::Error));
         rule(chain, &|r| self.accept_local(r));
         rule(chain, &|r| self.embedded(r, destination, None).is_in(real_servers.any).verdict(Verdict::Drop));
         rule(chain, &|r| {
@@ -401,6 +443,7 @@ const IPV4: Family = Family {
     steer: "steer_ipv4",
     later_fragments: "later_fragments_ipv4",
     icmp_error: "icmp_error_ipv4",
+    marked: ["marked_ipv4", "marked_fragments_ipv4", "marked_errors_ipv4"],
     local: "local_addresses_ipv4",
     services: Sets {
         exact: "services_ipv4",
@@ -427,6 +470,7 @@ const IPV6: Family = Family {
     steer: "steer_ipv6",
     later_fragments: "later_fragments_ipv6",
     icmp_error: "icmp_error_ipv6",
+    marked: ["marked_ipv6", "marked_fragments_ipv6", "marked_errors_ipv6"],
     local: "local_addresses_ipv6",
     services: Sets {
         exact: "services_ipv6",
@@ -443,9 +487,10 @@ const IPV6: Family = Family {
 };
 
 /// Every set and its key.
-const SETS: [(&str, &[Part]); 20] = [
+const SETS: [(&str, &[Part]); 21] = [
     (INTERFACES, &[Part::Interface]),
     (ERROR_TYPES, &[Part::IcmpType]),
+    (PROTOCOLS, &[Part::Protocol]),
     (IPV4.local, &[Part::AddressV4]),
     (IPV4.services.exact, &[Part::Protocol, Part::AddressV4, Part::Port]),
     (IPV4.services.any, &[Part::Protocol, Part::AddressV4]),
@@ -468,6 +513,7 @@ const SETS: [(&str, &[Part]); 20] = [
 
 const INTERFACES: &str = "interfaces";
 const ERROR_TYPES: &str = "error_types";
+const PROTOCOLS: &str = "protocols";
 
 /// The chain that is called.
 const STEER: &str = "steer";

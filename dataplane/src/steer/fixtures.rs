@@ -4,9 +4,11 @@
 //! real one.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 
-use super::Target;
-use crate::service::Protocol::{Sctp, Tcp, Udp};
+use super::{Marked, Target};
+use crate::service::Protocol::{self, Sctp, Tcp, Udp};
+use crate::service::{EVERY_PORT, Pattern, Prefix};
 
 mod ipv6;
 
@@ -25,6 +27,13 @@ const REAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 const OPEN_REAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 8);
+/// Half a network of marked addresses; some in its lower half, and in its upper one.
+const MARKED_NET: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 128);
+const LOW: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 130);
+const HIGH: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
+const HIGHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 201);
+const OTHER_NET: Ipv4Addr = Ipv4Addr::new(198, 51, 101, 7);
+const BELOW: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 127);
 /// Of the machine itself.
 const OURS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
@@ -37,6 +46,9 @@ struct Addresses {
     real: IpAddr,
     open_real: IpAddr,
     ours: IpAddr,
+    client: IpAddr,
+    marked: IpAddr,
+    high: IpAddr,
 }
 
 const FAMILIES: [Addresses; 2] = [
@@ -47,6 +59,9 @@ const FAMILIES: [Addresses; 2] = [
         real: IpAddr::V4(REAL),
         open_real: IpAddr::V4(OPEN_REAL),
         ours: IpAddr::V4(OURS),
+        client: IpAddr::V4(CLIENT),
+        marked: IpAddr::V4(MARKED_NET),
+        high: IpAddr::V4(HIGH),
     },
     ipv6::ADDRESSES,
 ];
@@ -89,6 +104,27 @@ pub(super) fn targets() -> Vec<Target> {
         ]
     };
     FAMILIES.into_iter().flat_map(of_family).collect()
+}
+
+/// The rules for marks while the table holds, in the order in which they are tried.
+pub(super) fn markings() -> Vec<Marked> {
+    FAMILIES.into_iter().flat_map(markings_of).collect()
+}
+
+fn markings_of(family: Addresses) -> [Marked; 5] {
+    let bits: u8 = if family.marked.is_ipv4() { 32 } else { 128 };
+    let prefix = |address, short| Prefix::new(address, bits - short).expect("it has so many bits");
+    let rule = |source, destination, protocol: Option<Protocol>, ports: RangeInclusive<u16>, is_taken| {
+        Marked { pattern: Pattern { port: None, source, destination, protocol, ports }, is_taken }
+    };
+    let anybody = Prefix::all(family.client);
+    [
+        rule(anybody, prefix(family.high, 0), Some(Tcp), 22..=22, false),
+        rule(anybody, prefix(family.high, 6), Some(Tcp), 22..=1999, true),
+        rule(prefix(family.client, 8), prefix(family.marked, 6), None, EVERY_PORT, true),
+        rule(anybody, prefix(family.marked, 7), Some(Udp), EVERY_PORT, false),
+        rule(anybody, prefix(family.marked, 7), None, 5000..=5000, true),
+    ]
 }
 
 /// Rows that the XDP program takes and the filter cannot.
@@ -384,6 +420,44 @@ pub(super) fn cases() -> Vec<Case> {
     row("tunnel: unreachable, about gue of somebody else", Packet { destination: CLIENT, ..to_us }.icmp(3, &Packet { source: CLIENT, ..gue }.ip()), PASSED, ROUTED);
     row("tunnel: ipip itself", Packet { protocol: 4, source: REAL, destination: CLIENT, ..SYN }.frame(), PASSED, ROUTED);
     row("tunnel: gue itself", Packet { protocol: 17, source: REAL, destination: CLIENT, ports: (6080, 6080), ..SYN }.frame(), PASSED, ROUTED);
+
+    // Marked ones.
+    let to_high = Packet { destination: HIGH, ports: (40_000, 1000), ..SYN };
+    let to_low = Packet { destination: LOW, protocol: 17, ports: (40_000, 9), ..SYN };
+    row("marked: to a range of ports", to_high.frame(), TAKEN, ROUTED);
+    row("marked: to its last port", Packet { ports: (1, 1999), ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: behind its last port", Packet { ports: (1, 2000), ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: to its first port", Packet { destination: HIGHER, ports: (1, 22), ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: to its first port, where that is excepted", Packet { ports: (1, 22), ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: before its first port", Packet { ports: (1, 21), ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: the range from the other end", Packet { ports: (1000, 2000), ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: another protocol to the range", Packet { protocol: 17, ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: one port of what is left", Packet { ports: (1, 5000), ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: the same of SCTP", Packet { protocol: 132, ports: (1, 5000), ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: the same of UDP, which an earlier rule is about", Packet { protocol: 17, ports: (1, 5000), ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: from a network", to_low.frame(), TAKEN, ROUTED);
+    row("marked: from another network", Packet { source: OTHER_NET, ..to_low }.frame(), PASSED, ROUTED);
+    row("marked: from another network, TCP to the one port", Packet { source: OTHER_NET, protocol: 6, ports: (1, 5000), ..to_low }.frame(), TAKEN, ROUTED);
+    row("marked: GRE", Packet { protocol: 47, ..to_low }.frame(), PASSED, ROUTED);
+    row("marked: below the prefix", Packet { destination: BELOW, ..to_low }.frame(), PASSED, ROUTED);
+    row("marked: VLAN", Packet { tags: &[0x8100], ..to_high }.frame(), TAKEN, NOT_ROUTED);
+    row("marked: first fragment", Packet { fragment: MORE_FRAGMENTS, length: 24, ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: first fragment to another port", Packet { fragment: MORE_FRAGMENTS, ports: (1, 2000), length: 24, ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: last fragment, where some ports are", Packet { fragment: LATER, ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: last fragment of UDP, where none is", Packet { fragment: LATER, protocol: 17, ..to_high }.frame(), PASSED, ROUTED);
+    row("marked: last fragment of SCTP", Packet { fragment: LATER, protocol: 132, ..to_high }.frame(), TAKEN, ROUTED);
+    row("marked: last fragment of GRE", Packet { fragment: LATER, protocol: 47, ..to_low }.frame(), PASSED, ROUTED);
+    row("marked: last fragment from a network", Packet { fragment: LATER, ..to_low }.frame(), TAKEN, ROUTED);
+    row("marked: last fragment from another network", Packet { fragment: LATER, source: OTHER_NET, ..to_low }.frame(), PASSED, ROUTED);
+    let from_high = Packet { source: HIGH, destination: CLIENT, ports: (1000, 40_000), ..SYN };
+    let from_low = Packet { source: LOW, destination: CLIENT, protocol: 17, ports: (9, 40_000), ..SYN };
+    row("marked: an answer", from_high.frame(), PASSED, ROUTED);
+    row("marked: echo request", Packet { destination: LOW, ..to_vip }.icmp(8, &[0; 56]), PASSED, ROUTED);
+    row("marked: unreachable, about an answer", to_vip.icmp(3, &from_high.ip()), TAKEN, ROUTED);
+    row("marked: unreachable, about an answer from another port", to_vip.icmp(3, &Packet { ports: (2000, 1000), ..from_high }.ip()), PASSED, ROUTED);
+    row("marked: unreachable, about an answer to a network", to_vip.icmp(3, &from_low.ip()), TAKEN, ROUTED);
+    row("marked: unreachable, about an answer to another network", to_vip.icmp(3, &Packet { destination: OTHER_NET, ..from_low }.ip()), PASSED, ROUTED);
+    row("marked: unreachable, about a request", to_vip.icmp(3, &to_low.ip()), PASSED, ROUTED);
 
     ipv6::rows(&mut row);
     table

@@ -1,6 +1,6 @@
 //! Which frames the director takes from the kernel.
 //!
-//! The director owns the frames of its services and nothing else: requests to a service's address and port; for NAT,
+//! The director owns the frames of its services and nothing else: requests to a service's address and port, or with its mark; for NAT,
 //! what a real server sends from its service port to an address that is not the machine's own; for tunnels, ICMP errors
 //! about the outer packets. Everything else stays with the kernel, so ARP, neighbour discovery, SSH, BGP and ping to a
 //! VIP work as before.
@@ -15,7 +15,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::service::Protocol;
+use crate::service::{Pattern, PortId, Protocol};
 
 mod assembler;
 mod bpf;
@@ -77,6 +77,15 @@ pub enum Target {
     },
 }
 
+/// What becomes of frames that a rule for marks is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The frames.
+    pub pattern: Pattern,
+    /// Whether they belong to the director, their mark having a service; if not, no later rule marks them either.
+    pub is_taken: bool,
+}
+
 /// Where an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -125,11 +134,18 @@ pub trait Steering: Send {
     /// When the kernel refuses; the previous set stays.
     fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Error>;
 
-    /// Says which of the kernel's interfaces (by index) are VLANs on ours: what comes in by them has come in by ours, with a tag.
+    /// Says which frames are marked, besides those of the targets: the first rule that applies decides. An ICMP error goes by the packet it is about. To a
+    /// later fragment, which has no ports, a rule about some ports applies if it takes frames, and otherwise does not.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the previous rules stay.
+    fn set_marked(&mut self, marked: &[Marked]) -> Result<(), Error>;
+
+    /// Says which of the kernel's interfaces (by index) are VLANs on which of ours: what comes in by them has come in by ours, with a tag.
     ///
     /// # Errors
     /// When the kernel refuses; the previous set stays.
-    fn set_vlans(&mut self, indices: &[u32]) -> Result<(), Error>;
+    fn set_vlans(&mut self, vlans: &[(PortId, u32)]) -> Result<(), Error>;
 }
 
 /// Why frames could not be steered.

@@ -52,6 +52,14 @@ impl Table {
         });
     }
 
+    /// Removes all rules of a chain.
+    pub(super) fn clear(&self, batch: &mut Batch, chain: &str) {
+        batch.request("clearing an nftables chain", libc::NFT_MSG_DELRULE, 0, |a| {
+            a.string(1, &self.name); // NFTA_RULE_TABLE
+            a.string(2, chain); // NFTA_RULE_CHAIN
+        });
+    }
+
     /// Creates a set with keys of these parts. Its elements come and go one by one.
     pub(super) fn set(&self, batch: &mut Batch, number: u32, name: &str, parts: &[Part]) {
         // The kernel looks at neither type nor byte order; `nft list ruleset` shows elements by them.
@@ -175,6 +183,10 @@ pub(super) enum Verdict<'a> {
     Drop,
     /// Goes on in another chain and does not come back.
     Goto(&'a str),
+    /// Goes on in another chain, and comes back if that does not decide.
+    Jump(&'a str),
+    /// Goes back.
+    Return,
 }
 
 /// A rule while its expressions are written.
@@ -217,9 +229,10 @@ impl Rule<'_, '_> {
         })
     }
 
-    /// Keeps only these bits of the last register.
+    /// Keeps only these bits of what was loaded last.
     pub(super) fn mask(&mut self, bits: &[u8]) -> &mut Self {
-        let register = FIRST_REGISTER + self.loaded - 1;
+        let registers = bits.len().div_ceil(REGISTER_BYTES) as u32;
+        let register = FIRST_REGISTER + self.loaded - registers;
         self.expression("bitwise", |a| {
             a.number(1, register); // NFTA_BITWISE_SREG
             a.number(2, register); // NFTA_BITWISE_DREG
@@ -239,6 +252,16 @@ impl Rule<'_, '_> {
         self.compare(1, bytes) // NFT_CMP_NEQ
     }
 
+    /// Goes on if what is loaded is a number (in network order) not below this one. It may be compared once more.
+    pub(super) fn is_at_least(&mut self, bytes: &[u8]) -> &mut Self {
+        self.compare(5, bytes) // NFT_CMP_GTE
+    }
+
+    /// Goes on if what is loaded is a number (in network order) not above this one. It may be compared once more.
+    pub(super) fn is_at_most(&mut self, bytes: &[u8]) -> &mut Self {
+        self.compare(3, bytes) // NFT_CMP_LTE
+    }
+
     /// Goes on if what is loaded is in the set.
     pub(super) fn is_in(&mut self, set: &str) -> &mut Self {
         self.lookup(set, 0)
@@ -255,6 +278,8 @@ impl Rule<'_, '_> {
             Verdict::Drop => (0, None),
             Verdict::Accept => (ACCEPT, None),
             Verdict::Goto(chain) => (libc::NFT_GOTO as u32, Some(chain)),
+            Verdict::Jump(chain) => (libc::NFT_JUMP as u32, Some(chain)),
+            Verdict::Return => (libc::NFT_RETURN as u32, None),
         };
         self.expression("immediate", |a| {
             a.number(1, 0); // NFTA_IMMEDIATE_DREG: the verdict register

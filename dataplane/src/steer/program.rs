@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Ethernet ─▶ VLAN tags (0–2) ─▶ IPv4 ─┬─ TCP, UDP, SCTP: ports ─────────┐
-//!   not to our MAC ─▶ pass  │            ├─ later fragment: no ports ──────┼─▶ near is a service? ───────────▶ take
+//!   not to our MAC ─▶ pass  │            ├─ later fragment: no ports ──────┼─▶ near is a service, or marked? ▶ take
 //!                           └────▶ IPv6 ─┤  ICMP error: embedded packet ───┤   far is a real server, and
 //!      extension headers (0–8) ◀──┘      └─ all else ─▶ pass               │   the frame is not to us? ──────▶ take
 //!                                                                          │   else ─▶ pass
@@ -23,6 +23,7 @@
 //! says whether asking for the port is worth it, so a frame that is not the director's costs two lookups, and one that
 //! is costs two to four. A later fragment has no port: it is taken by the key with port 0 alone, when its address has
 //! any target at all. An ICMP error asks for the far key first, with the port if it is UDP's, whether that is a tunnel's.
+//! The rules that mark frames are no map: they are [instructions](marked), and when they change the program is replaced.
 //! An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`); the key's last byte tells it from that
 //! very address in an IPv6 header.
 //!
@@ -36,6 +37,9 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
+mod marked;
+
+use super::Marked;
 use super::assembler::Register::{R0, R1, R2, R3, R4, R6, R7, R8, R9, R10};
 use super::assembler::{Alu, Assembler, Instruction, Register, Size, When};
 
@@ -89,8 +93,13 @@ pub(super) enum Taken<'a> {
 /// `XDP_PASS`: the kernel goes on with the frame.
 pub(super) const PASS: i32 = 2;
 
-/// The program for an interface with address `mac`, which looks keys up in `map`.
-pub(super) fn assemble(mac: [u8; 6], map: BorrowedFd<'_>, taken: Taken<'_>) -> Vec<Instruction> {
+/// The program for an interface with address `mac`, which looks keys up in `map`. `marked` is what of marked frames concerns this interface.
+pub(super) fn assemble(
+    mac: [u8; 6],
+    map: BorrowedFd<'_>,
+    marked: &[Marked],
+    taken: Taken<'_>,
+) -> Vec<Instruction> {
     let mut text = Assembler::default();
     let a = &mut text;
     ethernet(a, mac);
@@ -98,7 +107,7 @@ pub(super) fn assemble(mac: [u8; 6], map: BorrowedFd<'_>, taken: Taken<'_>) -> V
     ipv6(a);
     icmpv6(a);
     icmp(a, map);
-    decide(a, map);
+    decide(a, map, marked);
     finish(a, taken);
     // Labels are fixed text of this file; the tests below assemble both variants.
     text.finish().expect("every label is set once and near")
@@ -127,6 +136,7 @@ const SCRATCH: i16 = -78;
 const ADDRESS_V4: i16 = 12;
 const PORT: i16 = 16;
 const PROTOCOL: i16 = 18;
+const FAMILY: i16 = 19;
 
 /// Ethernet: the frame must be addressed to us. Ends with HEADER at the network header.
 fn ethernet(a: &mut Assembler, mac: [u8; 6]) {
@@ -342,27 +352,30 @@ fn icmp(a: &mut Assembler, map: BorrowedFd<'_>) {
 }
 
 /// The decision, from the keys on the stack.
-fn decide(a: &mut Assembler, map: BorrowedFd<'_>) {
+fn decide(a: &mut Assembler, map: BorrowedFd<'_>, marked: &[Marked]) {
     a.label("decide");
 
     // A service on the near side?
     look_up(a, map, NEAR);
-    a.branch(When::Equal, R0, 0, "far"); // nothing here
+    a.branch(When::Equal, R0, 0, "no service"); // nothing here
     a.load(Size::Word, R1, R0, 0); // what is here
     a.set(R2, R1);
     a.alu(Alu::And, R2, SUFFICES);
     a.branch(When::AnyBitOf, R2, (roles::SERVICE_ANY | roles::SERVICE_HERE) as i32, "take");
     a.alu(Alu::And, R1, roles::SERVICE_HERE as i32);
-    a.branch(When::Equal, R1, 0, "far"); // no service with any port
+    a.branch(When::Equal, R1, 0, "no service"); // no service with any port
     a.load(Size::Half, R1, R10, NEAR_PORT);
     a.store(Size::Half, R10, NEAR + PORT, R1);
     look_up(a, map, NEAR);
-    a.branch(When::Equal, R0, 0, "far"); // not with this port
+    a.branch(When::Equal, R0, 0, "no service"); // not with this port
     a.load(Size::Word, R1, R0, 0);
     a.branch(When::AnyBitOf, R1, roles::SERVICE as i32, "take");
 
+    // Marked for a service?
+    a.label("no service");
+    marked::decide(a, marked);
+
     // A real server on the far side?
-    a.label("far");
     look_up(a, map, FAR);
     a.branch(When::Equal, R0, 0, "pass");
     a.load(Size::Word, R1, R0, 0);

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use super::bpf::{Kind, Link, Map, Program, refused};
 use super::claims::{Claims, Place, Role};
 use super::program::{self, KEY, Taken, roles};
-use super::{Error, Interface, Mode, Preference, Steering, Target};
+use super::{Error, Interface, Marked, Mode, Preference, Steering, Target};
 use crate::service::{PortId, Protocol};
 
 /// Queues of an interface that can have a socket: the most that any port opens. A frame of a queue beyond is left to
@@ -37,6 +37,7 @@ pub struct Xdp {
     entries: Map<KEY, 4>,
     claims: Claims,
     local: HashSet<IpAddr>,
+    marked: Vec<Marked>,
     /// In the order of the director's list: the index is the [`PortId`].
     interfaces: Vec<Steered>,
 }
@@ -62,11 +63,12 @@ impl Xdp {
             .map(|interface| {
                 let sockets = Map::create(Kind::Sockets, QUEUES)?;
                 let taken = Taken::Redirect(sockets.as_fd());
-                let program = Program::load(&program::assemble(interface.mac, entries.as_fd(), taken))?;
+                let program = Program::load(&program::assemble(interface.mac, entries.as_fd(), &[], taken))?;
                 Ok(Steered { interface: interface.clone(), sockets, program, attached: None })
             })
             .collect::<Result<_, Error>>()?;
-        Ok(Xdp { entries, claims: Claims::default(), local: HashSet::new(), interfaces })
+        let (claims, local, marked) = Default::default();
+        Ok(Xdp { entries, claims, local, marked, interfaces })
     }
 
     /// Puts the programs to work on all interfaces, or on none.
@@ -203,8 +205,38 @@ impl Steering for Xdp {
         Ok(())
     }
 
+    /// Loads programs that know the rules, and puts them in the place of those at work.
+    fn set_marked(&mut self, marked: &[Marked]) -> Result<(), Error> {
+        if marked == self.marked {
+            return Ok(());
+        }
+        let load = |(number, steered): (u8, &Steered)| {
+            let concern = |rule: &&Marked| rule.pattern.port.is_none_or(|port| port == PortId(number));
+            let marked: Vec<Marked> = marked.iter().filter(concern).cloned().collect();
+            let taken = Taken::Redirect(steered.sockets.as_fd());
+            let code = program::assemble(steered.interface.mac, self.entries.as_fd(), &marked, taken);
+            Program::load(&code)
+        };
+        let programs = (0..).zip(&self.interfaces).map(load).collect::<Result<Vec<_>, Error>>()?;
+        for (number, (steered, program)) in self.interfaces.iter().zip(&programs).enumerate() {
+            if let Err(source) = steered.put_to_work(program) {
+                for steered in &self.interfaces[..number] {
+                    // It was at work a moment ago.
+                    let _ = steered.put_to_work(&steered.program);
+                }
+                let what = format!("replacing the XDP program of {}", steered.interface.name);
+                return Err(refused(what, source));
+            }
+        }
+        for (steered, program) in self.interfaces.iter_mut().zip(programs) {
+            steered.program = program;
+        }
+        self.marked = marked.to_vec();
+        Ok(())
+    }
+
     /// Nothing to do: the programs see frames before the kernel takes the tags off and knows them for a VLAN's.
-    fn set_vlans(&mut self, _: &[u32]) -> Result<(), Error> {
+    fn set_vlans(&mut self, _: &[(PortId, u32)]) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -234,6 +266,11 @@ impl Steered {
         }
         let (mode, source) = refusal.expect("at least one mode was tried and refused");
         Err(attach_refused(&self.interface, mode, source))
+    }
+
+    /// Puts a program in the place of the one that is attached, if one is.
+    fn put_to_work(&self, program: &Program) -> io::Result<()> {
+        self.attached.as_ref().map_or(Ok(()), |(_, link)| link.update(program))
     }
 }
 

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::*;
-use crate::service::Protocol;
-use crate::steer::fixtures::{self, Case, targets};
+use crate::service::{Pattern, Protocol};
+use crate::steer::fixtures::{self, Case, markings, targets};
 use crate::steer::netlink::{Attributes, Messages};
 use crate::steer::testbed::{self, Namespace, Router};
 
@@ -91,7 +91,11 @@ fn a_router_gets_what_the_filter_leaves() {
             filter.take(target).expect("it is our table");
         }
         filter.set_local_addresses(&fixtures::ours()).expect("it is our table");
+        filter.set_marked(&markings()).expect("it is our table");
         assert_eq!(router.forwarded(), testbed::left_by(Case::is_filtered));
+        filter.set_marked(&[]).expect("it is our table");
+        let is_left = |case: &Case| case.is_filtered() && !case.name.contains("marked");
+        assert_eq!(router.forwarded(), testbed::left_by(is_left));
         assert_eq!(router.connect(80), [TimedOut; 2], "nobody answers");
         assert_eq!(router.connect(81), [ConnectionRefused; 2]);
 
@@ -100,6 +104,30 @@ fn a_router_gets_what_the_filter_leaves() {
         }
         assert_eq!(router.forwarded(), testbed::routed(), "released targets pass again");
         assert_eq!(router.connect(80), [ConnectionRefused; 2]);
+    });
+}
+
+#[test]
+fn marked_frames_are_told_apart_by_interface() {
+    let Some(router) = Router::new() else { return };
+    router.director.run(|| {
+        let mut filter = Filter::install(&router.interfaces()).expect("it is our namespace");
+        let of = |port| -> Vec<Marked> {
+            let rule = |m: Marked| Marked { pattern: Pattern { port: Some(port), ..m.pattern }, ..m };
+            markings().into_iter().map(rule).collect()
+        };
+        let is_marked = |case: &Case| case.is_filtered() && case.name.contains("marked");
+        let (wan, lan) = (PortId(0), PortId(1));
+        filter.set_marked(&of(wan)).expect("it is our table");
+        assert_eq!(router.forwarded(), testbed::routed(), "they came in by the other");
+        filter.set_marked(&of(lan)).expect("it is our table");
+        assert_eq!(router.forwarded(), testbed::left_by(is_marked));
+
+        // As if lan were a VLAN on wan.
+        let interfaces = router.interfaces();
+        filter.set_marked(&of(wan)).expect("it is our table");
+        filter.set_vlans(&[(wan, interfaces[1].index)]).expect("it is our table");
+        assert_eq!(router.forwarded(), testbed::left_by(is_marked));
     });
 }
 
@@ -164,7 +192,7 @@ fn what_a_real_server_sends_to_the_machine_itself_arrives() {
 
 #[test]
 fn sets_hold_what_is_taken_and_nothing_else() {
-    const EMPTY: [usize; 20] = [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const EMPTY: [usize; 21] = [1, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let Some(namespace) = Namespace::new() else { return };
     namespace.run(|| {
         let mut filter = Filter::install(&loopback()).expect("it is our namespace");
@@ -176,19 +204,19 @@ fn sets_hold_what_is_taken_and_nothing_else() {
             filter.take(target).expect("taking again changes nothing");
         }
         // tcp VIP, udp VIP, sctp VIP, tcp of a held VIP | tcp of every port | their places; real servers alike; tunnels, those of gue.
-        assert_eq!(sizes(), [1, 3, 0, 4, 1, 5, 2, 1, 3, 3, 2, 0, 4, 1, 5, 2, 1, 3, 3, 2]);
+        assert_eq!(sizes(), [1, 3, 3, 0, 4, 1, 5, 2, 1, 3, 3, 2, 0, 4, 1, 5, 2, 1, 3, 3, 2]);
         let second =
             fixtures::held().map(|address| Target::Service { protocol: Protocol::Tcp, address, port: 443 });
         filter.take(second[0]).expect("it is our table");
         assert_eq!(
             sizes(),
-            [1, 3, 0, 5, 1, 5, 2, 1, 3, 3, 2, 0, 4, 1, 5, 2, 1, 3, 3, 2],
+            [1, 3, 3, 0, 5, 1, 5, 2, 1, 3, 3, 2, 0, 4, 1, 5, 2, 1, 3, 3, 2],
             "one more at the same place"
         );
         filter.take(second[1]).expect("it is our table");
         assert_eq!(
             sizes(),
-            [1, 3, 0, 5, 1, 5, 2, 1, 3, 3, 2, 0, 5, 1, 5, 2, 1, 3, 3, 2],
+            [1, 3, 3, 0, 5, 1, 5, 2, 1, 3, 3, 2, 0, 5, 1, 5, 2, 1, 3, 3, 2],
             "one more at the same place"
         );
 
@@ -205,7 +233,8 @@ fn sets_hold_what_is_taken_and_nothing_else() {
 
         let interfaces = || size(&table, INTERFACES);
         for (vlans, count) in [(&[7, 8, 9][..], 4), (&[9, 10], 3), (&[9, 10], 3), (&[], 1)] {
-            filter.set_vlans(vlans).expect("it is our table");
+            let vlans: Vec<_> = vlans.iter().map(|vlan| (PortId(0), *vlan)).collect();
+            filter.set_vlans(&vlans).expect("it is our table");
             assert_eq!(interfaces(), count, "{vlans:?}");
         }
 

@@ -8,8 +8,9 @@ use std::time::Instant;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
+use crate::service::{Pattern, Prefix};
 use crate::steer::bpf::tests::allowed;
-use crate::steer::fixtures::{self, OUR_MAC, cases, indifferent, targets};
+use crate::steer::fixtures::{self, OUR_MAC, cases, indifferent, markings, targets};
 use crate::steer::testbed::{self, Namespace, Router};
 
 /// `XDP_REDIRECT`, returned by the test's variant of the program as a plain code: a redirect into a map without sockets
@@ -27,7 +28,7 @@ fn prepared() -> (Xdp, Program) {
         xdp.take(target).expect("there is room");
     }
     xdp.set_local_addresses(&fixtures::ours()).expect("there is room");
-    let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), Taken::Code(TAKEN));
+    let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), &markings(), Taken::Code(TAKEN));
     let program = Program::load(&code).expect("the verifier accepts it");
     (xdp, program)
 }
@@ -128,7 +129,107 @@ fn released_targets_pass_again_and_others_stay() {
         xdp.release(*target).expect("it is there");
     }
     for case in cases() {
-        assert!(!is_taken(&program, &case.frame), "{}", case.name);
+        let is_marked = case.taken && case.name.contains("marked");
+        assert_eq!(is_taken(&program, &case.frame), is_marked, "{}", case.name);
+    }
+}
+
+#[test]
+fn marked_frames_are_told_apart_by_interface_and_rules_are_replaced() {
+    if !allowed() {
+        return;
+    }
+    let Some(socket) = testbed::xdp_socket() else { return };
+    let mut xdp = Xdp::load(&[interface(), interface()]).expect("BPF is allowed");
+    for port in 0..2 {
+        xdp.register(PortId(port), 0, socket.as_fd()).expect("it is an AF_XDP socket");
+    }
+    let frame = cases().into_iter().find(|case| case.name == "marked: from a network").expect("a row").frame;
+    let verdicts = |xdp: &Xdp| {
+        let run = |number: usize| xdp.interfaces[number].program.run(&frame, 1).expect("long enough").verdict;
+        [run(0) as i32, run(1) as i32]
+    };
+    let of = |port| -> Vec<Marked> {
+        let rule = |m: Marked| Marked { pattern: Pattern { port, ..m.pattern }, ..m };
+        markings().into_iter().map(rule).collect()
+    };
+    assert_eq!(verdicts(&xdp), [program::PASS; 2]);
+    for (port, expected) in [
+        (Some(PortId(1)), [program::PASS, TAKEN]),
+        (Some(PortId(0)), [TAKEN, program::PASS]),
+        (None, [TAKEN; 2]),
+        (None, [TAKEN; 2]),
+    ] {
+        xdp.set_marked(&of(port)).expect("the verifier accepts it");
+        assert_eq!(verdicts(&xdp), expected);
+    }
+    xdp.set_marked(&[]).expect("the verifier accepts it");
+    assert_eq!(verdicts(&xdp), [program::PASS; 2]);
+}
+
+/// As many as there can be, all worth as many instructions as a rule can have.
+#[test]
+fn the_verifier_is_done_with_all_rules_soon_and_so_is_the_program() {
+    if !allowed() {
+        return;
+    }
+    let (xdp, _) = prepared();
+    for (address, name, limit) in [
+        ("192.0.2.0", "TCP to another address", 2_500),
+        ("2001:db8:2::", "IPv6: TCP to another address", 5_000),
+    ] {
+        let address: IpAddr = address.parse().expect("an address");
+        let every_address = Prefix::new(address, if address.is_ipv4() { 32 } else { 128 }).expect("a prefix");
+        let rule = |n: u16| Marked {
+            pattern: Pattern {
+                port: None,
+                source: every_address,
+                destination: every_address,
+                protocol: Some(Protocol::ALL[usize::from(n) % 3]),
+                ports: 100 + n..=30_000 + n,
+            },
+            is_taken: n % 2 == 0,
+        };
+        let rules: Vec<Marked> = (0..crate::service::MAX_MARKINGS as u16).map(rule).collect();
+        let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), &rules, Taken::Code(TAKEN));
+        let start = Instant::now();
+        let program = Program::load(&code).expect("the verifier accepts it");
+        let elapsed = start.elapsed();
+        let case = cases().into_iter().find(|case| case.name == name).expect("the row is there");
+        let answer = program.run(&case.frame, 100_000).expect("the frame is long enough");
+        eprintln!("{} instructions, loaded in {elapsed:?}; {name}: {} ns", code.len(), answer.nanoseconds);
+        assert!(elapsed.as_millis() < 200, "the verifier takes {elapsed:?}");
+        assert!(code.len() < limit, "{} instructions", code.len());
+    }
+}
+
+#[test]
+fn a_rule_about_everything_is_the_last() {
+    if !allowed() {
+        return;
+    }
+    let (xdp, _) = prepared();
+    let all = |address: IpAddr, is_taken| Marked {
+        pattern: Pattern {
+            port: None,
+            source: Prefix::all(address),
+            destination: Prefix::all(address),
+            protocol: None,
+            ports: crate::service::EVERY_PORT,
+        },
+        is_taken,
+    };
+    let v4: IpAddr = [0; 4].into();
+    for v6 in [None, Some(IpAddr::from([0; 16]))] {
+        let rules: Vec<Marked> = [all(v4, true), all(v4, false)]
+            .into_iter()
+            .chain(v6.into_iter().flat_map(|v6| [all(v6, true), all(v6, true)]))
+            .collect();
+        let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), &rules, Taken::Code(TAKEN));
+        let program = Program::load(&code).expect("the verifier accepts it");
+        assert!(is_taken(&program, &indifferent()));
+        let other = cases().into_iter().find(|case| case.name == "IPv6: TCP to another address");
+        assert_eq!(is_taken(&program, &other.expect("a row").frame), v6.is_some());
     }
 }
 
@@ -228,7 +329,7 @@ fn what_it_costs() {
     }
     let (xdp, program) = prepared();
     let taken = Taken::Redirect(xdp.interfaces[0].sockets.as_fd());
-    let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), taken);
+    let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), &[], taken);
     let load = |_| {
         let start = Instant::now();
         Program::load(&code).expect("the verifier accepts it");
@@ -278,6 +379,7 @@ fn on_a_router(mode: Mode) {
             xdp.take(target).expect("there is room");
         }
         xdp.set_local_addresses(&fixtures::ours()).expect("there is room");
+        xdp.set_marked(&markings()).expect("the kernel replaces programs at work");
         assert_eq!(router.forwarded(), testbed::routed(), "without sockets the kernel gets all");
         assert_eq!(router.connect(80), [ConnectionRefused; 2]);
 
@@ -286,6 +388,9 @@ fn on_a_router(mode: Mode) {
             xdp.register(PortId(port as u8), 0, socket.as_fd()).expect("it is an AF_XDP socket");
         }
         assert_eq!(router.forwarded(), testbed::left_by(|case| case.taken));
+        xdp.set_marked(&[]).expect("the kernel replaces programs at work");
+        let is_left = |case: &fixtures::Case| case.taken && !case.name.contains("marked");
+        assert_eq!(router.forwarded(), testbed::left_by(is_left));
         assert_eq!(router.connect(80), [TimedOut; 2], "nobody answers");
         assert_eq!(router.connect(81), [ConnectionRefused; 2]);
 
@@ -485,7 +590,24 @@ fn belongs(
         Target::Service { .. } => fits(target, near),
         Target::RealServer { .. } => fits(target, far) && !fixtures::ours().contains(&destination),
         Target::Tunnel { .. } => false,
-    })
+    }) || is_marked(protocol, near, far)
+}
+
+/// Whether the first rule that surely applies to a packet to `near` marks it for a service, or one before that might.
+fn is_marked(protocol: u8, near: (IpAddr, Option<u16>), far: (IpAddr, Option<u16>)) -> bool {
+    for Marked { pattern, is_taken } in markings() {
+        let is_about = [6, 17, 132].contains(&protocol)
+            && pattern.protocol.is_none_or(|p| p as u8 == protocol)
+            && pattern.destination.contains(near.0)
+            && pattern.source.contains(far.0);
+        match near.1 {
+            Some(port) if is_about && pattern.ports.contains(&port) => return is_taken,
+            None if is_about && is_taken => return true,
+            None if is_about && pattern.ports == (0..=u16::MAX) => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Whether an error to `destination` is about a tunnel of the machine's to `far`.
