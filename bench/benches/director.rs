@@ -84,6 +84,7 @@ fn snapshot(forwarding: Forwarding) -> Snapshot {
     let (scheduler_name, mut scheduler) = sched::by_name("rr").expect("there is rr");
     scheduler.edited(&[], std::slice::from_ref(&dest));
     let service = Service {
+        mark: None,
         id: ServiceId(1),
         protocol: Protocol::Udp,
         address: IpAddr::V4(VIP),

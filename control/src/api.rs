@@ -13,6 +13,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::marks::MarkRule;
+
 /// The version of this protocol. A daemon refuses requests of another one.
 pub const VERSION: u32 = 1;
 
@@ -50,7 +52,14 @@ pub enum Request {
     AddLocal(ServiceKey, IpAddr),
     /// Take a local address away from a service. `ENOENT` when the service does not have it.
     DeleteLocal(ServiceKey, IpAddr),
-    /// Remove everything.
+    /// Add a rule that marks packets, behind all others. `EEXIST` when it is there, `ENODEV` when its interface is none of the director's, `ENOSPC`
+    /// when there are too many.
+    AddMark(MarkRule),
+    /// Remove a rule that marks packets. `ENOENT` when it is not there.
+    DeleteMark(MarkRule),
+    /// The rules that mark packets. Answered by [`Response::Marks`].
+    Marks,
+    /// Remove all services. Rules that mark packets stay, as those of a firewall would.
     Flush,
     /// Set the counters of one service, or of all, to zero.
     Zero(Option<ServiceKey>),
@@ -100,6 +109,8 @@ pub enum Response {
     Services(Vec<ServiceEntry>),
     /// Services with their local addresses, in the kernel's order, as far as they fit one message; [`Response::Done`] ends the list.
     Locals(Vec<LocalEntry>),
+    /// The rules that mark packets, in the order in which they were added.
+    Marks(Vec<MarkRule>),
     /// Connections, in no order, as far as they fit one message; [`Response::Done`] ends the list.
     Connections(Vec<ConnectionEntry>),
     /// The timeouts in force.

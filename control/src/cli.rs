@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::api::{Request, Response};
 use crate::socket::{self, Client};
-use crate::{daemon, ipvsadm};
+use crate::{daemon, ipvsadm, marks};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
@@ -24,6 +24,9 @@ Called as ipvsadm, ipvsadm-save or ipvsadm-restore (a link to this binary), it i
 `shunt help ipvsadm' shows what it knows beyond the original.
 SHUNT_SOCKET names the director's socket, /run/shunt.sock by default.";
 
+const MARK_HELP: &str = "\
+The last rule that is about a packet decides, as in a chain of iptables MARK targets: add rules in the order in which a firewall has them.";
+
 #[derive(Subcommand)]
 enum Command {
     /// Run the director, in the foreground, until SIGTERM.
@@ -35,6 +38,12 @@ enum Command {
         /// NAME shows a setting, NAME=VALUE changes it; net.ipv4.vs. before a name may be left out. Without any, all are shown.
         #[arg(value_name = "NAME[=VALUE]")]
         settings: Vec<String>,
+    },
+    /// Show or change the rules that mark packets for the services of a firewall mark (ipvsadm -f).
+    #[command(after_help = MARK_HELP)]
+    Mark {
+        #[command(subcommand)]
+        command: marks::Command,
     },
     /// Administer a running director, in the words of ipvsadm.
     #[command(disable_help_flag = true, trailing_var_arg = true, after_help = ipvsadm::fullnat::HELP)]
@@ -60,26 +69,26 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Ok(Arguments { command: Command::Status }) => match status() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("shunt: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        Ok(Arguments { command: Command::Sysctl { settings } }) => match sysctl(&settings) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(error) => {
-                eprintln!("shunt: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Arguments { command: Command::Status }) => exit(status().map(|()| true)),
+        Ok(Arguments { command: Command::Sysctl { settings } }) => exit(sysctl(&settings)),
+        Ok(Arguments { command: Command::Mark { command } }) => exit(mark(command)),
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
         Err(error) => {
             // Help and version go to standard output and are no failure.
             let _ = error.print();
             ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+/// The exit code of what was granted or refused, or could not be asked for.
+fn exit(outcome: anyhow::Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("shunt: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -117,7 +126,7 @@ fn status() -> anyhow::Result<()> {
 fn sysctl(settings: &[String]) -> anyhow::Result<bool> {
     let mut client = Client::connect(socket::path()).context(START_IT)?;
     if settings.is_empty() {
-        return ask_sysctl(&mut client, &Request::Sysctls(None));
+        return ask(&mut client, &Request::Sysctls(None));
     }
     let mut is_granted = true;
     for setting in settings {
@@ -127,22 +136,33 @@ fn sysctl(settings: &[String]) -> anyhow::Result<bool> {
         };
         let name = name.strip_prefix(SYSCTL_PREFIX).unwrap_or(name).to_owned();
         let is_set = match value {
-            Some(value) => ask_sysctl(&mut client, &Request::SetSysctl { name: name.clone(), value })?,
+            Some(value) => ask(&mut client, &Request::SetSysctl { name: name.clone(), value })?,
             None => true,
         };
-        is_granted &= is_set && ask_sysctl(&mut client, &Request::Sysctls(Some(name)))?;
+        is_granted &= is_set && ask(&mut client, &Request::Sysctls(Some(name)))?;
     }
     Ok(is_granted)
 }
 
+/// Shows or changes the rules that mark packets; whether nothing was refused.
+fn mark(command: marks::Command) -> anyhow::Result<bool> {
+    let request = match command {
+        marks::Command::Add(rule) => Request::AddMark(rule),
+        marks::Command::Delete(rule) => Request::DeleteMark(rule),
+        marks::Command::List => Request::Marks,
+    };
+    ask(&mut Client::connect(socket::path()).context(START_IT)?, &request)
+}
+
 /// Prints what is answered; whether it is no refusal.
-fn ask_sysctl(client: &mut Client, request: &Request) -> anyhow::Result<bool> {
+fn ask(client: &mut Client, request: &Request) -> anyhow::Result<bool> {
     let mut is_granted = true;
     for response in client.call(request).context(START_IT)? {
         match response {
             Response::Sysctls(listed) => {
                 listed.iter().for_each(|(name, value)| println!("{SYSCTL_PREFIX}{name} = {value}"));
             }
+            Response::Marks(rules) => rules.iter().for_each(|rule| println!("{rule}")),
             Response::Refused { why, .. } => {
                 eprintln!("shunt: {why}");
                 is_granted = false;

@@ -8,6 +8,7 @@
 //! the director's: a client that saw one from the server's own address would reset the connection.
 
 mod locals;
+mod marks;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -21,7 +22,7 @@ use shunt_dataplane::forward::tunnel;
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{self as data, DestId, ServiceId, Services, TunnelKind};
 use shunt_dataplane::stats::{Counters, MAX_DESTS};
-use shunt_dataplane::steer::Target;
+use shunt_dataplane::steer::{Marked, Target};
 
 use crate::api::{
     ClientAddress, Family, Forwarding, LocalEntry, Persistence, Protocol, ServerConfig, ServerEntry,
@@ -42,6 +43,10 @@ type Endpoint = (data::Protocol, IpAddr, u16);
 /// The publisher.
 #[derive(Default)]
 pub struct Publisher {
+    /// The director's interfaces, by their ports.
+    interfaces: Vec<String>,
+    /// What becomes of marked frames by what was last published.
+    marked: Vec<Marked>,
     services: HashMap<ServiceKey, Published>,
     servers: HashMap<ServiceKey, HashMap<ServerKey, Server>>,
     locals: Locals,
@@ -95,6 +100,16 @@ impl Server {
 pub struct TooMany;
 
 impl Publisher {
+    /// A publisher for a director with these interfaces.
+    pub fn new(interfaces: Vec<String>) -> Publisher {
+        Publisher { interfaces, ..Publisher::default() }
+    }
+
+    /// The director's interfaces.
+    pub fn interfaces(&self) -> &[String] {
+        &self.interfaces
+    }
+
     /// Makes the data plane's tables of the rules.
     ///
     /// # Errors
@@ -124,7 +139,13 @@ impl Publisher {
         self.locals.forget(rules);
         self.lingering = self.find_lingering(counters);
         let services = self.services.values().map(|published| Arc::clone(&published.data));
-        Ok(Services::new(services).remembering(self.lingering.iter().copied()))
+        let services = Services::new(services)
+            .remembering(self.lingering.iter().copied())
+            .marking(&marks::markings(rules.marks(), &self.interfaces));
+        let marked =
+            |(pattern, is_taken): (&data::Pattern, bool)| Marked { pattern: pattern.clone(), is_taken };
+        self.marked = services.patterns().map(marked).collect();
+        Ok(services)
     }
 
     /// The frames that the director must take for these rules, which are the last published ones.
@@ -133,27 +154,29 @@ impl Publisher {
         let replies =
             lingering.map(|&(protocol, address, port)| Target::RealServer { protocol, address, port });
         let live = rules.services().flat_map(|service| {
-            let address = match service.config.key {
-                ServiceKey::Address { protocol, address, port } => Some((wire(protocol), address, port)),
+            let key = service.config.key;
+            let requests = match key {
+                ServiceKey::Address { protocol, address, port } => {
+                    Some(Target::Service { protocol: wire(protocol), address, port })
+                }
+                // By the rules for marks.
                 ServiceKey::Mark { .. } => None,
             };
-            let requests =
-                address.map(|(protocol, address, port)| Target::Service { protocol, address, port });
             // What comes back from real servers: replies, or errors about the tunnels to them.
-            let returns = service.servers.iter().filter_map(move |server| {
-                let (protocol, virtual_address, _) = address?;
+            let returns = service.servers.iter().flat_map(move |server| {
                 let ServerKey { address, port } = server.key;
-                match server.forwarding {
-                    Forwarding::Masq | Forwarding::FullNat => {
-                        Some(Target::RealServer { protocol, address, port })
-                    }
+                let replies = translates_replies(server.forwarding).then(|| protocols(&key));
+                let replies = replies.into_iter().flatten();
+                let replies = replies.map(move |&protocol| Target::RealServer { protocol, address, port });
+                let errors = match server.forwarding {
                     Forwarding::Tunnel(tunnel) => {
                         let data::Tunnel { kind, port, .. } = wrapping(tunnel);
-                        let protocol = tunnel::protocol(kind, virtual_address.is_ipv4());
+                        let protocol = tunnel::protocol(kind, key.family() == Family::Ipv4);
                         Some(Target::Tunnel { protocol, address, port })
                     }
-                    Forwarding::Route | Forwarding::Local => None,
-                }
+                    _ => None,
+                };
+                replies.chain(errors)
             });
             requests.into_iter().chain(returns)
         });
@@ -167,6 +190,11 @@ impl Publisher {
             ]
         });
         live.chain(replies).chain(ftp)
+    }
+
+    /// What becomes of marked frames, besides those of targets, in the order in which patterns are tried.
+    pub fn marked(&self) -> &[Marked] {
+        &self.marked
     }
 
     /// The machine's addresses that FullNAT uses: what real servers send there is not the kernel's.
@@ -198,11 +226,12 @@ impl Publisher {
         }
         let mut lingering = HashSet::new();
         for (service, servers) in &self.servers {
-            let ServiceKey::Address { protocol, port, .. } = *service else { continue };
             for (key, server) in servers {
                 let load = counters.load(server.id);
                 if server.was_by_nat && !server.by_nat && load.active + load.inactive > 0 {
-                    lingering.insert((wire(protocol), key.address, key.port));
+                    lingering
+                        .extend(protocols(service).iter().map(|&protocol| (protocol, key.address, key.port)));
+                    let ServiceKey::Address { protocol, port, .. } = *service else { continue };
                     let data_port =
                         data::ftp_data_port(wire(protocol), port, data::Forwarding::Masq, key.port);
                     lingering.extend(data_port.map(|port| (wire(protocol), key.address, port)));
@@ -277,8 +306,15 @@ impl Publisher {
     /// Publishes one service anew.
     fn update(&mut self, service: &Service, counters: &Counters, now: Instant) {
         let key = service.config.key;
-        // Control's rules have no other services yet.
-        let ServiceKey::Address { protocol, address, port } = key else { return };
+        let (mark, protocol, address, port) = match key {
+            ServiceKey::Address { protocol, address, port } => (None, wire(protocol), address, port),
+            ServiceKey::Mark { mark, family: Family::Ipv4 } => {
+                (Some(mark), data::Protocol::Tcp, [0; 4].into(), 0)
+            }
+            ServiceKey::Mark { mark, family: Family::Ipv6 } => {
+                (Some(mark), data::Protocol::Tcp, [0; 16].into(), 0)
+            }
+        };
         let old = self.services.remove(&key);
         let id = old.as_ref().map_or_else(
             || {
@@ -315,7 +351,8 @@ impl Publisher {
         let (scheduler_name, scheduler) = scheduler(service, old.as_ref(), &dests);
         let data = Arc::new(data::Service {
             id,
-            protocol: wire(protocol),
+            mark,
+            protocol,
             address,
             port,
             dests,
@@ -469,6 +506,16 @@ fn limit(dest: &data::Dest, counters: &Counters) {
 }
 
 /// Whether replies come back through the director.
+/// The protocols of a service's packets.
+fn protocols(key: &ServiceKey) -> &'static [data::Protocol] {
+    match key {
+        ServiceKey::Address { protocol: Protocol::Tcp, .. } => &[data::Protocol::Tcp],
+        ServiceKey::Address { protocol: Protocol::Udp, .. } => &[data::Protocol::Udp],
+        ServiceKey::Address { protocol: Protocol::Sctp, .. } => &[data::Protocol::Sctp],
+        ServiceKey::Mark { .. } => &data::Protocol::ALL,
+    }
+}
+
 fn translates_replies(forwarding: Forwarding) -> bool {
     matches!(forwarding, Forwarding::Masq | Forwarding::FullNat)
 }

@@ -1,4 +1,4 @@
-//! The bench of the golden files: a director with two Ethernet links and static neighbours, driven by ipvsadm lines.
+//! The bench of the golden files: a director with two Ethernet links and static neighbours, driven by ipvsadm lines. What is sent to 10.10.0.0/16 has mark 1.
 //!
 //! The director is the data plane's own, the rules, the publisher and ipvsadm are the daemon's own; only the ports, the clock and the kernel are
 //! played by the test.
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use shunt::api::{Request, Response};
 use shunt::daemon::capabilities;
 use shunt::ipvsadm::{self, Backend};
+use shunt::marks::{MarkRule, Prefix};
 use shunt::publisher::Publisher;
 use shunt::rules::{Change, Rules};
 use shunt_dataplane::conn::State;
@@ -105,11 +106,21 @@ impl Bench {
             paths: Arc::default(),
             counters: Arc::clone(&counters),
         };
+        let mut rules = Rules::new(capabilities());
+        let of_the_mark = MarkRule {
+            destination: Prefix { address: [10, 10, 0, 0].into(), length: 16 },
+            source: None,
+            protocol: None,
+            ports: None,
+            interface: None,
+            mark: 1,
+        };
+        rules.apply(&Request::AddMark(of_the_mark)).expect("the first rule");
         // Late enough that the clock wraps in the middle of a long test.
         let now = Tick(u32::MAX - 600_000);
         Self {
-            rules: Rules::new(capabilities()),
-            publisher: Publisher::default(),
+            rules,
+            publisher: Publisher::new(vec!["c0".to_owned(), "s0".to_owned()]),
             counters,
             director: Director::new(parts, now).expect("memory for connections"),
             now,
@@ -233,7 +244,8 @@ impl Bench {
                     match listed.protocol {
                         6 => "TCP",
                         17 => "UDP",
-                        _ => "SCTP",
+                        132 => "SCTP",
+                        _ => "IP",
                     }
                     .to_owned(),
                     listed.left / 1000,

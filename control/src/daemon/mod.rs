@@ -34,7 +34,7 @@ use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director, Wish};
 use shunt_dataplane::sched;
-use shunt_dataplane::service::{Epoch, LinkId, Network, Snapshot, Timeouts, WorkerId};
+use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::{Steering, Target};
 use shunt_dataplane::worker::{self, Clock, Worker, link};
@@ -92,7 +92,7 @@ pub fn capabilities() -> Capabilities {
         tunnel: true,
         persistence: true,
         one_packet: true,
-        marks: false,
+        marks: true,
         sctp: true,
         thresholds: true,
         fullnat: true,
@@ -226,7 +226,7 @@ impl Control {
         }
 
         let counters = Arc::new(Counters::new(cores.len()).context("cannot map memory for counters")?);
-        let mut publisher = Publisher::default();
+        let mut publisher = Publisher::new(options.interfaces.clone());
         let snapshot = Snapshot {
             epoch: Epoch(1),
             services: Arc::new(publisher.publish(&rules, &counters, Instant::now())?),
@@ -310,6 +310,7 @@ impl Control {
         };
         control.leave_to_kernel(&control.view.local.clone())?;
         control.steering.set_vlans(&steered_vlans(&control.view.network))?;
+        control.steering.set_marked(control.publisher.marked())?;
         let targets = control.publisher.targets(&control.rules).collect();
         control.steer(targets)?;
         control.watch.network(&control.view.network, &control.rules);
@@ -338,6 +339,7 @@ impl Control {
                 let listed = self.rules.listed_sysctls(name.as_deref());
                 Answer::Message(listed.map_or_else(Response::from, Response::Sysctls))
             }
+            Request::Marks => Answer::Message(Response::Marks(self.rules.marks().to_vec())),
             Request::Daemons => Answer::Message(Response::Daemons(Vec::new())),
             Request::Status => Answer::Message(Response::Status(self.status())),
             change => Answer::Message(self.change(&change).await.unwrap_or_else(Response::from)),
@@ -353,7 +355,9 @@ impl Control {
             return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why });
         }
         let mut rules = self.rules.clone();
-        match rules.apply(request)? {
+        let change = rules.apply(request)?;
+        rules.check_interfaces(self.publisher.interfaces())?;
+        match change {
             Change::Nothing => {}
             Change::Zeroed(key) => self.publisher.zero(key.as_ref(), self.engine.counters()),
             _ => {
@@ -377,6 +381,7 @@ impl Control {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
         self.engine.serve(services, timeouts(rules.timeouts()), *rules.sysctls()).await?;
         self.leave_to_kernel(&self.view.local.clone())?;
+        self.steering.set_marked(self.publisher.marked())?;
         // Without rules the director, like IPVS, lets go of everything.
         let wished = self.wished.keys().copied().filter(|_| rules.services().next().is_some());
         let targets = self.publisher.targets(rules).chain(wished).collect();
@@ -562,13 +567,15 @@ fn read_rules(options: &Options) -> anyhow::Result<Rules> {
     let Some(path) = &options.rules else { return Ok(Rules::new(capabilities())) };
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read rules from {}", path.display()))?;
-    Rules::restore(capabilities(), &text).with_context(|| path.display().to_string())
+    let rules = Rules::restore(capabilities(), &text).with_context(|| path.display().to_string())?;
+    rules.check_interfaces(&options.interfaces).with_context(|| path.display().to_string())?;
+    Ok(rules)
 }
 
-/// The kernel's indices of the VLANs whose frames are taken: those that have the Ethernet address of the interface below.
-fn steered_vlans(network: &Network) -> Vec<u32> {
+/// The VLANs whose frames are taken, by the port of the interface below and the kernel's index: those that have the Ethernet address of that interface.
+fn steered_vlans(network: &Network) -> Vec<(PortId, u32)> {
     let same = network.vlans().iter().filter(|vlan| !network.has_own_mac(vlan));
-    same.map(|vlan| vlan.interface.index).collect()
+    same.map(|vlan| (vlan.port, vlan.interface.index)).collect()
 }
 
 /// The cores of the workers: those that were typed, or the last ones, one for each queue that every interface has.

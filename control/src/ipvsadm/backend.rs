@@ -46,6 +46,7 @@ impl Backend for Rules {
             (Change::Nothing, Request::Sysctls(name)) => {
                 part(self.listed_sysctls(name.as_deref()).map_or_else(Response::from, Response::Sysctls))
             }
+            (Change::Nothing, Request::Marks) => part(Response::Marks(self.marks().to_vec())),
             (Change::Nothing, Request::Daemons) => part(Response::Daemons(Vec::new())),
             (Change::Nothing, Request::Status) => part(Response::Status(Status {
                 version: env!("CARGO_PKG_VERSION").to_string(),

@@ -5,13 +5,15 @@
 
 use std::net::IpAddr;
 
-use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESRCH};
+use nix::libc::{EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, EOPNOTSUPP, ERANGE, ESRCH};
+use shunt_dataplane::service::MAX_MARKINGS;
 
 use super::Capabilities;
 use crate::api::{
     ClientAddress, Family, Forwarding, Protocol, Response, ServerConfig, ServiceConfig, ServiceKey, Timeouts,
     Tunnel,
 };
+use crate::marks::{MarkRule, Ports, Prefix};
 
 /// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +27,9 @@ pub struct Refusal {
 
 /// Seconds that fit the kernel's signed count of ticks at 250 a second.
 const MAX_TIMEOUT: u32 = i32::MAX as u32 / 250;
+
+/// Bytes of an interface's name (`IFNAMSIZ`, less the zero at its end).
+const MAX_INTERFACE: usize = 15;
 
 /// The smallest segment that a Linux socket can be limited to (`TCP_MIN_MSS`).
 pub const MIN_MSS: u16 = 88;
@@ -56,6 +61,20 @@ impl Refusal {
 
     pub(super) fn no_local() -> Refusal {
         Refusal::new(ENOENT, "This service has no such local address")
+    }
+
+    pub(super) fn no_mark() -> Refusal {
+        Refusal::new(ENOENT, "There is no such rule for marks")
+    }
+
+    /// About a rule that names an interface which is none of the director's, `known`.
+    pub(super) fn no_interface(name: &str, known: &[String]) -> Refusal {
+        let name = short(name);
+        let known = known.join(", ");
+        let why = format!(
+            "{name:?} is no interface of the director's (those are {known}; what comes in by a VLAN comes in by the one below)"
+        );
+        Refusal::new(ENODEV, why)
     }
 
     pub(super) fn no_daemon() -> Refusal {
@@ -194,6 +213,35 @@ pub(super) fn local_address(
         ),
     ];
     refuse_first(&lacks)
+}
+
+/// A rule that marks packets, to be added to these.
+pub(super) fn mark(rule: &MarkRule, others: &[MarkRule], can: &Capabilities) -> Result<(), Refusal> {
+    refuse_first(&[(!can.marks, "Firewall marks are")])?;
+    let invalid = |why: &str| Err(Refusal::new(EINVAL, why));
+    let is_too_long = |prefix: &Prefix| prefix.length > if prefix.address.is_ipv4() { 32 } else { 128 };
+    if is_too_long(&rule.destination) || rule.source.as_ref().is_some_and(is_too_long) {
+        return invalid("An address has not so many bits");
+    }
+    if rule.source.is_some_and(|s| s.address.is_ipv4() != rule.destination.address.is_ipv4()) {
+        return invalid("Source and destination of a packet are of one address family");
+    }
+    if rule.ports.is_some_and(|Ports { first, last }| first > last) {
+        return invalid("The first port is behind the last one");
+    }
+    if rule.interface.as_ref().is_some_and(|name| name.len() > MAX_INTERFACE) {
+        return invalid("An interface's name has 15 characters at most");
+    }
+    if others.contains(rule) {
+        return Err(Refusal::new(EEXIST, "This rule for marks is there already"));
+    }
+    if others.len() >= MAX_MARKINGS {
+        return Err(Refusal::new(
+            ENOSPC,
+            format!("There are {MAX_MARKINGS} rules for marks, and no more can be"),
+        ));
+    }
+    Ok(())
 }
 
 /// New timeouts.

@@ -25,6 +25,7 @@ use crate::api::{
     LocalAddress, LocalEntry, Request, ServerConfig, ServerEntry, ServerKey, ServiceConfig, ServiceEntry,
     ServiceKey, Stats, Timeouts,
 };
+use crate::marks::MarkRule;
 
 /// The timeouts a fresh IPVS has, in seconds.
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
@@ -34,6 +35,8 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 }
 pub struct Rules {
     capabilities: Capabilities,
     services: BTreeMap<Bucket, Vec<Service>>,
+    /// Rules that mark packets, in the order in which they were added.
+    marks: Vec<MarkRule>,
     timeouts: Timeouts,
     sysctls: Sysctls,
 }
@@ -72,6 +75,8 @@ pub enum Change {
     LocalRemoved(ServiceKey, IpAddr),
     /// These services, all there were, were removed.
     Flushed(Vec<Service>),
+    /// Packets are marked by other rules now.
+    Marks,
     /// The timeouts are these now.
     Timeouts(Timeouts),
     /// The settings are these now.
@@ -95,12 +100,13 @@ impl Rules {
         Rules {
             capabilities,
             services: BTreeMap::new(),
+            marks: Vec::new(),
             timeouts: DEFAULT_TIMEOUTS,
             sysctls: Sysctls::default(),
         }
     }
 
-    /// Reads rules in the format of `ipvsadm -S`; lines that begin with `#` are comments. All or nothing.
+    /// Reads rules in the format of `ipvsadm -S` and `shunt mark list`; lines that begin with `#` are comments. All or nothing.
     pub fn restore(capabilities: Capabilities, text: &str) -> Result<Rules, RestoreError> {
         restore::restore(capabilities, text)
     }
@@ -116,6 +122,8 @@ impl Rules {
             Request::DeleteServer(key, server) => self.delete_server(key, server),
             Request::AddLocal(key, address) => self.add_local(key, *address),
             Request::DeleteLocal(key, address) => self.delete_local(key, *address),
+            Request::AddMark(rule) => self.add_mark(rule),
+            Request::DeleteMark(rule) => self.delete_mark(rule),
             Request::Flush => {
                 let services = std::mem::take(&mut self.services);
                 Ok(Change::Flushed(services.into_values().flatten().collect()))
@@ -139,9 +147,11 @@ impl Rules {
             }
             Request::StartDaemon(_) => Err(Refusal::not_supported("The synchronisation daemon is")),
             Request::StopDaemon(_) => Err(Refusal::no_daemon()),
-            Request::Connections | Request::Timeouts | Request::Daemons | Request::Status => {
-                Ok(Change::Nothing)
-            }
+            Request::Connections
+            | Request::Timeouts
+            | Request::Daemons
+            | Request::Status
+            | Request::Marks => Ok(Change::Nothing),
         }
     }
 
@@ -219,6 +229,18 @@ impl Rules {
         Ok(Change::LocalRemoved(*key, address))
     }
 
+    fn add_mark(&mut self, rule: &MarkRule) -> Result<Change, Refusal> {
+        check::mark(rule, &self.marks, &self.capabilities)?;
+        self.marks.push(rule.clone());
+        Ok(Change::Marks)
+    }
+
+    fn delete_mark(&mut self, rule: &MarkRule) -> Result<Change, Refusal> {
+        let place = self.marks.iter().position(|known| known == rule).ok_or_else(Refusal::no_mark)?;
+        self.marks.remove(place);
+        Ok(Change::Marks)
+    }
+
     fn set_timeouts(&mut self, new: &Timeouts) -> Result<Change, Refusal> {
         check::timeouts(new)?;
         let keep = |new: u32, old: u32| if new == 0 { old } else { new };
@@ -247,6 +269,22 @@ impl Rules {
     /// All services, in the kernel's order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values().flatten()
+    }
+
+    /// Says if a rule that marks packets names an interface that is none of these, the director's.
+    ///
+    /// # Errors
+    /// Names the first one.
+    pub fn check_interfaces(&self, known: &[String]) -> Result<(), Refusal> {
+        let mut named = self.marks.iter().filter_map(|rule| rule.interface.as_ref());
+        named
+            .find(|name| !known.contains(name))
+            .map_or(Ok(()), |name| Err(Refusal::no_interface(name, known)))
+    }
+
+    /// The rules that mark packets, in the order in which they were added.
+    pub fn marks(&self) -> &[MarkRule] {
+        &self.marks
     }
 
     /// The timeouts in force.

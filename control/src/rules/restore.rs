@@ -1,5 +1,7 @@
 //! Rules from a file in the format of `ipvsadm -S`.
 //!
+//! Besides, it has the rules that mark packets, in lines as `shunt mark list` prints them.
+//!
 //! Unlike `ipvsadm -R` this is a transaction: the first line that is wrong is reported and nothing is kept. Lines
 //! that begin with `#`, after blanks, are comments.
 
@@ -10,6 +12,7 @@ use crate::ipvsadm::{
     parse::{Command, parse},
     restore::split,
 };
+use crate::marks::MarkRule;
 
 /// Why rules were not restored, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +52,10 @@ fn request(line: &str, names: &dyn Names) -> Result<Option<Request>, (String, &'
     if words.is_empty() || line.trim_start().starts_with('#') {
         return Ok(None);
     }
+    if words[0] == "mark" {
+        const A_MARK: &str = "a rule as `shunt mark list' prints it, such as `mark add --destination 192.0.2.0/24 --ports 80-90 --mark 1'";
+        return MarkRule::of(&words).map(|rule| Some(Request::AddMark(rule))).map_err(|why| (why, A_MARK));
+    }
     match parse("ipvsadm", &words, names) {
         Ok(Command::Ask(
             request @ (Request::AddService(_) | Request::AddServer(..) | Request::AddLocal(..)),
@@ -64,6 +71,7 @@ fn request(line: &str, names: &dyn Names) -> Result<Option<Request>, (String, &'
 /// What the rules before a refused one, or the director, would have to be like.
 fn fitting(request: &Request) -> &'static str {
     match request {
+        Request::AddMark(_) => "a new rule for marks, about an interface of this director if about any",
         Request::AddService(_) => "a new service that this director can serve",
         Request::AddLocal(..) => {
             "a new local address of a service defined above, which servers can answer to"
