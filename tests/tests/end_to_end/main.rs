@@ -18,6 +18,7 @@
 //!   ipv6         what IPv6 has of its own
 //!   hostile      frames nobody should send
 //!   unprivileged in a user namespace
+//!   marks        services of firewall marks: networks and port ranges, rules that change
 //!   vlans        clients and servers behind VLANs
 //!   wire         what goes over a cable, for tests that look
 //! ```
@@ -35,6 +36,7 @@ mod hops;
 mod hostile;
 mod ipv6;
 mod lifecycle;
+mod marks;
 mod network;
 mod path_mtu;
 mod refusals;
