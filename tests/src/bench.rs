@@ -1,4 +1,4 @@
-//! The bench of the golden files: a director with two Ethernet links and static neighbours, driven by ipvsadm lines. What is sent to 10.10.0.0/16 has mark 1.
+//! The bench of the golden files: a director with two Ethernet links and static neighbours, driven by ipvsadm lines.
 //!
 //! The director is the data plane's own, the rules, the publisher and ipvsadm are the daemon's own; only the ports, the clock and the kernel are
 //! played by the test.
@@ -39,6 +39,12 @@ pub const SERVERS: PortId = PortId(1);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// The IPv6 virtual address.
 pub const VIP6: Ipv6Addr = v6(0xf, 1);
+
+/// What is sent there has mark 1.
+pub const MARKED: [Prefix; 2] = [
+    Prefix { address: IpAddr::V4(Ipv4Addr::new(10, 10, 0, 0)), length: 16 },
+    Prefix { address: IpAddr::V6(v6(0x10, 0)), length: 64 },
+];
 
 /// The director's local addresses over IPv6; those over IPv4 are [`LOCALS`].
 pub const LOCALS6: [Ipv6Addr; 2] = [v6(0xb, 2), v6(0xb, 3)];
@@ -107,15 +113,11 @@ impl Bench {
             counters: Arc::clone(&counters),
         };
         let mut rules = Rules::new(capabilities());
-        let of_the_mark = MarkRule {
-            destination: Prefix { address: [10, 10, 0, 0].into(), length: 16 },
-            source: None,
-            protocol: None,
-            ports: None,
-            interface: None,
-            mark: 1,
-        };
-        rules.apply(&Request::AddMark(of_the_mark)).expect("the first rule");
+        for destination in MARKED {
+            let rule =
+                MarkRule { destination, source: None, protocol: None, ports: None, interface: None, mark: 1 };
+            rules.apply(&Request::AddMark(rule)).expect("there is room for two");
+        }
         // Late enough that the clock wraps in the middle of a long test.
         let now = Tick(u32::MAX - 600_000);
         Self {

@@ -79,6 +79,7 @@ fn replay(new: impl Fn() -> Bench) {
         include_str!("../golden/packets.json"),
         include_str!("../golden/packets-more.json"),
         include_str!("../golden/packets-ftp.json"),
+        include_str!("../golden/packets-marks.json"),
         include_str!("../golden/tunnel-errors.json"),
     ];
     let cases = files.map(|file| serde_json::from_str::<Vec<Case>>(file).expect("golden file"));
@@ -135,7 +136,7 @@ fn set_up(bench: &mut Bench, case: &Case) -> Option<&'static str> {
         }
     }
     let refused = case.setup.iter().any(|line| bench.ipvsadm(line).0 != 0);
-    refused.then_some("its setup is refused: firewall marks, persistence")
+    refused.then_some("its setup is refused")
 }
 
 /// The kernel puts a datagram together and cuts it up again; the director sends each part on as it comes. So all parts are compared at the
