@@ -65,7 +65,12 @@ pub struct Ports {
 
 /// A line of a file of rules.
 #[derive(Parser)]
-#[command(name = "mark", disable_help_flag = true, disable_help_subcommand = true)]
+#[command(
+    name = "mark",
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    arg_required_else_help = false
+)]
 struct Line {
     #[command(subcommand)]
     command: Command,

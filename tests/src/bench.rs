@@ -143,6 +143,20 @@ impl Bench {
         (code, text(stdout), text(stderr))
     }
 
+    /// Adds a rule that marks packets, in the words of the command line.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn mark(&mut self, line: &str) {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let rule = MarkRule::of(&words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        self.request(&Request::AddMark(rule), &mut |response| {
+            assert_eq!(response, Response::Done, "{line}");
+            Ok(())
+        })
+        .expect("rules in memory answer");
+    }
+
     /// Sets a setting; `net.ipv4.vs.` before its name may be left out.
     ///
     /// # Errors

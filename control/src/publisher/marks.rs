@@ -28,3 +28,67 @@ fn marking(rule: &MarkRule, interfaces: &[String]) -> Option<Marking> {
 fn prefix(prefix: marks::Prefix) -> Option<Prefix> {
     Prefix::new(prefix.address, prefix.length)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::atomic::Ordering;
+    use std::time::Instant;
+
+    use shunt_dataplane::service::{DestId, Protocol, WorkerId};
+    use shunt_dataplane::stats::Counters;
+    use shunt_dataplane::steer::Target;
+
+    use crate::daemon::capabilities;
+    use crate::publisher::Publisher;
+    use crate::rules::Rules;
+
+    const SERVICES: &str =
+        "-A -f 1 -s rr\n-a -f 1 -r 10.2.0.11:0 -m\n-A -f 1 -6 -s rr\n-a -f 1 -6 -r 10.2.0.12:0 -i";
+
+    fn published(text: &str) -> (Publisher, Rules, Counters) {
+        let rules = Rules::restore(capabilities(), text).unwrap();
+        let mut publisher = Publisher::new(vec!["c0".to_owned(), "s0".to_owned()]);
+        let counters = Counters::new(1).unwrap();
+        publisher.publish(&rules, &counters, Instant::now()).unwrap();
+        (publisher, rules, counters)
+    }
+
+    #[test]
+    fn replies_to_a_marks_service_are_taken_of_every_protocol() {
+        let (mut publisher, rules, counters) = published(SERVICES);
+        let address = [10, 2, 0, 11].into();
+        let replies = Protocol::ALL.map(|protocol| Target::RealServer { protocol, address, port: 0 });
+        let errors = Target::Tunnel { protocol: 41, address: [10, 2, 0, 12].into(), port: 0 };
+        let all: HashSet<Target> = publisher.targets(&rules).collect();
+        assert_eq!(all, replies.into_iter().chain([errors]).collect());
+
+        // And while connections remain that a removed server has.
+        let busy = (0..2).map(|n| &counters.worker(WorkerId(0)).dest(DestId(n)).inactive);
+        busy.for_each(|connections| connections.store(1, Ordering::Relaxed));
+        let without = Rules::restore(capabilities(), "-A -f 1 -s rr").unwrap();
+        let services = publisher.publish(&without, &counters, Instant::now()).unwrap();
+        assert_eq!(publisher.targets(&without).collect::<HashSet<_>>(), HashSet::from(replies));
+        assert!(services.is_masqueraded(std::net::Ipv4Addr::new(10, 2, 0, 11), 4711, 132));
+    }
+
+    #[test]
+    fn what_steering_is_told_ends_with_the_last_rule_of_a_served_mark() {
+        let marks = "mark add --destination 10.10.0.0/16 --mark 7\nmark add --destination 10.10.0.0/17 --interface s0 --mark 1\n\
+                     mark add --destination 10.10.1.0/24 --mark 0\nmark add --destination fd00::/64 --mark 1\n";
+        let shown = |text: &str| -> Vec<(String, Option<u8>, bool)> {
+            let (publisher, ..) = published(text);
+            let told = publisher.marked().iter();
+            told.map(|m| {
+                (m.pattern.destination.address().to_string(), m.pattern.port.map(|p| p.0), m.is_taken)
+            })
+            .collect()
+        };
+        assert_eq!(shown(marks), [], "no mark has a service");
+        let told = |address: &str, port, is_taken| (address.to_owned(), port, is_taken);
+        assert_eq!(
+            shown(&format!("{marks}{SERVICES}")),
+            [told("10.10.1.0", None, false), told("10.10.0.0", Some(1), true), told("fd00::", None, true)]
+        );
+    }
+}

@@ -1,5 +1,6 @@
 use super::*;
 use crate::api::{ClientAddress, Family, Forwarding, Persistence, Protocol, Tunnel, TunnelChecksum};
+use crate::marks::{Ports, Prefix};
 use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESRCH};
 
 fn vip(address: &str, port: u16) -> ServiceKey {
@@ -218,10 +219,26 @@ fn a_file_of_rules_is_taken_whole_or_not_at_all() {
     let good = "# web\n-A -t 10.9.0.1:80 -s rr\n\n  # one\nipvsadm -a -t 10.9.0.1:80 -r 10.1.0.11:8080 -m\n";
     let rules = Rules::restore(Capabilities::everything(), good).expect("good rules");
     assert_eq!(rules.services().map(|s| s.servers.len()).collect::<Vec<_>>(), [1]);
+    let marked =
+        "mark add --destination 10.10.0.0/16 --mark 1\nmark add --destination ::/0 --ports 80-90 --mark 2\n";
+    let rules = Rules::restore(Capabilities::everything(), marked).expect("good rules");
+    assert_eq!(rules.marks().iter().map(|rule| format!("{rule}\n")).collect::<String>(), marked);
 
     let cases = [
         ("-A -t 10.9.0.1:80\nnonsense\n", 2, "`nonsense' is no rule"),
         ("-A -t 10.9.0.1:80\n\n-L -n\n", 3, "`-L -n' is no rule"),
+        ("mark list\n", 1, "`mark list' is no rule"),
+        (
+            "mark add --destination 10.0.0.1 --mark one\n",
+            1,
+            "invalid value 'one' for '--mark <N>': a number of 32 bits is expected; masks are not supported",
+        ),
+        (
+            "mark add --destination 10.0.0.1 --source ::/0 --mark 1\n",
+            1,
+            "`mark add --destination 10.0.0.1 --source ::/0 --mark 1' is refused: Source and destination of a packet are of one \
+             address family",
+        ),
         ("-A -t 10.9.0.1:80 -s\n", 1, "-s: missing argument"),
         ("-A -t 10.9.0.1:80 -w 1\n", 1, "Illegal 'weight' option with the 'add-service' command"),
         (
@@ -235,4 +252,45 @@ fn a_file_of_rules_is_taken_whole_or_not_at_all() {
         assert_eq!((error.line, error.why.as_str()), (line, why));
         assert!(error.to_string().contains("; expected a "), "{error}");
     }
+}
+
+#[test]
+fn rules_for_marks_keep_their_order_and_are_refused_in_the_kernels_manner() {
+    let mut rules = everything();
+    let mark = |line: &str| {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        MarkRule::of(&words).expect("a rule")
+    };
+    let first = mark("mark add --destination 10.10.0.0/16 --mark 1");
+    let second = mark("mark add --destination 10.10.0.0/16 --interface eth7 --mark 1");
+    for rule in [&first, &second] {
+        assert_eq!(rules.apply(&Request::AddMark(rule.clone())), Ok(Change::Marks));
+    }
+    assert_eq!(errno(rules.apply(&Request::AddMark(first.clone()))), EEXIST);
+    assert_eq!(rules.apply(&Request::Flush), Ok(Change::Flushed(vec![])));
+    assert_eq!(rules.marks(), [first.clone(), second]);
+    let refused = rules.check_interfaces(&["eth0".to_owned()]).expect_err("it is none of these");
+    assert_eq!(refused.errno, nix::libc::ENODEV);
+    assert_eq!(rules.apply(&Request::DeleteMark(first.clone())), Ok(Change::Marks));
+    assert_eq!(errno(rules.apply(&Request::DeleteMark(first.clone()))), ENOENT);
+
+    // What no command line would send.
+    let ports = Some(Ports { first: 9, last: 8 });
+    let destination = Prefix { length: 33, ..first.destination };
+    let interface = Some("a name of sixteen".to_owned());
+    for wrong in [
+        MarkRule { ports, ..first.clone() },
+        MarkRule { destination, ..first.clone() },
+        MarkRule { source: Some(destination), ..first.clone() },
+        MarkRule { interface, ..first.clone() },
+    ] {
+        assert_eq!(errno(rules.apply(&Request::AddMark(wrong))), EINVAL);
+    }
+    let unable = Capabilities { marks: false, ..Capabilities::everything() };
+    assert_eq!(errno(Rules::new(unable).apply(&Request::AddMark(first.clone()))), EOPNOTSUPP);
+    let most = shunt_dataplane::service::MAX_MARKINGS as u32 - 1;
+    for mark in 100..100 + most {
+        assert_eq!(rules.apply(&Request::AddMark(MarkRule { mark, ..first.clone() })), Ok(Change::Marks));
+    }
+    assert_eq!(errno(rules.apply(&Request::AddMark(first))), nix::libc::ENOSPC);
 }

@@ -341,6 +341,7 @@ impl Services {
     #[must_use]
     pub fn remembering(mut self, removed: impl IntoIterator<Item = (Protocol, IpAddr, u16)>) -> Self {
         for (protocol, address, port) in removed {
+            self.has_any_port |= port == 0;
             self.masqueraded.entry((address, port, protocol as u8)).or_insert(false);
             self.addresses.insert((address, protocol as u8));
         }
