@@ -162,7 +162,7 @@ impl Assembler {
     }
 
     /// Makes two bytes of a packet, as a load made a number of them, the number that they are.
-    pub(super) fn to_host_order(&mut self, register: Register) {
+    pub(super) fn host_order(&mut self, register: Register) {
         self.push(ALU_32 | TO_BIG_ENDIAN, register as u8, 0, 0, 16);
     }
 
@@ -282,7 +282,7 @@ mod tests {
             (|a| a.alu(Alu::Add, R1, R2), [0x0f, 0x21, 0, 0, 0, 0, 0, 0]),
             (|a| a.alu(Alu::And, R2, 15), [0x57, 0x02, 0, 0, 15, 0, 0, 0]),
             (|a| a.alu(Alu::ShiftLeft, R2, 2), [0x67, 0x02, 0, 0, 2, 0, 0, 0]),
-            (|a| a.to_host_order(R1), [0xdc, 0x01, 0, 0, 16, 0, 0, 0]),
+            (|a| a.host_order(R1), [0xdc, 0x01, 0, 0, 16, 0, 0, 0]),
             (|a| a.load(Size::Word, R7, R1, 4), [0x61, 0x17, 4, 0, 0, 0, 0, 0]),
             (|a| a.load(Size::Half, R3, R6, -2), [0x69, 0x63, 0xfe, 0xff, 0, 0, 0, 0]),
             (|a| a.load(Size::Byte, R3, R6, 9), [0x71, 0x63, 9, 0, 0, 0, 0, 0]),

@@ -64,7 +64,7 @@ fn rule(a: &mut Assembler, Marked { pattern, is_taken }: &Marked, next: (&'stati
             false => a.branch(When::AnyBitOf, SUFFICES, fragments, next),
         }
         a.load(Size::Half, R1, R10, NEAR_PORT);
-        a.to_host_order(R1);
+        a.host_order(R1);
         a.branch(When::Less, R1, i32::from(*pattern.ports.start()), next);
         a.branch(When::Greater, R1, i32::from(*pattern.ports.end()), next);
     }

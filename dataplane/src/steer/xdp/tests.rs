@@ -188,7 +188,7 @@ fn the_verifier_is_done_with_all_rules_soon_and_so_is_the_program() {
                 protocol: Some(Protocol::ALL[usize::from(n) % 3]),
                 ports: 100 + n..=30_000 + n,
             },
-            is_taken: n % 2 == 0,
+            is_taken: n.is_multiple_of(2),
         };
         let rules: Vec<Marked> = (0..crate::service::MAX_MARKINGS as u16).map(rule).collect();
         let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), &rules, Taken::Code(TAKEN));
