@@ -5,10 +5,14 @@ use std::io::ErrorKind::{ConnectionRefused, TimedOut};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::{Strategy, any};
+use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
-use crate::service::{Pattern, Prefix};
+use crate::service::{EVERY_PORT, Pattern, Prefix};
 use crate::steer::bpf::tests::allowed;
 use crate::steer::fixtures::{self, OUR_MAC, cases, indifferent, markings, targets};
 use crate::steer::testbed::{self, Namespace, Router};
@@ -203,6 +207,79 @@ fn the_verifier_is_done_with_all_rules_soon_and_so_is_the_program() {
     }
 }
 
+/// Any rules, on the rows of whole packets, with any port.
+#[test]
+fn any_rules_are_instructions_that_say_the_same() {
+    if !allowed() {
+        return;
+    }
+    let xdp = Xdp::load(&[interface()]).expect("BPF is allowed");
+    let rows: Vec<Vec<u8>> =
+        cases().into_iter().filter_map(|case| ends(&case.frame).map(|_| case.frame)).collect();
+    assert!(rows.len() > 40);
+    let row = || (select(rows.clone()), 0u16..8);
+    let rule = (
+        select(rows.clone()),
+        0u8..4,
+        0u8..4,
+        option::of(select(Protocol::ALL.to_vec())),
+        0u16..8,
+        0u16..8,
+        any::<bool>(),
+    );
+    let rule = rule.prop_map(|(like, near, far, protocol, one, other, is_taken)| {
+        let (_, source, destination, _) = ends(&like).expect("it is a whole packet");
+        // From none of the address's bits to all.
+        let prefix = |address: IpAddr, thirds: u8| {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            Prefix::new(address, (u16::from(thirds) * bits / 3) as u8).expect("it has so many bits")
+        };
+        let ports = if one == other { EVERY_PORT } else { one.min(other)..=one.max(other) };
+        let pattern = Pattern {
+            port: None,
+            source: prefix(source, far),
+            destination: prefix(destination, near),
+            protocol,
+            ports,
+        };
+        Marked { pattern, is_taken }
+    });
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(200) });
+    let result = runner.run(&(vec(rule, 0..12), vec(row(), 40)), |(rules, packets)| {
+        let code = program::assemble(OUR_MAC, xdp.entries.as_fd(), &rules, Taken::Code(TAKEN));
+        let program = Program::load(&code).expect("the verifier accepts it");
+        for (mut frame, port) in packets {
+            let at = if frame[12] == 0x08 { 36 } else { 56 };
+            frame[at..at + 2].copy_from_slice(&port.to_be_bytes());
+            let (protocol, source, destination, port) = ends(&frame).expect("it is a whole packet");
+            let first = rules.iter().find(|Marked { pattern, .. }| {
+                pattern.source.contains(source)
+                    && pattern.destination.contains(destination)
+                    && pattern.protocol.is_none_or(|p| p as u8 == protocol)
+                    && pattern.ports.contains(&port)
+            });
+            proptest::prop_assert_eq!(is_taken(&program, &frame), first.is_some_and(|rule| rule.is_taken));
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// Protocol, source, destination and its port, of a whole packet without tags, options and extension headers to our MAC.
+fn ends(frame: &[u8]) -> Option<(u8, IpAddr, IpAddr, u16)> {
+    let v4 = |at: usize| <[u8; 4]>::try_from(&frame[at..at + 4]).ok().map(IpAddr::from);
+    let v6 = |at: usize| <[u8; 16]>::try_from(&frame[at..at + 16]).ok().map(IpAddr::from);
+    let (protocol, source, destination, ports) = match frame.get(12..15)? {
+        [0x08, 0, 0x45] if frame.len() > 40 && half(frame, 20)? & 0x3fff == 0 => {
+            (frame[23], v4(26)?, v4(30)?, 34)
+        }
+        [0x86, 0xdd, 0x60] if frame.len() > 60 => (frame[20], v6(22)?, v6(38)?, 54),
+        _ => return None,
+    };
+    let is_ours = frame[..6] == OUR_MAC && [6, 17, 132].contains(&protocol);
+    is_ours.then_some((protocol, source, destination, half(frame, ports + 2)?))
+}
+
 #[test]
 fn a_rule_about_everything_is_the_last() {
     if !allowed() {
@@ -215,7 +292,7 @@ fn a_rule_about_everything_is_the_last() {
             source: Prefix::all(address),
             destination: Prefix::all(address),
             protocol: None,
-            ports: crate::service::EVERY_PORT,
+            ports: EVERY_PORT,
         },
         is_taken,
     };
