@@ -40,6 +40,7 @@ fn service(name: &str, servers: u32) -> (Service, Box<dyn Scheduler>) {
     let (scheduler_name, mut scheduler) = sched::by_name(name).expect("a name of the table");
     scheduler.edited(&[], &dests);
     let service = Service {
+        mark: None,
         id: ServiceId(1),
         protocol: Protocol::Tcp,
         address: Ipv4Addr::new(10, 9, 0, 1).into(),
