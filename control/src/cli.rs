@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::api::{Request, Response};
 use crate::socket::{self, Client};
-use crate::{daemon, ipvsadm, marks};
+use crate::{daemon, drain, ipvsadm, marks};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
@@ -45,6 +45,8 @@ enum Command {
         #[command(subcommand)]
         command: marks::Command,
     },
+    /// Take a real server out of service: weight 0, wait for its connections to end, remove it.
+    Drain(drain::Options),
     /// Administer a running director, in the words of ipvsadm.
     #[command(disable_help_flag = true, trailing_var_arg = true, after_help = ipvsadm::fullnat::HELP)]
     Ipvsadm {
@@ -72,6 +74,7 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
         Ok(Arguments { command: Command::Status }) => exit(status().map(|()| true)),
         Ok(Arguments { command: Command::Sysctl { settings } }) => exit(sysctl(&settings)),
         Ok(Arguments { command: Command::Mark { command } }) => exit(mark(command)),
+        Ok(Arguments { command: Command::Drain(options) }) => exit(drain(&options).map(|()| true)),
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
         Err(error) => {
             // Help and version go to standard output and are no failure.
@@ -152,6 +155,15 @@ fn mark(command: marks::Command) -> anyhow::Result<bool> {
         marks::Command::List => Request::Marks,
     };
     ask(&mut Client::connect(socket::path()).context(START_IT)?, &request)
+}
+
+/// Takes a real server out, and tells of it.
+fn drain(options: &drain::Options) -> anyhow::Result<()> {
+    let mut client = Client::connect(socket::path()).context(START_IT)?;
+    let mut wait = |_: &mut Client, time| std::thread::sleep(time);
+    let outcome = drain::drain(&mut client, options, &mut std::io::stdout(), &mut wait)?;
+    println!("{}", drain::told(options, outcome));
+    Ok(())
 }
 
 /// Prints what is answered; whether it is no refusal.

@@ -144,7 +144,7 @@ impl Publisher {
             .marking(&marks::markings(rules.marks(), &self.interfaces));
         let marked =
             |(pattern, is_taken): (&data::Pattern, bool)| Marked { pattern: pattern.clone(), is_taken };
-        self.marked = services.patterns().map(marked).collect();
+        self.marked = services.patterns().map(marked).chain(marks::ftp_data(&services)).collect();
         Ok(services)
     }
 
@@ -192,7 +192,7 @@ impl Publisher {
         live.chain(replies).chain(ftp)
     }
 
-    /// What becomes of marked frames, besides those of targets, in the order in which patterns are tried.
+    /// What becomes of marked frames, and of those to the ports of FTP's data, besides those of targets, in the order in which patterns are tried.
     pub fn marked(&self) -> &[Marked] {
         &self.marked
     }

@@ -1,6 +1,9 @@
-//! Rules that mark packets, as workers know them.
+//! Frames that are taken by more than an address and a port: rules that mark packets, as workers know them, and the ports of FTP's data.
 
-use shunt_dataplane::service::{EVERY_PORT, Marking, Pattern, PortId, Prefix};
+use shunt_dataplane::service::{
+    EVERY_PORT, FIRST_UNPRIVILEGED, FTP_DATA, Marking, Pattern, PortId, Prefix, Protocol, Services,
+};
+use shunt_dataplane::steer::Marked;
 
 use super::wire;
 use crate::marks::{self, MarkRule, Ports};
@@ -25,6 +28,23 @@ fn marking(rule: &MarkRule, interfaces: &[String]) -> Option<Marking> {
     Some(Marking { pattern, mark: rule.mark })
 }
 
+/// What clients of persistent services of FTP may send their data connections to: it goes where their control connections go.
+pub fn ftp_data(services: &Services) -> impl Iterator<Item = Marked> {
+    let persistent = services.iter().filter(|service| service.is_persistent_ftp() && service.mark.is_none());
+    persistent.flat_map(|service| {
+        let (all, length) = (Prefix::all(service.address), if service.address.is_ipv4() { 32 } else { 128 });
+        let ranges = [FTP_DATA..=FTP_DATA, FIRST_UNPRIVILEGED..=u16::MAX];
+        ranges.into_iter().filter_map(move |ports| {
+            let destination = Prefix::new(service.address, length)?;
+            let protocol = Some(Protocol::Tcp);
+            Some(Marked {
+                pattern: Pattern { port: None, source: all, destination, protocol, ports },
+                is_taken: true,
+            })
+        })
+    })
+}
+
 fn prefix(prefix: marks::Prefix) -> Option<Prefix> {
     Prefix::new(prefix.address, prefix.length)
 }
@@ -37,7 +57,7 @@ mod tests {
 
     use shunt_dataplane::service::{DestId, Protocol, WorkerId};
     use shunt_dataplane::stats::Counters;
-    use shunt_dataplane::steer::Target;
+    use shunt_dataplane::steer::{Marked, Target};
 
     use crate::daemon::capabilities;
     use crate::publisher::Publisher;
@@ -70,6 +90,21 @@ mod tests {
         let services = publisher.publish(&without, &counters, Instant::now()).unwrap();
         assert_eq!(publisher.targets(&without).collect::<HashSet<_>>(), HashSet::from(replies));
         assert!(services.is_masqueraded(std::net::Ipv4Addr::new(10, 2, 0, 11), 4711, 132));
+    }
+
+    #[test]
+    fn the_data_of_persistent_ftp_is_taken_too() {
+        let shown = |text: &str| -> Vec<(String, u16, u16)> {
+            let (publisher, ..) = published(text);
+            let ports = |m: &Marked| (*m.pattern.ports.start(), *m.pattern.ports.end());
+            let told = publisher.marked().iter().map(|m| (m.pattern.destination.address(), ports(m)));
+            told.map(|(address, (first, last))| (address.to_string(), first, last)).collect()
+        };
+        let service = "-A -t 10.9.0.1:21 -s rr";
+        assert_eq!(shown(service), []);
+        let of = |first, last| ("10.9.0.1".to_owned(), first, last);
+        assert_eq!(shown(&format!("{service} -p 60")), [of(20, 20), of(1024, 65535)]);
+        assert_eq!(shown("-A -t 10.9.0.1:80 -s rr -p 60"), []);
     }
 
     #[test]

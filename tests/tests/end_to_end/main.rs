@@ -8,6 +8,7 @@
 //!   fragments    datagrams larger than the wire
 //!   ftp          a real server and a real client, every way to make a data connection
 //!   sctp         an association by hand, and the settings that concern it
+//!   persistence  clients that come back
 //!   path_mtu     a path through a tunnel that is narrower than its first link
 //!   hops         what a traceroute to a service shows
 //!   bystanders   what is not the director's stays the kernel's
@@ -39,6 +40,7 @@ mod lifecycle;
 mod marks;
 mod network;
 mod path_mtu;
+mod persistence;
 mod refusals;
 mod rules;
 mod sctp;
