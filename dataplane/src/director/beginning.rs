@@ -49,14 +49,14 @@ impl<A: Near> Family<A> {
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
-        if shared.defence.refuses() {
-            return Verdict::Drop(Reason::LoadShed);
-        }
-        self.make_room(shared, now);
         let key = self.key(service, tuple);
         if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
             return Verdict::HandOff(keeper);
         }
+        if shared.defence.refuses() {
+            return Verdict::Drop(Reason::LoadShed);
+        }
+        self.make_room(shared, now);
         if let Some(owner) = shared.announce(hash) {
             return Verdict::HandOff(owner);
         }
