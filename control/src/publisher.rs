@@ -462,7 +462,8 @@ fn persistence(config: &ServiceConfig) -> Option<data::Persistence> {
     };
     // 31 days at most, as ipvsadm has it: a clock of 32 bits tells no longer times apart.
     let seconds = timeout.min(31 * 86_400);
-    Some(data::Persistence { timeout: seconds * 1000, mask })
+    let by_call = config.engine.as_deref() == Some("sip");
+    Some(data::Persistence { timeout: seconds * 1000, mask, by_call })
 }
 
 /// The scheduler of a service at rest: as it was, told of the edit, or a new one.

@@ -73,6 +73,8 @@ reasons! {
     TableFull = "drop.table_full",
     /// A new connection that was refused to shed load (`drop_packet`).
     LoadShed = "drop.load_shed",
+    /// A packet to a service that goes by SIP calls, of no call that could be read.
+    NoCall = "drop.no_call",
     /// FullNAT has no local address for the real server, or no port left at any. The client was told: TCP by a RST, others by ICMP port
     /// unreachable.
     NoLocalPort = "drop.no_local_port",

@@ -76,6 +76,6 @@ fn connection(listed: &Listed) -> ConnectionEntry {
         client: listed.client,
         service: listed.service,
         server: listed.server,
-        engine: None,
+        engine: listed.call.as_ref().map(|id| ("sip".to_owned(), id.to_string())),
     }
 }

@@ -87,7 +87,7 @@ pub struct Options {
 pub fn capabilities() -> Capabilities {
     Capabilities {
         schedulers: sched::NAMES,
-        engines: &[],
+        engines: &["sip"],
         ipv6: true,
         tunnel: true,
         persistence: true,

@@ -3,6 +3,7 @@
 //! A worker owns its table. An IPv4 connection costs one cache line for its entry and one or two words in the index
 //! (NAT needs to be found from both sides).
 
+pub mod calls;
 pub mod directory;
 pub mod fragments;
 pub mod index;

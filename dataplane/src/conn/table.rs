@@ -3,6 +3,8 @@
 //! All memory is mapped when the table is made and pages are touched as they are used; nothing is allocated, rehashed or moved
 //! afterwards. A full table refuses.
 
+use siphasher::sip::SipHasher13;
+
 use super::index::{Candidate, Direction, Index};
 use super::memory::{Mapped, prefetch};
 use super::wheel::{Linked, Links, Wheel};
@@ -102,6 +104,12 @@ impl<A: Address> Table<A> {
     #[inline]
     pub fn hash(&self, tuple: &Tuple<A>) -> u64 {
         self.secret.hash(tuple)
+    }
+
+    /// A keyed hash of any bytes.
+    pub fn hash_bytes(&self, bytes: &[u8]) -> u64 {
+        let [a, b, _] = self.secret.0;
+        SipHasher13::new_with_keys(a, b).hash(bytes)
     }
 
     /// Starts fetching the index line of a hash.

@@ -38,6 +38,16 @@ fn marked<A: Address>(mark: u32) -> A {
     v4.or_else(|| A::of(Ipv6Addr::from_bits(u128::from(mark) << 96).into())).unwrap_or_default()
 }
 
+/// The place of a template's call, if it is about one: where a FullNAT connection has its local port.
+pub fn call<A>(template: &Conn<A>) -> Option<u16> {
+    template.local_port.checked_sub(1)
+}
+
+/// Notes the place of a template's call.
+pub fn set_call<A>(template: &mut Conn<A>, place: u16) {
+    template.local_port = place + 1;
+}
+
 /// A template of this key that leads to a real server.
 pub fn new<A: Address>(key: &Tuple<A>, persistence: &Persistence, dest: &Dest, now: Tick) -> Conn<A> {
     let mut marks = Marks::default();
@@ -46,6 +56,7 @@ pub fn new<A: Address>(key: &Tuple<A>, persistence: &Persistence, dest: &Dest, n
         client: key.source,
         virtual_address: key.destination,
         server: A::of(dest.address).unwrap_or_default(),
+        client_port: key.source_port,
         virtual_port: key.destination_port,
         server_port: if key.destination_port == 0 { 0 } else { dest.port },
         protocol: key.protocol,

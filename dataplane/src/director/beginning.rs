@@ -49,7 +49,10 @@ impl<A: Near> Family<A> {
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
-        let key = self.key(service, tuple);
+        let key = match self.key(service, packet, meta) {
+            Ok(key) => key,
+            Err(reason) => return Verdict::Drop(reason),
+        };
         if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
             return Verdict::HandOff(keeper);
         }
@@ -60,7 +63,7 @@ impl<A: Near> Family<A> {
         if let Some(owner) = shared.announce(hash) {
             return Verdict::HandOff(owner);
         }
-        let (dest, template) = match self.choose(shared, service, tuple, key.as_ref(), now) {
+        let (dest, template) = match self.choose(shared, service, (packet, tuple), key, now) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => {
                 shared.withdraw(hash);

@@ -51,7 +51,7 @@ impl<A: Near> Family<A> {
     /// Does the books for an entry that is no longer in the table.
     fn end(&mut self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
         if conn.is_template() {
-            return Self::forget_template(shared, conn);
+            return self.forget_template(shared, conn);
         }
         shared.withdraw(self.conns.hash(&conn.request()));
         if let Some(reply) = conn.reply() {

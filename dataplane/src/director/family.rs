@@ -5,6 +5,7 @@ use super::ftp::Talks;
 use super::hops::{HopCache, Toward};
 use super::sending::mtu;
 use super::{Shared, Verdict, admission};
+use crate::conn::calls::Calls;
 use crate::conn::fragments::Fragments;
 use crate::conn::table::Secret;
 use crate::conn::{ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
@@ -21,6 +22,7 @@ const SCTP: u8 = Protocol::Sctp as u8;
 pub struct Family<A> {
     pub(super) conns: Table<A>,
     pub(super) hops: HopCache,
+    pub(super) calls: Calls,
     pub(super) fragments: Fragments<A>,
     /// The id of the next outer packet that may be cut up.
     pub(super) next_id: u16,
@@ -44,6 +46,7 @@ impl<A: Near> Family<A> {
         Ok(Self {
             conns: Table::with_capacity(capacity, secret, now)?,
             hops: HopCache::default(),
+            calls: Calls::default(),
             fragments: Fragments::default(),
             next_id: 0,
             swept: None,

@@ -24,7 +24,7 @@ impl Default for Place {
 }
 
 /// A connection as it is listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// IP protocol number.
     pub protocol: u8,
@@ -38,6 +38,8 @@ pub struct Listed {
     pub service: (IpAddr, u16),
     /// The real server.
     pub server: (IpAddr, u16),
+    /// The Call-ID of a template's SIP call.
+    pub call: Option<Box<str>>,
 }
 
 impl<A: Near> Family<A> {
@@ -69,9 +71,10 @@ impl<A: Near> Family<A> {
                     protocol: if conn.is_template() { template::protocol(conn) } else { conn.protocol },
                     state: conn.state,
                     left,
-                    client: (conn.client.into(), conn.client_port),
+                    client: (conn.client.into(), if conn.is_template() { 0 } else { conn.client_port }),
                     service: (conn.virtual_address.into(), conn.virtual_port),
                     server: (server.unwrap_or(conn.server.into()), conn.server_port),
+                    call: self.call(conn).map(|id| String::from_utf8_lossy(id).into()),
                 });
             }
         })

@@ -4,14 +4,15 @@
 //! named by its hash: new connections that it makes are handed there and stay there, so that all connections of a client meet the same template
 //! wherever they come in, and nobody waits for anybody.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Shared;
 use super::beyond::Near;
 use super::family::Family;
-use crate::conn::{Conn, ConnId, Direction, State, template};
-use crate::packet::Tuple;
-use crate::service::{Dest, Persistence, Service, Tick, WorkerId};
+use crate::conn::{Conn, ConnId, State, template};
+use crate::packet::{Meta, Packet, Tuple, sip};
+use crate::service::{Dest, DestId, Persistence, Protocol, Service, Snapshot, Tick, WorkerId};
 use crate::stats::{Reason, add, sub};
 
 impl Shared {
@@ -33,14 +34,30 @@ pub(super) struct Key<A> {
     /// Its hash, which also names the worker that the template belongs to.
     pub hash: u64,
     persistence: Persistence,
+    /// Where the packet has its Call-ID, if that counts.
+    call: Option<Range<usize>>,
 }
+
+/// Templates of one client whose calls look alike, at most: in the place of the client's port they have so many numbers that follow each other.
+const ALIKE: u16 = 4;
 
 impl<A: Near> Family<A> {
     /// The key of the template for a packet, where the service has templates.
-    pub(super) fn key(&self, service: &Service, packet: &Tuple<A>) -> Option<Key<A>> {
-        let persistence = service.persistence?;
-        let tuple = template::key(service, &persistence, packet);
-        Some(Key { tuple, hash: self.conns.hash(&tuple), persistence })
+    pub(super) fn key(
+        &self,
+        service: &Service,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+    ) -> Result<Option<Key<A>>, Reason> {
+        let Some(persistence) = service.persistence else { return Ok(None) };
+        let mut tuple = template::key(service, &persistence, &meta.tuple);
+        let call = persistence.by_call.then(|| call(packet, meta).ok_or(Reason::NoCall)).transpose()?;
+        if let Some(call) = call.clone() {
+            // Which calls look alike nobody can choose.
+            let look = self.conns.hash_bytes(&packet.data()[call]) as u16;
+            tuple.source_port = look / ALIKE * ALIKE;
+        }
+        Ok(Some(Key { tuple, hash: self.conns.hash(&tuple), persistence, call }))
     }
 
     /// Who serves a new connection. `None` when there is nobody.
@@ -48,39 +65,81 @@ impl<A: Near> Family<A> {
         &mut self,
         shared: &mut Shared,
         service: &Arc<Service>,
-        packet: &Tuple<A>,
-        key: Option<&Key<A>>,
+        (packet, tuple): (&mut Packet, &Tuple<A>),
+        key: Option<Key<A>>,
         now: Tick,
     ) -> Result<Option<Chosen>, Reason> {
-        if let Some((dest, template)) = key.and_then(|key| self.template(shared, key, now)) {
-            return Ok(Some((dest, Some(template))));
+        let Some(mut key) = key else {
+            return Ok(self.schedule(shared, service, tuple, now).map(|dest| (dest, None)));
+        };
+        let call = key.call.clone().map(|call| &packet.data()[call]);
+        if let Some(id) = self.template(shared, &mut key, call, now)? {
+            match obeyed(shared, self.conns.conn(id).dest) {
+                Some(dest) => return Ok(Some((dest, Some(id)))),
+                // It makes no more connections.
+                None => self.conns.retire(id),
+            }
         }
-        let client = (packet.source.into(), packet.source_port);
-        let destination = (packet.destination.into(), packet.destination_port);
-        let chosen = shared.schedulers.choose(service, client, destination, now, &shared.counters);
-        let Some(dest) = chosen else { return Ok(None) };
-        let template = key.map(|key| self.remember(shared, key, &dest, now)).transpose()?;
-        Ok(Some((dest, template)))
+        let Some(dest) = self.schedule(shared, service, tuple, now) else { return Ok(None) };
+        let template = self.remember(shared, &key, call, &dest, now)?;
+        Ok(Some((dest, Some(template))))
     }
 
-    /// The template of a key and its real server, which is obeyed also when it has weight 0 or is overloaded. One whose real server is
-    /// gone makes no more connections.
-    fn template(&mut self, shared: &mut Shared, key: &Key<A>, now: Tick) -> Option<(Arc<Dest>, ConnId)> {
-        let (id, Direction::Request) = self.find(shared, &key.tuple, key.hash, now)? else { return None };
-        let snapshot = &shared.snapshot;
-        let is_obeyed =
-            |dest: &&Arc<Dest>| dest.weight != 0 || snapshot.sysctls.expire_quiescent_template == 0;
-        let dest = snapshot.services.dest(self.conns.conn(id).dest).filter(is_obeyed);
-        if dest.is_none() {
-            self.conns.retire(id);
+    fn schedule(
+        &self,
+        shared: &mut Shared,
+        service: &Arc<Service>,
+        packet: &Tuple<A>,
+        now: Tick,
+    ) -> Option<Arc<Dest>> {
+        let client = (packet.source.into(), packet.source_port);
+        let destination = (packet.destination.into(), packet.destination_port);
+        shared.schedulers.choose(service, client, destination, now, &shared.counters)
+    }
+
+    /// The template of a key. Where there is none the key is one that is free.
+    fn template(
+        &mut self,
+        shared: &mut Shared,
+        key: &mut Key<A>,
+        call: Option<&[u8]>,
+        now: Tick,
+    ) -> Result<Option<ConnId>, Reason> {
+        for _ in 0..if call.is_some() { ALIKE } else { 1 } {
+            let hash = self.conns.hash(&key.tuple);
+            match self.find(shared, &key.tuple, hash, now) {
+                None => return Ok(None),
+                Some((id, _)) if self.call(self.conns.conn(id)) == call => return Ok(Some(id)),
+                Some(_) => key.tuple.source_port = key.tuple.source_port.wrapping_add(1),
+            }
         }
-        dest.map(|dest| (Arc::clone(dest), id))
+        Err(Reason::TableFull)
+    }
+
+    /// The Call-ID of a template's call.
+    pub(super) fn call(&self, entry: &Conn<A>) -> Option<&[u8]> {
+        let place = template::call(entry).filter(|_| entry.is_template())?;
+        Some(self.calls.at(place))
     }
 
     /// Remembers the real server that was chosen for a key.
-    fn remember(&mut self, shared: &Shared, key: &Key<A>, dest: &Dest, now: Tick) -> Result<ConnId, Reason> {
-        let template = template::new(&key.tuple, &key.persistence, dest, now);
-        let id = self.conns.insert(template).map_err(|_| Reason::TableFull)?;
+    fn remember(
+        &mut self,
+        shared: &Shared,
+        key: &Key<A>,
+        call: Option<&[u8]>,
+        dest: &Dest,
+        now: Tick,
+    ) -> Result<ConnId, Reason> {
+        let mut template = template::new(&key.tuple, &key.persistence, dest, now);
+        let place = call.map(|id| self.calls.add(id).ok_or(Reason::TableFull)).transpose()?;
+        if let Some(place) = place {
+            template::set_call(&mut template, place);
+        }
+        let Ok(id) = self.conns.insert(template) else {
+            place.into_iter().for_each(|place| self.calls.remove(place));
+            return Err(Reason::TableFull);
+        };
         add(&shared.mine().dest(dest.id).templates, 1);
         Ok(id)
     }
@@ -99,7 +158,26 @@ impl<A: Near> Family<A> {
     }
 
     /// Does the books for a template that is no longer in the table.
-    pub(super) fn forget_template(shared: &Shared, template: &Conn<A>) {
+    pub(super) fn forget_template(&mut self, shared: &Shared, template: &Conn<A>) {
         sub(&shared.mine().dest(template.dest).templates, 1);
+        if let Some(place) = template::call(template) {
+            self.calls.remove(place);
+        }
     }
+}
+
+/// The real server of a template, which is obeyed also when it has weight 0 or is overloaded. `None` if it is gone, or to be left alone.
+fn obeyed(shared: &Shared, dest: DestId) -> Option<Arc<Dest>> {
+    let Snapshot { services, sysctls, .. } = &*shared.snapshot;
+    let dest = services.dest(dest)?;
+    (dest.weight != 0 || sysctls.expire_quiescent_template == 0).then(|| Arc::clone(dest))
+}
+
+/// Where a UDP packet has its Call-ID.
+fn call<A>(packet: &mut Packet, meta: &Meta<A>) -> Option<Range<usize>> {
+    const UDP_HEADER: usize = 8;
+    let message = usize::from(meta.transport) + UDP_HEADER..usize::from(meta.end);
+    let text = packet.data().get(message.clone()).filter(|_| meta.tuple.protocol == Protocol::Udp as u8)?;
+    let id = sip::call_id(text)?;
+    Some(message.start + id.start..message.start + id.end)
 }

@@ -7,6 +7,7 @@ pub mod address;
 pub mod checksum;
 pub mod ftp;
 pub mod parse;
+pub mod sip;
 pub mod tags;
 
 pub use address::{Address, V4, V6};

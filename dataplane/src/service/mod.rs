@@ -235,6 +235,8 @@ pub struct Persistence {
     pub timeout: u32,
     /// The bits of a client's address that count: those who differ in others go together.
     pub mask: IpAddr,
+    /// Whether each SIP call of a client is remembered by itself (the persistence engine `sip`).
+    pub by_call: bool,
 }
 
 /// A real server of one service.
