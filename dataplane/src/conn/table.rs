@@ -62,14 +62,18 @@ impl Secret {
     /// A keyed hash: two folded multiplications, so that every output bit depends on every input bit and on the key.
     #[inline]
     pub fn hash<A: Address>(&self, tuple: &Tuple<A>) -> u64 {
-        let addresses = tuple.source.word() ^ tuple.destination.word().rotate_left(32);
-        let ports = u64::from(tuple.source_port)
-            | u64::from(tuple.destination_port) << 16
-            | u64::from(tuple.protocol) << 32;
+        let addresses = tuple.source.word().wrapping_add(tuple.destination.word().wrapping_mul(SPREAD));
+        let ports = u64::from(tuple.destination_port).wrapping_mul(SPREAD)
+            ^ u64::from(tuple.protocol).wrapping_mul(SPREAD.rotate_left(32));
+        let ports = ports.wrapping_add(tuple.source_port.into());
         let [a, b, c] = self.0;
         fold(fold(addresses ^ a, ports ^ b) ^ b, c)
     }
 }
+
+/// Parts of a tuple are multiplied by this, and not shifted together: those the compiler would load as one word, from where they have just been
+/// written as several, and the processor would wait for the writes. It is 2⁶⁴ by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[inline]
 fn fold(x: u64, y: u64) -> u64 {

@@ -139,6 +139,7 @@ impl<A: Near> Family<A> {
     }
 
     /// A packet from the client of a known connection.
+    #[inline]
     pub(super) fn request(
         &mut self,
         shared: &mut Shared,
@@ -278,6 +279,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Follows the connection's state and keeps it alive. A later fragment has no flags to follow, it only keeps alive.
+    #[inline]
     pub(super) fn track<M: Address>(
         &mut self,
         shared: &mut Shared,
@@ -314,9 +316,11 @@ impl<A: Near> Family<A> {
     #[inline]
     pub(super) fn enter(&mut self, shared: &Shared, id: ConnId, new: State) {
         let conn = self.conns.conn_mut(id);
-        let old_timeout = conn.timeout;
-        conn.state = new;
-        conn.timeout = shared.snapshot.timeouts.of(new);
+        let (old_timeout, timeout) = (conn.timeout, shared.snapshot.timeouts.of(new));
+        if (conn.state, old_timeout) == (new, timeout) {
+            return;
+        }
+        (conn.state, conn.timeout) = (new, timeout);
         let (dest, was_active) = (conn.dest, conn.marks.has(Marks::ACTIVE));
         conn.marks.set(Marks::ACTIVE, new.is_active());
         if conn.timeout < old_timeout {
@@ -333,6 +337,7 @@ impl<A: Near> Family<A> {
         }
     }
 
+    #[inline]
     pub(super) fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let conn = self.conns.conn_mut(id);

@@ -26,11 +26,23 @@ impl<A: Near> Family<A> {
     }
 
     /// Sends a finished packet by a hop, in pieces if it is too long for it.
+    #[inline]
     pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
         let network = ETHERNET + hop.tags.len();
-        if packet.len <= network + usize::from(hop.mtu) {
-            return Verdict::Forward(hop.port);
+        match packet.len <= network + usize::from(hop.mtu) {
+            true => Verdict::Forward(hop.port),
+            false => self.send_in_pieces(shared, packet, network, hop),
         }
+    }
+
+    #[cold]
+    fn send_in_pieces(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        network: usize,
+        hop: &Hop,
+    ) -> Verdict {
         let id = self.id();
         match Cut::of(packet.data(), network, hop.mtu, id.into()) {
             Some(cut) if cut.pieces() <= shared.outbox.room() => {
