@@ -95,7 +95,9 @@ pub fn told(options: &Options, outcome: Outcome) -> String {
     match outcome {
         Outcome::Drained => format!("{server} has no connections any more and was removed"),
         Outcome::Overdue(left) => {
-            format!("{server} was removed at the deadline; its last {left} connections get nowhere")
+            format!(
+                "{server} was removed at the deadline; what it still had gets nowhere: {left} connections"
+            )
         }
         Outcome::Gone => format!("{server} was removed by somebody else"),
     }
