@@ -96,7 +96,7 @@ impl Marks {
     pub const TOLD: Marks = Marks(1 << 5);
     /// Its real server is of the other family: `server` points at the twin that stands for it there.
     pub const ACROSS: Marks = Marks(1 << 6);
-    /// It is no connection but a [template](template) of some.
+    /// It is no connection but a [`template`] of some.
     pub const TEMPLATE: Marks = Marks(1 << 7);
     /// It was made by a template, which lives at least as long.
     pub const CONTROLLED: Marks = Marks(1 << 8);

@@ -48,7 +48,7 @@ impl<A: Near> Family<A> {
         self.conns.walk(0, usize::MAX, each);
     }
 
-    /// Gives the connections that live at `now` to `each`; see [`Table::walk`].
+    /// Gives the connections that live at `now` to `each`; see [`Table::walk`](crate::conn::Table::walk).
     pub fn list(
         &self,
         shared: &Shared,

@@ -1,6 +1,6 @@
 //! Persistence: a client's new connections go where its first one went (`ip_vs_sched_persist`).
 //!
-//! What remembers the real server is a [template](crate::conn::template). With several workers each template has one worker that it belongs to,
+//! What remembers the real server is a [`template`]. With several workers each template has one worker that it belongs to,
 //! named by its hash: new connections that it makes are handed there and stay there, so that all connections of a client meet the same template
 //! wherever they come in, and nobody waits for anybody.
 
