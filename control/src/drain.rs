@@ -95,9 +95,7 @@ pub fn told(options: &Options, outcome: Outcome) -> String {
     match outcome {
         Outcome::Drained => format!("{server} has no connections any more and was removed"),
         Outcome::Overdue(left) => {
-            format!(
-                "{server} was removed at the deadline; what it still had gets nowhere: {left} connections"
-            )
+            format!("{server} was removed at the deadline; connections that get nowhere now: {left}")
         }
         Outcome::Gone => format!("{server} was removed by somebody else"),
     }
