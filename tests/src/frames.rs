@@ -1,6 +1,6 @@
 //! Frames for tests: built from scratch, and read back by nothing of the data plane's own.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The Ethernet address of the director towards the clients, on the golden bench.
 pub const C0: [u8; 6] = [0x02, 0x1b, 0, 0, 0, 0xc0];
@@ -16,6 +16,21 @@ pub fn client_mac(address: Ipv4Addr) -> [u8; 6] {
 /// The real server 10.1.0.n is 02:50:00:00:00:nn.
 pub fn server_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x50, 0, 0, 0, address.octets()[3]]
+}
+
+/// The Ethernet header, but for its type, of a frame from a host of the bench.
+pub fn ethernet(from: IpAddr) -> Vec<u8> {
+    let (own, peer) = match from {
+        IpAddr::V4(address) => match address.octets() {
+            [10, 1, 0, n] => (S0, [2, 0x50, 0, 0, 0, n]),
+            [.., h, l] => (C0, [2, 0xc0, 0, 0, h, l]),
+        },
+        IpAddr::V6(address) => match address.segments() {
+            [_, _, 0xb, .., n] => (S0, [2, 0x56, 0, 0, 0, n as u8]),
+            [.., n] => (C0, [2, 0xc6, 0, 0, 0, n as u8]),
+        },
+    };
+    [own, peer].concat()
 }
 
 /// TCP flags by their letters: `S`, `A`, `F`, `R`, `P`, `U`.

@@ -10,6 +10,7 @@ pub mod layers;
 pub mod modes;
 pub mod ops;
 pub mod oracle;
+pub mod recorded;
 pub mod rig;
 pub mod segment;
 pub mod targets;

@@ -12,7 +12,7 @@ use shunt_dataplane::packet::tags::{QINQ, Tags, VLAN};
 use shunt_dataplane::service::PortId;
 
 use crate::bench::{Bench, CLIENTS, LOCALS6, Outcome, SERVERS, VIP, VIP6};
-use crate::frames::{C0, S0, checksum, client_mac, server_mac};
+use crate::frames::{C0, S0, checksum, ethernet};
 use crate::layers::{End, Layers};
 use crate::ops::{Cursor, LOCALS, SCTP, TCP, UDP};
 
@@ -416,16 +416,7 @@ fn packet(from: End, to: End, protocol: u8, shape: Shape) -> Vec<u8> {
 
 /// A frame around a transport header and its data, or the part of them that the shape says.
 fn around(from: End, to: End, protocol: u8, segment: &[u8], shape: Shape) -> Vec<u8> {
-    let is_clients = match from.0 {
-        IpAddr::V4(address) => address.octets()[1] == 0,
-        IpAddr::V6(address) => address.segments()[2] == 0xa,
-    };
-    let peer = match from.0 {
-        IpAddr::V4(address) if is_clients => client_mac(address),
-        IpAddr::V4(address) => server_mac(address),
-        IpAddr::V6(address) => [2, if is_clients { 0xc6 } else { 0x56 }, 0, 0, 0, address.octets()[15]],
-    };
-    let mut frame = [if is_clients { C0 } else { S0 }, peer].concat();
+    let mut frame = ethernet(from.0);
     // The first part has the headers and a little more.
     let cut = segment.len().min(48) / 8 * 8;
     let (part, offset, more) = match shape.quirks & 3 {

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::bench::{Bench, CLIENTS, LOCALS6, SERVERS, VIP, VIP6};
-use crate::frames::{C0, S0, flags};
+use crate::frames::{ethernet, flags};
 use crate::layers::Layers;
 use crate::ops::LOCALS;
 
@@ -110,21 +110,6 @@ impl Segment {
             data: segment[header..].to_vec(),
         }
     }
-}
-
-/// The Ethernet header, but for its type, of a frame from a host of the bench.
-fn ethernet(from: IpAddr) -> Vec<u8> {
-    let (own, peer) = match from {
-        IpAddr::V4(address) => match address.octets() {
-            [10, 1, 0, n] => (S0, [2, 0x50, 0, 0, 0, n]),
-            [.., h, l] => (C0, [2, 0xc0, 0, 0, h, l]),
-        },
-        IpAddr::V6(address) => match address.segments() {
-            [_, _, 0xb, .., n] => (S0, [2, 0x56, 0, 0, 0, n as u8]),
-            [.., n] => (C0, [2, 0xc6, 0, 0, 0, n as u8]),
-        },
-    };
-    [own, peer].concat()
 }
 
 /// A client, and a real server that FullNAT leads it to.

@@ -10,31 +10,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use serde::Deserialize;
-use serde_json::Value;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::service::PortId;
 use shunt_tests::bench::{Bench, CLIENTS, LOCALS6, SERVERS};
 use shunt_tests::frames::{from_hex, to_hex};
 use shunt_tests::layers::{End, Layers, together};
 use shunt_tests::ops::LOCALS;
-
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    setup: Vec<String>,
-    pre: Vec<String>,
-    steps: Vec<Value>,
-}
-
-#[derive(Deserialize)]
-struct Step {
-    note: String,
-    side: String,
-    #[serde(rename = "in")]
-    input: String,
-    out: Vec<(String, String)>,
-}
+use shunt_tests::recorded::{Case, Step};
 
 /// A case under way.
 struct Play {

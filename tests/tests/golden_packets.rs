@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::Value;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::packet::tags::{QINQ, Tags, VLAN};
@@ -14,24 +13,7 @@ use shunt_dataplane::service::PortId;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
 use shunt_tests::frames::{checksum, from_hex, to_hex};
-
-#[derive(Clone, Deserialize)]
-struct Case {
-    name: String,
-    setup: Vec<String>,
-    sysctl: Vec<(String, u32)>,
-    pre: Vec<String>,
-    steps: Vec<Value>,
-}
-
-#[derive(Deserialize)]
-struct Step {
-    note: String,
-    side: String,
-    #[serde(rename = "in")]
-    input: String,
-    out: Vec<(String, String)>,
-}
+use shunt_tests::recorded::{Case, Step};
 
 /// Steps where shunt differs, and why.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
