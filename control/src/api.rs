@@ -372,6 +372,18 @@ pub struct ServerEntry {
     pub stats: Stats,
 }
 
+impl ServiceEntry {
+    /// Adds what one message of a listing has. A service with many servers comes in several, one behind the other.
+    pub fn gather(all: &mut Vec<ServiceEntry>, part: Vec<ServiceEntry>) {
+        for entry in part {
+            match all.last_mut() {
+                Some(last) if last.config.key == entry.config.key => last.servers.extend(entry.servers),
+                _ => all.push(entry),
+            }
+        }
+    }
+}
+
 /// A service with its local addresses, as they are listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalEntry {

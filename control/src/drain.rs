@@ -162,15 +162,8 @@ fn entry(
 fn services(director: &mut impl Backend, request: &Request) -> anyhow::Result<Vec<ServiceEntry>> {
     let mut all: Vec<ServiceEntry> = Vec::new();
     ask(director, request, &mut |response| {
-        let Response::Services(part) = response else { return };
-        // One with many servers comes in several parts.
-        for entry in part {
-            match all.last_mut() {
-                Some(ServiceEntry { config, servers, .. }) if config.key == entry.config.key => {
-                    servers.extend(entry.servers);
-                }
-                _ => all.push(entry),
-            }
+        if let Response::Services(part) = response {
+            ServiceEntry::gather(&mut all, part);
         }
     })?;
     Ok(all)

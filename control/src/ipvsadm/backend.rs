@@ -84,12 +84,7 @@ pub(super) fn services(backend: &mut dyn Backend, request: &Request) -> Result<V
     let mut services: Vec<ServiceEntry> = Vec::new();
     ask(backend, request, &mut |response| {
         let Response::Services(part) = response else { return Err(unexpected()) };
-        for entry in part {
-            match services.last_mut() {
-                Some(last) if last.config.key == entry.config.key => last.servers.extend(entry.servers),
-                _ => services.push(entry),
-            }
-        }
+        ServiceEntry::gather(&mut services, part);
         Ok(())
     })?;
     Ok(services)

@@ -31,7 +31,7 @@ impl<A: Near> Family<A> {
         let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
             || is_from_data_port(shared, tuple);
         if is_servers && services.is_local(meta.tuple.destination) {
-            return self.refuse_server(shared, packet, meta, now);
+            return self.turn_away(shared, packet, meta, now);
         }
         if !is_servers || network.is_local(meta.tuple.destination) {
             return Verdict::Pass;
@@ -59,8 +59,8 @@ impl<A: Near> Family<A> {
         self.send(shared, packet, &hop)
     }
 
-    /// A packet from a real server to a local address of FullNAT, of no connection: the machine's own stack would have said so.
-    fn refuse_server(
+    /// A packet to an address of the director's, of no connection and beginning none: it is told so as by the machine's own stack.
+    pub(super) fn turn_away(
         &mut self,
         shared: &mut Shared,
         packet: &mut Packet,

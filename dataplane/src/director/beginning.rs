@@ -44,7 +44,8 @@ impl<A: Near> Family<A> {
             return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
         }
         if tuple.source_port == FTP_DATA {
-            return self.refuse_data_port(shared, packet, meta, now);
+            // Real servers' own connections are there already, and no others are scheduled (`ip_vs_schedule`).
+            return self.turn_away(shared, packet, meta, now);
         }
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);

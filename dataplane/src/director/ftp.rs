@@ -32,7 +32,6 @@ use crate::stats::{Event, Reason};
 use crate::steer::Target;
 
 const TCP: u8 = Protocol::Tcp as u8;
-const UDP: u8 = Protocol::Udp as u8;
 
 /// Talks that a worker may have in each family. A command that would begin one more is dropped; the client says it again.
 const MOST: usize = 1 << 14;
@@ -365,20 +364,6 @@ impl<A: Near> Family<A> {
         let Ok(id) = self.conns.insert(data) else { return Some(Verdict::Drop(Reason::TableFull)) };
         self.announce(shared, &data, hash);
         Some(self.request(shared, packet, meta, hash, id, now))
-    }
-
-    /// A packet from FTP's data port to a service: real servers' own connections are there already, and no others are scheduled (`ip_vs_schedule`).
-    pub(super) fn refuse_data_port(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        now: Tick,
-    ) -> Verdict {
-        match meta.tuple.protocol {
-            UDP => self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now),
-            _ => self.reset(shared, packet, meta),
-        }
     }
 
     /// A packet of no connection and to no service, at a place that is steered here for FTP's sake: the virtual data port is closed for it, as the machine's own stack would have

@@ -5,7 +5,7 @@
 //! here (RFC 7915 §4.1, §5.1). An ICMP error is written anew around what it quotes, which is translated too, since that is how its receiver tells
 //! which connection is meant.
 
-use super::nat::End;
+use super::nat::{self, End};
 use super::{address, ip};
 use crate::forward::icmp::{self, Quote};
 use crate::packet::address::Onward;
@@ -14,8 +14,7 @@ use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, Tuple, V4, be16, be32, put16, put32};
 use crate::service::Hop;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// Bytes of an ICMP error before its quote.
 const HEADER: usize = 8;
@@ -64,21 +63,10 @@ pub fn translate<A: Address, B: Address>(
             .word(be16(segment, 2), destination_port);
         put16(segment, 0, source_port);
         put16(segment, 2, destination_port);
-        match meta.tuple.protocol {
-            TCP => {
-                let checksum = change.apply(be16(segment, 16));
-                put16(segment, 16, checksum);
-            }
-            UDP => {
-                let checksum = match be16(segment, 6) {
-                    // The rest of the datagram would be needed, and has not come yet.
-                    0 if meta.fragment.is_some() => return false,
-                    0 => pseudo_header(source, destination, UDP, segment.len() as u16).bytes(segment).field(),
-                    field => change.apply(field),
-                };
-                put16(segment, 6, if checksum == 0 { 0xffff } else { checksum });
-            }
-            _ => write_sctp_crc(segment),
+        if meta.tuple.protocol == SCTP {
+            write_sctp_crc(segment);
+        } else if !nat::adjust_checksum(segment, meta, change, || (source, destination)) {
+            return false;
         }
     }
     let transport = packet.start + usize::from(meta.transport);

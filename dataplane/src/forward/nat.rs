@@ -80,28 +80,42 @@ fn rewrite<A: Address>(
         }
     }
     match meta.tuple.protocol {
+        SCTP if has_other_ports => write_sctp_crc(segment),
+        _ => {
+            let ends = || (A::read(ip, A::SOURCE), A::read(ip, A::DESTINATION));
+            // A part of a datagram without a checksum goes on without one.
+            adjust_checksum(segment, meta, change, ends);
+        }
+    }
+}
+
+/// Changes a TCP or UDP checksum by as much as what it covers has changed. A datagram without one gets one, between the `ends` it has now; `false` where
+/// that would need the rest of it, which has not come yet.
+#[inline(always)]
+pub(super) fn adjust_checksum<M, A: Address>(
+    segment: &mut [u8],
+    meta: &Meta<M>,
+    change: Change,
+    ends: impl FnOnce() -> (A, A),
+) -> bool {
+    match meta.tuple.protocol {
         TCP => {
             let checksum = change.apply(be16(segment, 16));
             put16(segment, 16, checksum);
         }
         UDP => {
             let checksum = match be16(segment, 6) {
-                // The rest of the datagram would be needed, and has not come yet.
-                0 if meta.fragment.is_some() => return,
-                0 => pseudo_header(
-                    A::read(ip, A::SOURCE),
-                    A::read(ip, A::DESTINATION),
-                    UDP,
-                    segment.len() as u16,
-                )
-                .bytes(segment)
-                .field(),
+                0 if meta.fragment.is_some() => return false,
+                0 => {
+                    let (source, destination) = ends();
+                    pseudo_header(source, destination, UDP, segment.len() as u16).bytes(segment).field()
+                }
                 old => change.apply(old),
             };
             // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
             put16(segment, 6, if checksum == 0 { 0xffff } else { checksum });
         }
-        SCTP if has_other_ports => write_sctp_crc(segment),
         _ => {}
     }
+    true
 }
