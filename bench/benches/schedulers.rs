@@ -11,7 +11,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shunt_dataplane::sched::{self, Request, Scheduler};
 use shunt_dataplane::service::{
-    Dest, DestId, Forwarding, Protocol, Service, ServiceId, Tell, Tick, Tunnel, WorkerId,
+    Dest, DestId, Forwarding, Protocol, Service, ServiceId, Sysctls, Tell, Tick, Tunnel, WorkerId,
 };
 use shunt_dataplane::stats::{Counters, add};
 
@@ -59,6 +59,7 @@ fn service(name: &str, servers: u32) -> (Service, Box<dyn Scheduler>) {
 
 fn choices(c: &mut Criterion) {
     let counters = Counters::new(1).expect("memory for counters");
+    let sysctls = Sysctls::default();
     // Loads that differ, so that the least is somewhere.
     for n in 0..1000 {
         let load = counters.worker(WorkerId(0)).dest(DestId(n));
@@ -79,6 +80,7 @@ fn choices(c: &mut Criterion) {
                         destination: (Ipv4Addr::from(0x0a0a_0000 + n % 256).into(), 80),
                         now: Tick(n / 1024),
                         random: u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                        sysctls: &sysctls,
                     };
                     black_box(scheduler.choose(&service, &request, &counters))
                 });

@@ -17,6 +17,9 @@ use crate::service::{DestId, WorkerId};
 /// used. Control refuses to add more.
 pub const MAX_DESTS: usize = 1 << 17;
 
+/// These, and [`DestId::NOBODY`].
+const PLACES: usize = MAX_DESTS + 1;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
         /// Why a frame was dropped. Each has a counter.
@@ -237,14 +240,14 @@ impl Counters {
             workers: (0..workers)
                 .map(|_| {
                     Ok(CachePadded::new(WorkerCounters {
-                        dests: Mapped::zeroed(MAX_DESTS)?,
+                        dests: Mapped::zeroed(PLACES)?,
                         drops: std::array::from_fn(|_| AtomicU64::new(0)),
                         events: std::array::from_fn(|_| AtomicU64::new(0)),
                         losses: std::array::from_fn(|_| AtomicU64::new(0)),
                     }))
                 })
                 .collect::<std::io::Result<_>>()?,
-            overloaded: Mapped::zeroed(MAX_DESTS)?,
+            overloaded: Mapped::zeroed(PLACES)?,
         })
     }
 

@@ -58,6 +58,8 @@ pub struct Bench {
     now: Tick,
     start: Instant,
     mtu: [u16; 2],
+    /// Routes by routers on the servers' side.
+    routes: Vec<(Prefix, IpAddr)>,
     /// What frames come and go with, by side.
     tags: [Tags; 2],
     /// Later fragments whose first has not come yet, as a worker keeps them.
@@ -99,7 +101,7 @@ impl Bench {
         let snapshot = Snapshot {
             epoch: Epoch(0),
             services: Arc::default(),
-            network: Arc::new(network([1500; 2], [Tags::default(); 2])),
+            network: Arc::new(network([1500; 2], [Tags::default(); 2], &[])),
             timeouts: Timeouts::default(),
             sysctls: Sysctls::default(),
         };
@@ -128,6 +130,7 @@ impl Bench {
             now,
             start: Instant::now(),
             mtu: [1500; 2],
+            routes: Vec::new(),
             tags: [Tags::default(); 2],
             kept: Vec::new(),
             steered: HashSet::new(),
@@ -305,8 +308,18 @@ impl Bench {
     /// Gives a link another MTU.
     pub fn set_mtu(&mut self, port: PortId, mtu: u16) {
         self.mtu[usize::from(port.0)] = mtu;
+        self.publish_network();
+    }
+
+    /// Adds a route by a router on the servers' side.
+    pub fn add_route(&mut self, to: Prefix, gateway: IpAddr) {
+        self.routes.push((to, gateway));
+        self.publish_network();
+    }
+
+    fn publish_network(&mut self) {
         let mut snapshot = (**self.director.snapshot()).clone();
-        snapshot.network = Arc::new(network(self.mtu, self.tags));
+        snapshot.network = Arc::new(network(self.mtu, self.tags, &self.routes));
         self.director.adopt(Arc::new(snapshot));
     }
 
@@ -367,7 +380,7 @@ impl Backend for Bench {
 
 /// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP. With tags the links are VLANs on interfaces
 /// without addresses.
-fn network(mtu: [u16; 2], tags: [Tags; 2]) -> Network {
+fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Network {
     let v6 = |net, host| IpAddr::V6(v6(net, host));
     let interface = |name: &str, index, mac, v4: [u8; 4], v6, mtu| Interface {
         name: name.to_owned(),
@@ -400,14 +413,18 @@ fn network(mtu: [u16; 2], tags: [Tags; 2]) -> Network {
     let vlans: Vec<Vlan> = vlans.filter(|_| is_tagged).collect();
     let own = [VIP.into(), [10, 0, 0, 1].into(), [10, 1, 0, 1].into(), VIP6.into(), v6(0xa, 1), v6(0xb, 1)];
     let local = LOCALS.map(IpAddr::from).into_iter().chain(LOCALS6.map(IpAddr::from)).chain(own);
+    let direct = [
+        route([10, 0, 0, 0].into(), 16, clients_link),
+        route([10, 1, 0, 0].into(), 24, servers_link),
+        route(v6(0xa, 0), 64, clients_link),
+        route(v6(0xb, 0), 64, servers_link),
+    ];
+    let routed = routers
+        .iter()
+        .map(|(to, gateway)| Route { gateway: Some(*gateway), ..route(to.address, to.length, servers_link) });
     Network::new(
         if is_tagged { bare } else { addressed },
-        [
-            route([10, 0, 0, 0].into(), 16, clients_link),
-            route([10, 1, 0, 0].into(), 24, servers_link),
-            route(v6(0xa, 0), 64, clients_link),
-            route(v6(0xb, 0), 64, servers_link),
-        ],
+        direct.into_iter().chain(routed),
         clients.chain(servers).chain(clients6).chain(servers6),
     )
     .with_vlans(vlans)

@@ -181,7 +181,9 @@ impl Play {
                 data::Forwarding::Masq => Rewrite::destination(server.0, server.1),
                 data::Forwarding::FullNat => Rewrite { source: Some(local), destination: Some(server) },
                 // The harness makes no tunnels.
-                data::Forwarding::Route | data::Forwarding::Tunnel => Rewrite::NOTHING,
+                data::Forwarding::Route | data::Forwarding::Tunnel | data::Forwarding::Bypass => {
+                    Rewrite::NOTHING
+                }
             };
             if tuple_flow(&conn.request()) == flow {
                 tried.push(self.is_kept(before, &conn, &packet).and_then(|()| {
@@ -338,7 +340,7 @@ fn error(conn: &Conn<V4>, about_reply: bool, kind: u8, quoted: u8) -> (PortId, V
     let vip = (ip(conn.virtual_address), conn.virtual_port);
     let server = match conn.forwarding {
         data::Forwarding::Masq | data::Forwarding::FullNat => (ip(conn.server), conn.server_port),
-        data::Forwarding::Route | data::Forwarding::Tunnel => vip,
+        data::Forwarding::Route | data::Forwarding::Tunnel | data::Forwarding::Bypass => vip,
     };
     let beyond = match conn.forwarding {
         data::Forwarding::FullNat => (ip(conn.local), conn.local_port),

@@ -208,7 +208,10 @@ impl Mirror {
                 _ => {}
             }
         }
-        if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        // What is the machine's own leads nowhere else, whatever other routes say.
+        let is_local =
+            table == u32::from(nix::libc::RT_TABLE_LOCAL) && message.header.kind == RouteType::Local;
+        if table != u32::from(RouteHeader::RT_TABLE_MAIN) && !is_local {
             return None;
         }
         let link = match message.header.kind {

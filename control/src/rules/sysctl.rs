@@ -1,7 +1,7 @@
 //! Settings as people write them, held against those that there are.
 
-use nix::libc::{EINVAL, ENOENT};
-use shunt_dataplane::service::{SysctlError, Sysctls};
+use nix::libc::{EINVAL, ENOENT, EOPNOTSUPP};
+use shunt_dataplane::service::{SysctlError, Sysctls, absent};
 
 use super::Refusal;
 use super::check::short;
@@ -32,6 +32,9 @@ pub(super) fn set(sysctls: &mut Sysctls, name: &str, value: &str) -> Result<(), 
 }
 
 fn unknown(name: &str) -> Refusal {
+    if let Some(why) = absent(name) {
+        return Refusal { errno: EOPNOTSUPP, why: format!("{name} has no meaning here: {why}") };
+    }
     let known: Vec<_> = Sysctls::default().iter().map(|(known, _)| known).collect();
     let name: String = name.chars().take(LONGEST_NAME).collect();
     let why = format!("There is no setting {name:?} here (there are {})", known.join(", "));
@@ -89,6 +92,9 @@ mod tests {
         let refused = set(&mut sysctls, "slopy_tcp", "yes").unwrap_err();
         assert_eq!(refused.errno, ENOENT);
         assert!(refused.why.contains("sloppy_sctp, sloppy_tcp"), "{}", refused.why);
+        let refused = set(&mut sysctls, "conntrack", "1").unwrap_err();
+        assert_eq!(refused.errno, EOPNOTSUPP);
+        assert!(refused.why.starts_with("conntrack has no meaning here: netfilter "), "{}", refused.why);
         assert_eq!(sysctls, Sysctls::default());
 
         set(&mut sysctls, "sloppy_tcp", "1").unwrap();

@@ -37,7 +37,7 @@ pub struct Conn<A> {
     pub client: A,
     /// The virtual address.
     pub virtual_address: A,
-    /// The real server's address; zero when it is of the other family, as only a tunnel's may be.
+    /// The real server's address; zero when it is of the other family, as only a tunnel's may be, or when there is none.
     pub server: A,
     /// The director's own address towards the real server, under FullNAT.
     pub local: A,
@@ -232,8 +232,14 @@ impl<A: Address> Conn<A> {
         match self.forwarding {
             Forwarding::Masq => self.virtual_port != self.server_port,
             Forwarding::FullNat => true,
-            Forwarding::Route | Forwarding::Tunnel => false,
+            Forwarding::Route | Forwarding::Tunnel | Forwarding::Bypass => false,
         }
+    }
+
+    /// Whether it has a real server, which may have been removed.
+    #[inline]
+    pub fn has_server(&self) -> bool {
+        self.forwarding != Forwarding::Bypass
     }
 
     /// Whether it is no connection, but what makes some go where the first one went.

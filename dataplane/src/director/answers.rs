@@ -103,6 +103,10 @@ impl<A: Near> Family<A> {
         conn: Option<ConnId>,
         now: Tick,
     ) -> Verdict {
+        if conn.is_some_and(|id| !self.conns.conn(id).has_server()) {
+            // The packet's own end says nothing yet.
+            return self.refuse_as_router(shared, packet, meta, problem, now);
+        }
         let verdict = self.answer(shared, packet, meta, problem, meta.tuple.destination, now);
         // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
         if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {

@@ -1,15 +1,16 @@
 //! How a connection begins: the first packet of one is admitted, and bound to a real server.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::answers::is_refused_to_server;
 use super::beyond::Near;
 use super::family::Family;
 use super::{Shared, Verdict, admission};
-use crate::conn::{Conn, ConnId, Detail, Marks};
+use crate::conn::{Conn, ConnId, Detail, Marks, State};
 use crate::forward::icmp::Problem;
-use crate::packet::{Meta, Packet};
-use crate::service::{Dest, DestId, FTP, FTP_DATA, Forwarding, Protocol, Service, Tick};
+use crate::packet::{Address, Meta, Packet, Tuple};
+use crate::service::{Dest, DestId, FTP, FTP_DATA, Forwarding, Protocol, Service, Snapshot, Tick};
 use crate::stats::{Event, Reason, add, sub};
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -17,6 +18,26 @@ const UDP: u8 = Protocol::Udp as u8;
 
 /// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
 const EMBRYO: u32 = 3_000;
+
+/// Why a packet of a service has not begun a connection.
+pub(super) enum Unscheduled {
+    /// Nobody takes it.
+    NoServer,
+    /// What becomes of it instead.
+    Verdict(Verdict),
+}
+
+impl From<Verdict> for Unscheduled {
+    fn from(verdict: Verdict) -> Self {
+        Unscheduled::Verdict(verdict)
+    }
+}
+
+impl From<Reason> for Unscheduled {
+    fn from(reason: Reason) -> Self {
+        Unscheduled::Verdict(Verdict::Drop(reason))
+    }
+}
 
 impl<A: Near> Family<A> {
     /// A packet of no known connection: the first of a new one, or a stray.
@@ -50,58 +71,102 @@ impl<A: Near> Family<A> {
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
-        let key = match self.key(service, packet, meta) {
-            Ok(key) => key,
-            Err(reason) => return Verdict::Drop(reason),
-        };
-        if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
-            return Verdict::HandOff(keeper);
-        }
-        if shared.defence.refuses() {
-            return Verdict::Drop(Reason::LoadShed);
-        }
-        self.make_room(shared, now);
-        if let Some(owner) = shared.announce(hash) {
-            return Verdict::HandOff(owner);
-        }
-        let (dest, template) = match self.choose(shared, service, (packet, tuple), key, now) {
-            Ok(Some(chosen)) => chosen,
-            Ok(None) => {
-                shared.withdraw(hash);
+        let id = match self.schedule_new(shared, packet, meta, hash, service, now) {
+            Ok(id) => id,
+            Err(Unscheduled::NoServer) if is_bypassed(&services, service, tuple) => {
+                match self.bypass(shared, tuple, hash, now) {
+                    Ok(id) => id,
+                    Err(verdict) => return verdict,
+                }
+            }
+            Err(Unscheduled::NoServer) => {
                 shared.mine().count(Event::NoServer, 1);
                 return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
             }
-            Err(reason) => {
-                shared.withdraw(hash);
-                return Verdict::Drop(reason);
+            // Silence would cost the client seconds.
+            Err(Unscheduled::Verdict(Verdict::Drop(Reason::NoLocalPort))) => {
+                shared.mine().drop(Reason::NoLocalPort);
+                return match tuple.protocol {
+                    TCP => self.reset(shared, packet, meta),
+                    _ => self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now),
+                };
             }
+            Err(Unscheduled::Verdict(verdict)) => return verdict,
         };
-        match self.begin(shared, meta, (service, &dest), now) {
-            Ok(id) => {
-                if let Some(template) = template {
-                    self.made(template, id, now);
-                }
-                let verdict = self.deliver(shared, packet, meta, hash, id, now);
-                if service.one_packet && tuple.protocol == UDP {
-                    self.forget_packet(shared, meta, &verdict, id, now);
-                }
-                verdict
-            }
-            Err(reason) => {
-                shared.withdraw(hash);
-                match reason {
-                    // Silence would cost the client seconds.
-                    Reason::NoLocalPort => {
-                        shared.mine().drop(reason);
-                        match tuple.protocol {
-                            TCP => self.reset(shared, packet, meta),
-                            _ => self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now),
-                        }
-                    }
-                    reason => Verdict::Drop(reason),
-                }
-            }
+        let verdict = self.deliver(shared, packet, meta, hash, id, now);
+        if service.is_for_one(tuple) {
+            self.forget_packet(shared, meta, &verdict, id, now);
         }
+        verdict
+    }
+
+    /// Creates the connection of a service's packet, to the real server that is chosen for it.
+    pub(super) fn schedule_new(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        service: &Arc<Service>,
+        now: Tick,
+    ) -> Result<ConnId, Unscheduled> {
+        let key = self.key(service, packet, meta)?;
+        if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
+            return Err(Verdict::HandOff(keeper).into());
+        }
+        if shared.defence.refuses() {
+            return Err(Reason::LoadShed.into());
+        }
+        self.make_room(shared, now);
+        if let Some(owner) = shared.announce(hash) {
+            return Err(Verdict::HandOff(owner).into());
+        }
+        let begun = match self.choose(shared, service, (packet, &meta.tuple), key, now) {
+            Ok(Some((dest, template))) => {
+                let begun = self.begin(shared, meta, (service, &dest), now);
+                begun.inspect(|id| template.into_iter().for_each(|template| self.made(template, *id, now)))
+            }
+            Ok(None) => {
+                shared.withdraw(hash);
+                return Err(Unscheduled::NoServer);
+            }
+            Err(reason) => Err(reason),
+        };
+        begun.map_err(|reason| {
+            shared.withdraw(hash);
+            reason.into()
+        })
+    }
+
+    /// Creates a connection that goes past all real servers.
+    fn bypass(
+        &mut self,
+        shared: &mut Shared,
+        tuple: &Tuple<A>,
+        hash: u64,
+        now: Tick,
+    ) -> Result<ConnId, Verdict> {
+        if let Some(owner) = shared.announce(hash) {
+            return Err(Verdict::HandOff(owner));
+        }
+        let conn = Conn {
+            client: tuple.source,
+            virtual_address: tuple.destination,
+            client_port: tuple.source_port,
+            virtual_port: tuple.destination_port,
+            protocol: tuple.protocol,
+            forwarding: Forwarding::Bypass,
+            dest: DestId::NOBODY,
+            last_seen: now,
+            timeout: EMBRYO,
+            ..Conn::default()
+        };
+        let id = self.conns.insert(conn).map_err(|_| {
+            shared.withdraw(hash);
+            Verdict::Drop(Reason::TableFull)
+        })?;
+        self.bind(shared, DestId::NOBODY);
+        Ok(id)
     }
 
     /// Creates the connection of a packet to a real server.
@@ -139,6 +204,8 @@ impl<A: Near> Family<A> {
             detail: if is_ftp { Detail::default() } else { dest.tunnel.into() },
             marks,
             dest: dest.id,
+            // There is no other.
+            state: if tuple.protocol == UDP { State::Udp } else { State::None },
             last_seen: now,
             timeout: EMBRYO,
             ..Conn::default()
@@ -180,7 +247,7 @@ impl<A: Near> Family<A> {
 
     /// Ends the connection of a packet that is scheduled by itself. One that is in parts is remembered until they are there; one that waits for a neighbour will be scheduled
     /// anew.
-    fn forget_packet(
+    pub(super) fn forget_packet(
         &mut self,
         shared: &mut Shared,
         meta: &Meta<A>,
@@ -204,4 +271,14 @@ impl<A: Near> Family<A> {
             }
         }
     }
+}
+
+/// Whether a packet that no real server takes goes to where it is addressed (`ip_vs_leave`). It is made for caches that a mark's service leads everybody's requests
+/// to: without one the servers themselves are still there. Only where there is a way out.
+fn is_bypassed<A: Address>(snapshot: &Snapshot, service: &Service, tuple: &Tuple<A>) -> bool {
+    let Snapshot { sysctls, network, .. } = snapshot;
+    let destination: IpAddr = tuple.destination.into();
+    let has_way = || network.route(destination).is_some_and(|route| route.link.is_some());
+    let is_elsewhere = || !destination.is_multicast() && !network.is_local(destination) && has_way();
+    sysctls.cache_bypass != 0 && service.mark.is_some() && is_elsewhere()
 }

@@ -19,7 +19,9 @@ impl<A: Near> Family<A> {
         let services = &snapshot.services;
         while let Some(from) = self.swept.filter(|_| *budget > 0) {
             // A template that controls others makes no new ones, and goes in its time.
-            let is_orphan = |entry: &Conn<A>| !services.has_dest(entry.dest) && entry.controls() == 0;
+            let is_orphan = |entry: &Conn<A>| {
+                !services.has_dest(entry.dest) && entry.has_server() && entry.controls() == 0
+            };
             let (orphan, next) = self.conns.search(from, budget, is_orphan);
             self.swept = next;
             if let Some(id) = orphan {

@@ -1,15 +1,18 @@
 //! ICMP errors about connections, on their way through the director.
 
+use std::sync::Arc;
+
+use super::beginning::Unscheduled;
 use super::beyond::{self, Near};
 use super::family::Family;
 use super::hops::Toward;
 use super::sending::mtu;
 use super::{Shared, Verdict};
-use crate::conn::{Direction, Marks};
-use crate::forward::icmp::Message;
+use crate::conn::{ConnId, Direction, Marks};
+use crate::forward::icmp::{Message, Quote};
 use crate::forward::{self, dr, icmp};
 use crate::packet::{Meta, Packet};
-use crate::service::{Forwarding, Tick};
+use crate::service::{FTP_DATA, Forwarding, Service, Tick};
 use crate::stats::{Reason, add};
 
 impl<A: Near> Family<A> {
@@ -37,31 +40,89 @@ impl<A: Near> Family<A> {
             if let Some(owner) = shared.owner_elsewhere(hash) {
                 return Verdict::HandOff(owner);
             }
-            let services = &shared.snapshot.services;
-            if services.find_for(&turned, packet.port).is_some() {
+            let snapshot = Arc::clone(&shared.snapshot);
+            let Some(service) = snapshot.services.find_for(&turned, packet.port) else {
+                return self.stray(shared, packet, meta, &turned, now);
+            };
+            if snapshot.sysctls.schedule_icmp == 0 {
                 return Verdict::Drop(Reason::StrayIcmp);
             }
-            return self.stray(shared, packet, meta, &turned, now);
+            // As of the connection's own packets there is none yet.
+            let asks = Meta { tuple: turned, ..*meta };
+            return match self.schedule_by_error(shared, packet, &asks, hash, service, now) {
+                Ok(id) => {
+                    let found = (id, Direction::Request);
+                    let verdict = self.error(shared, packet, meta, &quote, (found, hash), now);
+                    if service.is_for_one(&turned) {
+                        self.forget_packet(shared, meta, &verdict, id, now);
+                    }
+                    verdict
+                }
+                Err(verdict) => verdict,
+            };
         };
+        self.error(shared, packet, meta, &quote, ((id, direction), hash), now)
+    }
+
+    /// Begins the connection that an error is about (`schedule_icmp`).
+    fn schedule_by_error(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        asks: &Meta<A>,
+        hash: u64,
+        service: &Arc<Service>,
+        now: Tick,
+    ) -> Result<ConnId, Verdict> {
+        if asks.tuple.source_port == FTP_DATA {
+            return Err(Verdict::Drop(Reason::StrayIcmp));
+        }
+        // An error has no call.
+        if service.persistence.is_some_and(|persistence| persistence.by_call) {
+            return Err(Verdict::Drop(Reason::NoCall));
+        }
+        self.schedule_new(shared, packet, asks, hash, service, now).map_err(|why| match why {
+            Unscheduled::NoServer => Verdict::Drop(Reason::StrayIcmp),
+            Unscheduled::Verdict(verdict) => verdict,
+        })
+    }
+
+    /// An error about a known connection, on its way to the end that `direction` leads to.
+    fn error(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        quote: &Quote<A>,
+        ((id, direction), hash): ((ConnId, Direction), u64),
+        now: Tick,
+    ) -> Verdict {
         let conn = *self.conns.conn(id);
         let toward = match direction {
             Direction::Request => Toward::Server,
             Direction::Reply => Toward::Client,
         };
-        if direction == Direction::Request && !shared.snapshot.services.has_dest(conn.dest) {
+        let is_gone = conn.has_server() && !shared.snapshot.services.has_dest(conn.dest);
+        if direction == Direction::Request && is_gone {
             return Verdict::Drop(Reason::NoDest);
         }
         if conn.forwarding.translates_replies() && !icmp::is_sound(packet, meta) {
             return Verdict::Drop(Reason::BadChecksum);
         }
-        if forward::hops_left(packet, meta) <= 1 {
-            // Nobody answers an error with an error.
-            return Verdict::Drop(Reason::StrayIcmp);
-        }
         let hop = match self.hop(shared, id, toward) {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
+        let counters = shared.mine().dest(conn.dest);
+        let length = u64::from(meta.length());
+        if direction == Direction::Request {
+            add(&counters.in_packets, 1);
+            add(&counters.in_bytes, length);
+        }
+        if forward::hops_left(packet, meta) <= 1 {
+            // Nobody answers an error with an error.
+            return Verdict::Drop(Reason::StrayIcmp);
+        }
         let mtu = match direction {
             Direction::Request => mtu(shared, &conn, &hop, now),
             Direction::Reply => hop.mtu,
@@ -70,38 +131,30 @@ impl<A: Near> Family<A> {
             // As above: its sender cannot be told.
             return Verdict::Drop(Reason::TooBig);
         }
-        let counters = shared.mine().dest(conn.dest);
-        let length = u64::from(meta.length());
         if conn.marks.has(Marks::ACROSS) {
-            add(&counters.in_packets, 1);
-            add(&counters.in_bytes, length);
-            return Self::error_to_server_across(shared, packet, meta, &quote, &conn, &hop);
+            return Self::error_to_server_across(shared, packet, meta, quote, &conn, &hop);
         }
         let is_full = conn.forwarding == Forwarding::FullNat;
         let new = match direction {
-            Direction::Request => {
-                add(&counters.in_packets, 1);
-                add(&counters.in_bytes, length);
-                match conn.forwarding {
-                    Forwarding::Route => {
-                        dr::request(packet, meta, &hop);
-                        return self.send(shared, packet, &hop);
-                    }
-                    Forwarding::Tunnel => {
-                        return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now);
-                    }
-                    Forwarding::Masq | Forwarding::FullNat => icmp::Translated {
-                        source: if is_full { conn.local } else { meta.tuple.source },
-                        destination: conn.server,
-                        quoted: conn.beyond(),
-                    },
+            Direction::Request => match conn.forwarding {
+                Forwarding::Route | Forwarding::Bypass => {
+                    dr::request(packet, meta, &hop);
+                    return self.send(shared, packet, &hop);
                 }
-            }
+                Forwarding::Tunnel => {
+                    return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now);
+                }
+                Forwarding::Masq | Forwarding::FullNat => icmp::Translated {
+                    source: if is_full { conn.local } else { meta.tuple.source },
+                    destination: conn.server,
+                    quoted: conn.beyond(),
+                },
+            },
             Direction::Reply => {
                 add(&counters.out_packets, 1);
                 add(&counters.out_bytes, length);
                 if is_full {
-                    Self::take_back_quoted(packet, &quote, meta.end, &conn);
+                    Self::take_back_quoted(packet, quote, meta.end, &conn);
                 }
                 icmp::Translated {
                     source: conn.virtual_address,
@@ -110,7 +163,7 @@ impl<A: Near> Family<A> {
                 }
             }
         };
-        icmp::translate(packet, meta, &quote, &new, &hop);
+        icmp::translate(packet, meta, quote, &new, &hop);
         self.send(shared, packet, &hop)
     }
 }

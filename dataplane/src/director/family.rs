@@ -154,7 +154,7 @@ impl<A: Near> Family<A> {
             self.cut(shared, id, now);
             return self.admit(shared, packet, meta, hash, now);
         }
-        if !shared.snapshot.services.has_dest(conn.dest) {
+        if !shared.snapshot.services.has_dest(conn.dest) && conn.has_server() {
             // The connection stays: its real server may come back, and then it goes on.
             if shared.snapshot.sysctls.expire_nodest_conn == 0 || meta.is_later_fragment() {
                 return Verdict::Drop(Reason::NoDest);
@@ -212,7 +212,7 @@ impl<A: Near> Family<A> {
         }
         Self::limit_segments(shared, packet, meta, conn.dest);
         match conn.forwarding {
-            Forwarding::Route => dr::request(packet, meta, &hop),
+            Forwarding::Route | Forwarding::Bypass => dr::request(packet, meta, &hop),
             Forwarding::Masq => {
                 if conn.marks.has(Marks::FTP)
                     && let Some(verdict) = self.hear_client(shared, packet, meta, id, now)
@@ -343,10 +343,14 @@ impl<A: Near> Family<A> {
         let conn = self.conns.conn_mut(id);
         let (dest, server, client) = (conn.dest, conn.server, conn.client);
         let is_ftp_data = conn.marks.has(Marks::DATA);
+        let bypassed = (!conn.has_server()).then_some(conn.virtual_address);
         self.hops.of_conn(network, &mut conn.hops, toward, || match toward {
             // The real server itself knows its address also where the connection has no room for it.
             Toward::Server if is_ftp_data => server.into(),
-            Toward::Server => services.dest(dest).map_or_else(|| server.into(), |dest| dest.address),
+            Toward::Server => {
+                let elsewhere = || bypassed.unwrap_or(server).into();
+                services.dest(dest).map_or_else(elsewhere, |dest| dest.address)
+            }
             Toward::Client => client.into(),
         })
     }

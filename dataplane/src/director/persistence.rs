@@ -94,7 +94,8 @@ impl<A: Near> Family<A> {
     ) -> Option<Arc<Dest>> {
         let client = (packet.source.into(), packet.source_port);
         let destination = (packet.destination.into(), packet.destination_port);
-        shared.schedulers.choose(service, client, destination, now, &shared.counters)
+        let rest = (&shared.snapshot.sysctls, &*shared.counters);
+        shared.schedulers.choose(service, client, destination, now, rest)
     }
 
     /// The template of a key. Where there is none the key is one that is free.

@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::conn::table::Secret;
 use crate::sched::{Request, Scheduler};
-use crate::service::{Dest, Service, ServiceId, Services, Tick, WorkerId};
+use crate::service::{Dest, Service, ServiceId, Services, Sysctls, Tick, WorkerId};
 use crate::stats::Counters;
 
 /// The schedulers of one worker.
@@ -43,10 +43,10 @@ impl Schedulers {
         client: (IpAddr, u16),
         destination: (IpAddr, u16),
         now: Tick,
-        counters: &Counters,
+        (sysctls, counters): (&Sysctls, &Counters),
     ) -> Option<Arc<Dest>> {
         let own = self.by_service.get_mut(&service.id)?;
-        let request = Request { client, destination, now, random: self.random.next() };
+        let request = Request { client, destination, now, random: self.random.next(), sysctls };
         // All workers start with copies of one state. Each begins as many choices further on as its number says, or their first
         // connections would all go to the same real server.
         if !own.staggered {
@@ -161,11 +161,11 @@ mod tests {
         ) {
             let services = [first, second].map(|weights| service(name, &weights));
             let tables = services.clone().map(|service| Arc::new(Services::new([service])));
-            let counters = Counters::new(4).unwrap();
+            let (sysctls, counters) = (Sysctls::default(), Counters::new(4).unwrap());
             let mut workers: Vec<_> = (0..4).map(|n| Schedulers::new(WorkerId(n), &SECRET)).collect();
             let choose = |worker: &mut Schedulers, service, client: u32| {
                 let client = (std::net::Ipv4Addr::from_bits(client).into(), client as u16);
-                let chosen = worker.choose(service, client, (client.0, 80), Tick(0), &counters);
+                let chosen = worker.choose(service, client, (client.0, 80), Tick(0), (&sysctls, &counters));
                 chosen.map(|dest| dest.address)
             };
             for (n, worker) in workers.iter_mut().enumerate().skip(1) {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::locality::{Locality, Server, is_overworked, server};
+use super::locality::{Locality, Server, is_overworked, milliseconds, server};
 use super::{Request, Scheduler, least, overhead};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
@@ -20,7 +20,8 @@ pub struct LocalityLeastConnection {
 impl Scheduler for LocalityLeastConnection {
     fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
         let (destination, _) = request.destination;
-        let known = self.known.find(destination, request.now);
+        let expiration = milliseconds(request.sysctls.lblc_expiration);
+        let known = self.known.find(destination, expiration, request.now);
         let known = known.and_then(|(known, places)| places.dest(service, known));
         if let Some(dest) = known.filter(|dest| dest.weight > 0 && !is_overworked(dest, service, counters)) {
             return Some(Arc::clone(dest));
@@ -79,6 +80,25 @@ mod tests {
         bench.remove('B');
         assert_eq!(bench.destination(ONE), "A");
         assert_eq!(bench.destination(TWO), "A");
+    }
+
+    #[test]
+    fn a_destination_is_forgotten_when_it_was_unused_for_as_long_as_set() {
+        // The table is gone through each half hour, and by requests.
+        let after_an_hour = |expiration| {
+            let mut bench = Bench::new("lblc");
+            bench.sysctls.lblc_expiration = expiration;
+            bench.weight('B', 1);
+            bench.weight('A', 1);
+            assert_eq!(bench.destination(ONE), "A");
+            bench.active('A', 1);
+            for _ in 0..60 {
+                bench.now = bench.now.plus(60_000);
+                bench.destination(TWO);
+            }
+            bench.destination(ONE)
+        };
+        assert_eq!((after_an_hour(86_400), after_an_hour(600)), ("A".into(), "B".into()));
     }
 
     #[test]

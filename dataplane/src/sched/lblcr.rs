@@ -2,12 +2,12 @@
 //! used; when that is overworked while another server idles, the least loaded of all joins the set
 //! (`ip_vs_lblcr_schedule`).
 //!
-//! A set that has not changed for a day loses its most loaded member with the next request, so that sets shrink when the load does.
+//! A set that has not changed for a day (`lblcr_expiration`) loses its most loaded member with the next request, so that sets shrink when the load does.
 //! Each worker remembers for itself, as with `lblc`.
 
 use std::sync::Arc;
 
-use super::locality::{EXPIRATION, Locality, Server, is_overworked, most, server};
+use super::locality::{Locality, Server, is_overworked, milliseconds, most, server};
 use super::{Request, Scheduler, least, overhead};
 use crate::service::{Dest, Service, Tick};
 use crate::stats::Counters;
@@ -33,7 +33,8 @@ impl Scheduler for ReplicatedLocality {
         let weight = |dest: &Dest| u64::from(dest.weight);
         let least_of_all = || least(&service.dests, counters, load, weight);
 
-        let Some((replicas, places)) = self.known.find(destination, now) else {
+        let expiration = milliseconds(request.sysctls.lblcr_expiration);
+        let Some((replicas, places)) = self.known.find(destination, expiration, now) else {
             let dest = least_of_all()?;
             self.known.remember(destination, Replicas { servers: vec![server(dest)], changed: now }, now);
             return Some(Arc::clone(dest));
@@ -42,7 +43,7 @@ impl Scheduler for ReplicatedLocality {
         let dest = least(members(&replicas.servers), counters, load, weight);
 
         if replicas.servers.len() > 1
-            && now.since(replicas.changed) > EXPIRATION
+            && now.since(replicas.changed) > expiration
             && let Some(most) = most(members(&replicas.servers), load)
         {
             replicas.servers.retain(|member| *member != server(most));

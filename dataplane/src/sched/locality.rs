@@ -1,7 +1,7 @@
 //! What `lblc` and `lblcr` remember: the real server, or servers, of each destination address.
 //!
 //! Unlike a cache of connections this may grow with every address on the Internet, so it is bounded as in the kernel (`ip_vs_lblc_check_expire`):
-//! looked at once a minute at most, it forgets what was unused for a day, and when full what was unused for six minutes. What
+//! looked at once a minute at most, it forgets what was unused for a day (`lblc_expiration`, `lblcr_expiration`), and when full what was unused for six minutes. What
 //! the kernel does by a timer is done here by the first request after a minute; the kernel's table may grow past its limit meanwhile, this one does
 //! not, and destinations that find no room are scheduled afresh each time.
 //!
@@ -50,13 +50,10 @@ const FULL_EXPIRATION: u32 = 30;
 /// When the table is full, what was unused for so long is forgotten (`ENTRY_TIMEOUT`).
 const FULL_TIMEOUT: u32 = 6 * 60_000;
 
-/// What was unused for so long is forgotten: the default of the sysctls `lblc_expiration` and `lblcr_expiration`.
-pub const EXPIRATION: u32 = 24 * 3_600_000;
-
 impl<T> Locality<T> {
-    /// What is known of a destination, and where its servers are. Asking counts as use.
-    pub fn find(&mut self, destination: IpAddr, now: Tick) -> Option<(&mut T, &Places)> {
-        self.tidy(now);
+    /// What is known of a destination, and where its servers are. Asking counts as use; what was unused for `expiration` milliseconds is forgotten.
+    pub fn find(&mut self, destination: IpAddr, expiration: u32, now: Tick) -> Option<(&mut T, &Places)> {
+        self.tidy(expiration, now);
         let entry = self.entries.get_mut(&destination)?;
         entry.used = now;
         Some((&mut entry.known, &self.places))
@@ -74,14 +71,14 @@ impl<T> Locality<T> {
         self.places = Places(dests.iter().enumerate().map(|(place, dest)| (server(dest), place)).collect());
     }
 
-    fn tidy(&mut self, now: Tick) {
+    fn tidy(&mut self, expiration: u32, now: Tick) {
         if now.since(*self.tidied.get_or_insert(now)) < INTERVAL {
             return;
         }
         self.tidied = Some(now);
         self.rounds = (self.rounds + 1) % FULL_EXPIRATION;
         if self.rounds == 0 {
-            self.entries.retain(|_, entry| now.since(entry.used) <= EXPIRATION);
+            self.entries.retain(|_, entry| now.since(entry.used) <= expiration);
         } else if self.entries.len() >= CAPACITY {
             self.entries.retain(|_, entry| now.since(entry.used) <= FULL_TIMEOUT);
         }
@@ -104,6 +101,11 @@ impl<T> Default for Locality<T> {
     fn default() -> Self {
         Self { entries: HashMap::new(), places: Places::default(), tidied: None, rounds: 0 }
     }
+}
+
+/// A setting in seconds, in milliseconds.
+pub fn milliseconds(seconds: i32) -> u32 {
+    seconds.unsigned_abs().saturating_mul(1000)
 }
 
 /// How a real server is remembered.
@@ -135,6 +137,8 @@ pub fn most<'a>(
 mod tests {
     use super::*;
 
+    const DAY: u32 = 24 * 3_600_000;
+
     fn address(n: u32) -> IpAddr {
         std::net::Ipv4Addr::from_bits(n).into()
     }
@@ -147,9 +151,9 @@ mod tests {
         known.remember(address(2), 'b', now);
         for _ in 0..25 * 60 {
             now = now.plus(60_000);
-            assert!(known.find(address(2), now).is_some());
+            assert!(known.find(address(2), DAY, now).is_some());
         }
-        assert!(known.find(address(1), now).is_none());
+        assert!(known.find(address(1), DAY, now).is_none());
     }
 
     #[test]
@@ -157,15 +161,15 @@ mod tests {
         let mut known = Locality::default();
         let mut now = Tick(0);
         (0..CAPACITY as u32 + 1).for_each(|n| known.remember(address(n), n, now));
-        assert!(known.find(address(CAPACITY as u32), now).is_none());
+        assert!(known.find(address(CAPACITY as u32), DAY, now).is_none());
         known.remember(address(0), 7, now);
-        assert_eq!(known.find(address(0), now).map(|(known, _)| *known), Some(7));
+        assert_eq!(known.find(address(0), DAY, now).map(|(known, _)| *known), Some(7));
         for _ in 0..8 {
             now = now.plus(60_000);
-            assert!(known.find(address(0), now).is_some());
+            assert!(known.find(address(0), DAY, now).is_some());
         }
-        assert!(known.find(address(1), now).is_none());
+        assert!(known.find(address(1), DAY, now).is_none());
         known.remember(address(1), 1, now);
-        assert!(known.find(address(1), now).is_some());
+        assert!(known.find(address(1), DAY, now).is_some());
     }
 }

@@ -29,12 +29,12 @@ mod wrr;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::service::{Dest, Service, Tick};
+use crate::service::{Dest, Service, Sysctls, Tick};
 use crate::stats::Counters;
 
 /// What a scheduler may know of a new connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Request {
+pub struct Request<'a> {
     /// The client's address and port.
     pub client: (IpAddr, u16),
     /// The address and port it wants: the service's, or any of those that share the service's mark.
@@ -43,6 +43,8 @@ pub struct Request {
     pub now: Tick,
     /// A random number for this request alone. Schedulers have no other source, so a test can repeat them.
     pub random: u64,
+    /// The settings in force.
+    pub sysctls: &'a Sysctls,
 }
 
 /// A way to choose a real server.
@@ -150,6 +152,7 @@ mod bench {
         pub counters: Counters,
         pub now: Tick,
         random: u64,
+        pub sysctls: Sysctls,
     }
 
     /// The real server of a letter is 10.1.0.n, n being the letter's place in the alphabet, port 80.
@@ -192,6 +195,7 @@ mod bench {
                 counters: Counters::new(1).unwrap(),
                 now: Tick(0),
                 random: 1,
+                sysctls: Sysctls::default(),
             }
         }
 
@@ -266,21 +270,29 @@ mod bench {
 
         /// The choice with this random number.
         pub fn random(&mut self, random: u64) -> String {
-            let request =
-                Request { random, ..self.request([192, 0, 2, 1].into(), 1024, [10, 9, 0, 1].into()) };
+            let sysctls = self.sysctls;
+            let request = self.request([192, 0, 2, 1].into(), 1024, [10, 9, 0, 1].into(), &sysctls);
+            let request = Request { random, ..request };
             name(self.scheduler.choose(&self.service, &request, &self.counters)).into()
         }
 
         fn choice(&mut self, client: IpAddr, port: u16, destination: IpAddr) -> char {
-            let request = self.request(client, port, destination);
+            let sysctls = self.sysctls;
+            let request = self.request(client, port, destination, &sysctls);
             name(self.scheduler.choose(&self.service, &request, &self.counters))
         }
 
-        fn request(&mut self, client: IpAddr, port: u16, destination: IpAddr) -> Request {
+        fn request<'a>(
+            &mut self,
+            client: IpAddr,
+            port: u16,
+            destination: IpAddr,
+            sysctls: &'a Sysctls,
+        ) -> Request<'a> {
             // A full period of 64 bits; the low ones are poor, so they are folded (PCG's multiplier).
             self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             let random = self.random ^ self.random >> 32;
-            Request { client: (client, port), destination: (destination, 80), now: self.now, random }
+            Request { client: (client, port), destination: (destination, 80), now: self.now, random, sysctls }
         }
     }
 

@@ -15,6 +15,7 @@ use hashbrown::{HashMap, HashSet};
 use crate::conn::State;
 use crate::packet::{Address, Tuple};
 use crate::sched::Scheduler;
+use crate::stats::MAX_DESTS;
 
 mod local;
 mod marking;
@@ -25,7 +26,7 @@ pub use local::Local;
 use marking::Markings;
 pub use marking::{EVERY_PORT, MAX_MARKINGS, Marking, Pattern, Prefix};
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable, Vlan};
-pub use sysctl::{SysctlError, Sysctls};
+pub use sysctl::{SysctlError, Sysctls, absent};
 
 /// Counts snapshots. A worker that has reached an epoch has forgotten everything older.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +63,11 @@ pub struct ServiceId(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, zerocopy::FromZeros)]
 pub struct DestId(pub u32);
 
+impl DestId {
+    /// Of connections that have no real server: where the books are done for them.
+    pub const NOBODY: DestId = DestId(MAX_DESTS as u32);
+}
+
 /// Transport protocols a service can have, by their IP protocol number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -90,6 +96,8 @@ pub enum Forwarding {
     Tunnel = 2,
     /// Direct routing: the frame goes to the real server's MAC unchanged, replies go past the director.
     Route = 3,
+    /// No real server, because there was none: the packet goes to where it is addressed, unchanged (`cache_bypass`).
+    Bypass = 4,
     /// FullNAT: both ends are translated, so that the real server answers the director without knowing that it is one. The kernel lacks it; the
     /// number is that of Alibaba's LVS and DPVS.
     FullNat = 5,
@@ -294,6 +302,12 @@ impl Tick {
 }
 
 impl Service {
+    /// Whether a packet is scheduled by itself.
+    #[inline]
+    pub fn is_for_one<A>(&self, tuple: &Tuple<A>) -> bool {
+        self.one_packet && tuple.protocol == Protocol::Udp as u8
+    }
+
     /// Whether it is one of FTP whose clients' data connections go to their real servers too, by direct routing or a tunnel.
     pub fn is_persistent_ftp(&self) -> bool {
         self.port == FTP && self.protocol == Protocol::Tcp && self.persistence.is_some()

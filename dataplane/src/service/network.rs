@@ -36,7 +36,7 @@ pub struct Vlan {
     pub tags: Tags,
 }
 
-/// A route of the main table through an interface of the director or a VLAN on one, or through none of them.
+/// A route of the main table through an interface of the director or a VLAN on one, or through none of them; or one of the local table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The destination.
@@ -45,7 +45,7 @@ pub struct Route {
     pub length: u8,
     /// The next router, if the destination is not on the link.
     pub gateway: Option<IpAddr>,
-    /// The interface or VLAN; `None` when it is none of the director's, or the route says unreachable.
+    /// The interface or VLAN; `None` when it is none of the director's, or the route says local or unreachable.
     pub link: Option<LinkId>,
 }
 
