@@ -438,6 +438,8 @@ pub struct ConnectionEntry {
     pub server: (IpAddr, u16),
     /// The persistence engine's name and data.
     pub engine: Option<(String, String)>,
+    /// Whether it is a template, which makes a client's connections go to one server, and no connection.
+    pub is_template: bool,
 }
 
 /// Timeouts in seconds.
@@ -493,6 +495,6 @@ pub struct Status {
     pub cores: Vec<usize>,
     /// The snapshot every worker has reached.
     pub epoch: u64,
-    /// Every counter of the data plane that is not zero, by name.
+    /// Every counter of the data plane, by name.
     pub counters: Vec<(String, u64)>,
 }

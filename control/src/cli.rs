@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::api::{Request, Response};
 use crate::socket::{self, Client};
-use crate::{daemon, drain, ipvsadm, marks};
+use crate::{daemon, drain, ipvsadm, json, marks};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
@@ -32,12 +32,19 @@ enum Command {
     /// Run the director, in the foreground, until SIGTERM.
     Run(daemon::Options),
     /// Show how a running director is doing: interfaces, workers, every counter that is not zero.
-    Status,
+    Status {
+        /// As one JSON document, with all counters (docs/json.md has its form).
+        #[arg(long)]
+        json: bool,
+    },
     /// Show or change the settings of a running director that IPVS has under net.ipv4.vs.
     Sysctl {
         /// NAME shows a setting, NAME=VALUE changes it; net.ipv4.vs. before a name may be left out. Without any, all are shown.
         #[arg(value_name = "NAME[=VALUE]")]
         settings: Vec<String>,
+        /// Show all settings as one JSON document.
+        #[arg(long, conflicts_with = "settings")]
+        json: bool,
     },
     /// Show or change the rules that mark packets for the services of a firewall mark (ipvsadm -f).
     #[command(after_help = MARK_HELP)]
@@ -71,8 +78,8 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Ok(Arguments { command: Command::Status }) => exit(status().map(|()| true)),
-        Ok(Arguments { command: Command::Sysctl { settings } }) => exit(sysctl(&settings)),
+        Ok(Arguments { command: Command::Status { json } }) => exit(status(json).map(|()| true)),
+        Ok(Arguments { command: Command::Sysctl { settings, json } }) => exit(sysctl(&settings, json)),
         Ok(Arguments { command: Command::Mark { command } }) => exit(mark(command)),
         Ok(Arguments { command: Command::Drain(options) }) => exit(drain(&options).map(|()| true)),
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
@@ -100,13 +107,16 @@ fn exit(outcome: anyhow::Result<bool>) -> ExitCode {
 const START_IT: &str = "start the director with shunt run, or name its socket in SHUNT_SOCKET";
 
 /// Prints what the director says of itself.
-fn status() -> anyhow::Result<()> {
+fn status(json: bool) -> anyhow::Result<()> {
     let path = socket::path();
     let asked = Client::connect(&path).and_then(|mut client| client.call(&Request::Status));
     let answer = asked.context(START_IT)?;
     let Some(Response::Status(status)) = answer.into_iter().next() else {
         anyhow::bail!("the director on {} does not say how it is doing", path.display());
     };
+    if json {
+        return Ok(json::document(&mut std::io::stdout(), "status", &json::Condition::from(status))?);
+    }
     println!("shunt {}, snapshot {} in force", status.version, status.epoch);
     for (interface, way) in &status.interfaces {
         println!("{interface}: {way}");
@@ -118,7 +128,7 @@ fn status() -> anyhow::Result<()> {
         cores.join(","),
         status.table_size
     );
-    for (counter, value) in &status.counters {
+    for (counter, value) in status.counters.iter().filter(|(_, value)| *value != 0) {
         println!("{counter:<28} {value:>14}");
     }
     Ok(())
@@ -126,10 +136,10 @@ fn status() -> anyhow::Result<()> {
 
 /// Shows and changes settings, in order and in the words of sysctl. What is refused is said, and the rest is done all the same; whether
 /// nothing was refused.
-fn sysctl(settings: &[String]) -> anyhow::Result<bool> {
+fn sysctl(settings: &[String], json: bool) -> anyhow::Result<bool> {
     let mut client = Client::connect(socket::path()).context(START_IT)?;
     if settings.is_empty() {
-        return ask(&mut client, &Request::Sysctls(None));
+        return ask(&mut client, &Request::Sysctls(None), json);
     }
     let mut is_granted = true;
     for setting in settings {
@@ -139,22 +149,22 @@ fn sysctl(settings: &[String]) -> anyhow::Result<bool> {
         };
         let name = name.strip_prefix(SYSCTL_PREFIX).unwrap_or(name).to_owned();
         let is_set = match value {
-            Some(value) => ask(&mut client, &Request::SetSysctl { name: name.clone(), value })?,
+            Some(value) => ask(&mut client, &Request::SetSysctl { name: name.clone(), value }, false)?,
             None => true,
         };
-        is_granted &= is_set && ask(&mut client, &Request::Sysctls(Some(name)))?;
+        is_granted &= is_set && ask(&mut client, &Request::Sysctls(Some(name)), false)?;
     }
     Ok(is_granted)
 }
 
 /// Shows or changes the rules that mark packets; whether nothing was refused.
 fn mark(command: marks::Command) -> anyhow::Result<bool> {
-    let request = match command {
-        marks::Command::Add(rule) => Request::AddMark(rule),
-        marks::Command::Delete(rule) => Request::DeleteMark(rule),
-        marks::Command::List => Request::Marks,
+    let (request, json) = match command {
+        marks::Command::Add(rule) => (Request::AddMark(rule), false),
+        marks::Command::Delete(rule) => (Request::DeleteMark(rule), false),
+        marks::Command::List { json } => (Request::Marks, json),
     };
-    ask(&mut Client::connect(socket::path()).context(START_IT)?, &request)
+    ask(&mut Client::connect(socket::path()).context(START_IT)?, &request, json)
 }
 
 /// Takes a real server out, and tells of it.
@@ -167,10 +177,18 @@ fn drain(options: &drain::Options) -> anyhow::Result<()> {
 }
 
 /// Prints what is answered; whether it is no refusal.
-fn ask(client: &mut Client, request: &Request) -> anyhow::Result<bool> {
+fn ask(client: &mut Client, request: &Request, json: bool) -> anyhow::Result<bool> {
     let mut is_granted = true;
+    let out = &mut std::io::stdout();
     for response in client.call(request).context(START_IT)? {
         match response {
+            Response::Sysctls(listed) if json => {
+                json::document(out, "sysctls", &json::settings(&listed, SYSCTL_PREFIX))?;
+            }
+            Response::Marks(rules) if json => {
+                let rules: Vec<_> = rules.iter().map(json::Mark::from).collect();
+                json::document(out, "marks", &rules)?;
+            }
             Response::Sysctls(listed) => {
                 listed.iter().for_each(|(name, value)| println!("{SYSCTL_PREFIX}{name} = {value}"));
             }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod drain;
 pub mod ipvsadm;
+pub mod json;
 pub mod marks;
 pub mod publisher;
 pub mod rules;

@@ -18,7 +18,11 @@ pub enum Command {
     /// Remove a rule.
     Delete(MarkRule),
     /// Show the rules, in their order, as a file of rules has them.
-    List,
+    List {
+        /// As one JSON document (docs/json.md has its form).
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// A rule: the packets that it is about, and the mark that they get. The last rule that is about a packet decides.

@@ -110,7 +110,7 @@ fn local_addresses_are_added_listed_saved_and_deleted_over_the_socket() {
             tool(path, "ipvsadm -L -n -t 10.9.0.1:80", ""),
             well(
                 "Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
-                 TCP  10.9.0.1:80 rr proxy-protocol v2 mss 1400\n  -> 10.1.9.1:8080                FullNat 1      0          0         \n"
+                 TCP  10.9.0.1:80 rr proxy-protocol v2 mss 1400\n  -> 10.1.9.1:8080                Masq    1      0          0         \n"
             )
         );
 

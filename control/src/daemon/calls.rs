@@ -77,5 +77,6 @@ fn connection(listed: &Listed) -> ConnectionEntry {
         service: listed.service,
         server: listed.server,
         engine: listed.call.as_ref().map(|id| ("sip".to_owned(), id.to_string())),
+        is_template: listed.is_template,
     }
 }

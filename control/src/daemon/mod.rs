@@ -535,13 +535,7 @@ impl Control {
             interfaces: self.ways.clone(),
             cores: self.cores.clone(),
             epoch: self.engine.epoch().0,
-            counters: self
-                .engine
-                .counters()
-                .totals()
-                .filter(|(_, n)| *n != 0)
-                .map(|(name, n)| (name.to_owned(), n))
-                .collect(),
+            counters: self.engine.counters().totals().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
     }
 

@@ -190,7 +190,7 @@ pub fn number(text: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<i64> 
 /// Prints addresses: numbers, or names where there are any. Remembers what it looked up.
 pub struct Printed<'a> {
     names: Option<&'a dyn Names>,
-    hosts: HashMap<IpAddr, String>,
+    hosts: HashMap<IpAddr, Option<String>>,
 }
 
 impl<'a> Printed<'a> {
@@ -207,10 +207,7 @@ impl<'a> Printed<'a> {
     /// `host:port`, or `[host]:port` for IPv6. Without a protocol the port stays a number.
     pub fn endpoint(&mut self, at: ServerKey, protocol: Option<Protocol>) -> String {
         let host = self.host(at.address);
-        let port = match (self.names, protocol) {
-            (Some(names), Some(protocol)) => names.service_name(at.port, protocol),
-            _ => None,
-        };
+        let port = protocol.and_then(|protocol| self.port_name(at.port, protocol));
         let port = port.unwrap_or_else(|| at.port.to_string());
         match at.address {
             IpAddr::V4(_) => format!("{host}:{port}"),
@@ -220,9 +217,18 @@ impl<'a> Printed<'a> {
 
     /// The address alone.
     pub fn host(&mut self, address: IpAddr) -> String {
-        let Some(names) = self.names else { return plain(address) };
-        let look_up = || names.host_name(address).unwrap_or_else(|| plain(address));
-        self.hosts.entry(address).or_insert_with(look_up).clone()
+        self.host_name(address).unwrap_or_else(|| plain(address))
+    }
+
+    /// The name of a host, if it has one and names are to be printed.
+    pub fn host_name(&mut self, address: IpAddr) -> Option<String> {
+        let names = self.names?;
+        self.hosts.entry(address).or_insert_with(|| names.host_name(address)).clone()
+    }
+
+    /// The name of a port, if it has one and names are to be printed.
+    pub fn port_name(&self, port: u16, protocol: Protocol) -> Option<String> {
+        self.names?.service_name(port, protocol)
     }
 }
 

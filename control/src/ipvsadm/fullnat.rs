@@ -15,7 +15,8 @@ Beyond ipvsadm's own -h:
   ipvsadm -a|e virtual-service -r server-address --fullnat [options]
   ipvsadm -A|E virtual-service [--toa enable|disable] [--proxy-protocol v1|v2|disable] [--mss bytes] [options]
   ipvsadm -P|Q virtual-service -z local-address
-  ipvsadm -G [virtual-service] [-n]
+  ipvsadm -G [virtual-service] [-n] [--json]
+  ipvsadm -L [--json] [--show-fullnat] [options]
 
   --fullnat                           translate both ends: servers see a local address (no letter: -b is --sched-flags)
   --add-laddr    -P                   add a local address to a service; its FullNAT servers answer to it
@@ -25,7 +26,11 @@ Beyond ipvsadm's own -h:
   --ifname       -F interface         accepted for DPVS's sake; an address is wherever the kernel has it
   --toa enable|disable                tell FullNAT servers of clients by a TCP option (default)
   --proxy-protocol v1|v2|disable      tell them by the PROXY protocol instead
-  --mss bytes                         the largest segment that either end may announce in its SYN";
+  --mss bytes                         the largest segment that either end may announce in its SYN
+
+In all listings:
+  --show-fullnat                      -L calls FullNAT servers FullNat, not Masq, the name that every tool knows
+  --json                              -L, -G: one JSON document with everything there is, see docs/json.md";
 
 /// How servers are to learn of clients, from the values of `--toa` and `--proxy-protocol`, if they were given.
 pub fn client_address(toa: Option<&str>, proxy: Option<&str>) -> Result<ClientAddress, Failure> {

@@ -17,6 +17,7 @@ mod backend;
 pub mod failure;
 pub mod fullnat;
 mod help;
+mod listing;
 pub mod options;
 pub mod order;
 pub mod parse;
@@ -33,12 +34,12 @@ use std::{
 pub use backend::Backend;
 
 use crate::{
-    api::{Request, Response, ServiceKey},
+    api::{Request, Response},
     socket::Client,
 };
 use address::{Names, Printed, SystemNames};
 use failure::Failure;
-use parse::{Command, Listing, Table};
+use parse::Command;
 
 /// Exit code when no daemon answers.
 const NO_DAEMON: i32 = 2;
@@ -186,69 +187,22 @@ impl Tool<'_> {
             Command::Version => writeln!(self.stdout, "{}", help::VERSION)?,
             Command::List(listing) => self.list(&listing)?,
             Command::Save { numeric } => self.save(numeric)?,
-            Command::Locals { service, numeric } => self.locals(service, numeric)?,
+            Command::Locals { service, numeric, json } => self.locals(service, numeric, json)?,
             Command::Ask(request) => backend::ask(self.backend, &request, &mut |_| Ok(()))?,
             Command::Restore => return Err(Failure::try_help(self.program)),
         }
         Ok(0)
     }
 
-    fn list(&mut self, listing: &Listing) -> Result<(), Failure> {
-        let mut names = self.printed(listing.numeric);
-        match &listing.what {
-            Table::Timeouts => print::timeouts(self.stdout, &backend::timeouts(self.backend)?)?,
-            Table::Daemons => {
-                for daemon in backend::daemons(self.backend)? {
-                    print::daemon(self.stdout, &daemon)?;
-                }
-            }
-            Table::Connections { engines } => {
-                // A million connections are printed as they come, not kept.
-                let Tool { backend, stdout, .. } = self;
-                print::connection_titles(stdout, *engines)?;
-                backend::ask(*backend, &Request::Connections, &mut |response| {
-                    let Response::Connections(part) = response else { return Err(backend::unexpected()) };
-                    part.iter().try_for_each(|c| print::connection(stdout, c, *engines, &mut names))
-                })?;
-            }
-            Table::Services(key) => {
-                let request = Request::Services(*key);
-                let mut services = backend::services(self.backend, &request)?;
-                if listing.sorted {
-                    sort(&mut services);
-                }
-                if key.is_none() {
-                    print::banner(self.stdout, backend::table_size(self.backend)?)?;
-                }
-                print::titles(self.stdout, listing.layout)?;
-                for entry in &services {
-                    print::service(self.stdout, entry, listing.layout, listing.exact, &mut names)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn save(&mut self, numeric: bool) -> Result<(), Failure> {
         let mut names = self.printed(numeric);
         let mut services = backend::services(self.backend, &Request::Services(None))?;
-        sort(&mut services);
+        listing::sort(&mut services);
         let locals = backend::locals(self.backend, None)?;
         for entry in &services {
             let locals = locals.iter().find(|l| l.service == entry.config.key);
             let locals = locals.map_or(&[][..], |entry| &entry.addresses);
             save::service(self.stdout, entry, locals, &mut names)?;
-        }
-        Ok(())
-    }
-
-    fn locals(&mut self, service: Option<ServiceKey>, numeric: bool) -> Result<(), Failure> {
-        let mut names = self.printed(numeric);
-        let mut entries = backend::locals(self.backend, service)?;
-        order::locals(&mut entries);
-        fullnat::title(self.stdout)?;
-        for entry in &entries {
-            fullnat::locals(self.stdout, entry, &mut names)?;
         }
         Ok(())
     }
@@ -265,13 +219,6 @@ impl Tool<'_> {
 impl<'a> Tool<'a> {
     fn printed(&self, numeric: bool) -> Printed<'a> {
         if numeric { Printed::numeric() } else { Printed::named(self.names) }
-    }
-}
-
-fn sort(services: &mut Vec<crate::api::ServiceEntry>) {
-    order::services(services);
-    for service in services {
-        order::servers(&mut service.servers);
     }
 }
 

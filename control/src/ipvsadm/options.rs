@@ -100,6 +100,8 @@ pub enum Opt {
     Toa,
     ProxyProtocol,
     Mss,
+    Json,
+    ShowFullNat,
     TunInfo,
     TunType,
     TunPort,
@@ -143,6 +145,8 @@ pub const OPTIONS: &[(Opt, &str)] = &[
     (Opt::Toa, "toa"),
     (Opt::ProxyProtocol, "proxy-protocol"),
     (Opt::Mss, "mss"),
+    (Opt::Json, "json"),
+    (Opt::ShowFullNat, "show-fullnat"),
     (Opt::TunInfo, "tun-info"),
     (Opt::TunType, "tun-type"),
     (Opt::TunPort, "tun-port"),
@@ -243,6 +247,8 @@ pub const WORDS: &[Word] = {
         word("thresholds", None, Nothing, Option(Opt::Thresholds)),
         word("persistent-conn", None, Nothing, Option(Opt::PersistentConn)),
         word("tun-info", None, Nothing, Option(Opt::TunInfo)),
+        word("json", None, Nothing, Option(Opt::Json)),
+        word("show-fullnat", None, Nothing, Option(Opt::ShowFullNat)),
         word("exact", Some('X'), Nothing, Option(Opt::Exact)),
         word("nosort", None, Nothing, Option(Opt::NoSort)),
         word("sort", None, Nothing, Means::Sort),
@@ -305,7 +311,18 @@ pub const COMMANDS: &[(Verb, Grammar)] = {
             Grammar {
                 name: "list",
                 needs: &[],
-                may: &[Numeric, Stats, Rate, Thresholds, PersistentConn, NoSort, Exact, TunInfo],
+                may: &[
+                    Numeric,
+                    Stats,
+                    Rate,
+                    Thresholds,
+                    PersistentConn,
+                    NoSort,
+                    Exact,
+                    Json,
+                    ShowFullNat,
+                    TunInfo,
+                ],
                 one_of: &[Connection, Service, Timeout, Daemon],
             },
         ),
@@ -343,7 +360,10 @@ pub const COMMANDS: &[(Verb, Grammar)] = {
             Verb::DeleteLocal,
             Grammar { name: "del-laddr", needs: &[Service, Local], may: &[LocalInterface], one_of: &[] },
         ),
-        (Verb::ListLocals, Grammar { name: "get-laddr", needs: &[], may: &[Numeric, Service], one_of: &[] }),
+        (
+            Verb::ListLocals,
+            Grammar { name: "get-laddr", needs: &[], may: &[Numeric, Service, Json], one_of: &[] },
+        ),
     ]
 };
 

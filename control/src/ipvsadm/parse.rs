@@ -45,6 +45,8 @@ pub enum Command {
         service: Option<ServiceKey>,
         /// Without names.
         numeric: bool,
+        /// As a JSON document.
+        json: bool,
     },
     /// Read commands.
     Restore,
@@ -65,6 +67,10 @@ pub struct Listing {
     pub exact: bool,
     /// Sorted, or in the daemon's order.
     pub sorted: bool,
+    /// FullNAT under its own name, not under the one that every tool knows.
+    pub shows_full_nat: bool,
+    /// As a JSON document. It has all columns of all layouts.
+    pub json: bool,
 }
 
 /// The tables `-L` can print.
@@ -155,7 +161,11 @@ pub fn parse(program: &str, line: &[String], names: &dyn Names) -> Result<Comman
         Verb::DeleteServer => Command::Ask(Request::DeleteServer(draft.service()?, draft.server()?)),
         Verb::AddLocal => Command::Ask(Request::AddLocal(draft.service()?, draft.local()?)),
         Verb::DeleteLocal => Command::Ask(Request::DeleteLocal(draft.service()?, draft.local()?)),
-        Verb::ListLocals => Command::Locals { service: draft.service, numeric: draft.seen.has(Opt::Numeric) },
+        Verb::ListLocals => Command::Locals {
+            service: draft.service,
+            numeric: draft.seen.has(Opt::Numeric),
+            json: draft.seen.has(Opt::Json),
+        },
         Verb::Flush => Command::Ask(Request::Flush),
         Verb::Zero => Command::Ask(Request::Zero(draft.service)),
         Verb::Set => Command::Ask(Request::SetTimeouts(timeouts.ok_or_else(try_help)?)),
@@ -528,6 +538,8 @@ impl<'a> Draft<'a> {
             numeric: has(&[Numeric]),
             exact: has(&[Exact]),
             sorted: !has(&[NoSort]),
+            shows_full_nat: has(&[ShowFullNat]),
+            json: has(&[Json]),
         })
     }
 }

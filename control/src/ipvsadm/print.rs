@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use super::{
     address::Printed,
     fullnat,
-    parse::{Layout, SCHED_FLAGS},
+    parse::{Layout, Listing, SCHED_FLAGS},
 };
 use crate::api::{
     ConnectionEntry, Family, Forwarding, Protocol, ServerEntry, ServerKey, ServiceConfig, ServiceEntry,
@@ -68,29 +68,28 @@ pub fn titles(out: &mut dyn Write, layout: Layout) -> io::Result<()> {
 pub fn service(
     out: &mut dyn Write,
     entry: &ServiceEntry,
-    layout: Layout,
-    exact: bool,
+    listing: &Listing,
     names: &mut Printed<'_>,
 ) -> io::Result<()> {
     let key = &entry.config.key;
     let text = service_text(key, names);
-    match layout {
-        Layout::Stats => writeln!(out, "{text:<33}{}", columns(totals(&entry.stats), exact))?,
-        Layout::Rate => writeln!(out, "{text:<33}{}", columns(entry.stats.rates, exact))?,
+    match listing.layout {
+        Layout::Stats => writeln!(out, "{text:<33}{}", columns(totals(&entry.stats), listing.exact))?,
+        Layout::Rate => writeln!(out, "{text:<33}{}", columns(entry.stats.rates, listing.exact))?,
         _ => writeln!(out, "{text} {}", settings(&entry.config))?,
     }
     for one in &entry.servers {
         let at = server_text(one.config.key, key, names);
-        server(out, &at, one, layout, exact)?;
+        server(out, &at, one, listing)?;
     }
     Ok(())
 }
 
-fn server(out: &mut dyn Write, at: &str, entry: &ServerEntry, layout: Layout, exact: bool) -> io::Result<()> {
+fn server(out: &mut dyn Write, at: &str, entry: &ServerEntry, listing: &Listing) -> io::Result<()> {
     let ServerEntry { config, active, inactive, persistent, stats } = entry;
-    let forward = forward_name(config.forwarding);
-    let weight = config.weight;
-    match layout {
+    let forward = forward_name(config.forwarding, listing.shows_full_nat);
+    let (weight, exact) = (config.weight, listing.exact);
+    match listing.layout {
         Layout::Stats => writeln!(out, "  -> {at:<28}{}", columns(totals(stats), exact)),
         // Of a server's rates the first three are never scaled.
         Layout::Rate => {
@@ -189,10 +188,12 @@ fn cut(text: String, width: usize) -> String {
     }
 }
 
-fn forward_name(forwarding: Forwarding) -> &'static str {
+/// What a way of forwarding is called. Whoever reads listings knows the original's four names, and may not take to a fifth: to a
+/// client FullNAT is masquerading.
+fn forward_name(forwarding: Forwarding, shows_full_nat: bool) -> &'static str {
     match forwarding {
-        Forwarding::Masq => "Masq",
-        Forwarding::FullNat => "FullNat",
+        Forwarding::FullNat if shows_full_nat => "FullNat",
+        Forwarding::Masq | Forwarding::FullNat => "Masq",
         Forwarding::Local => "Local",
         Forwarding::Tunnel(_) => "Tunnel",
         Forwarding::Route => "Route",

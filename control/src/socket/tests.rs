@@ -27,6 +27,7 @@ impl Handler for Fixed {
                     service: ([10, 9, 0, 1].into(), 80),
                     server: ([10, 1, 0, 1].into(), 80),
                     engine: None,
+                    is_template: false,
                 };
                 reply.send_all(connections(std::iter::repeat_n(connection, 100_000))).await
             }

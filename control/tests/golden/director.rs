@@ -258,6 +258,7 @@ impl Connection {
             service: (address, port),
             server: (self.server.address, self.server.port),
             engine: None,
+            is_template: self.template,
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct Listed {
     pub server: (IpAddr, u16),
     /// The Call-ID of a template's SIP call.
     pub call: Option<Box<str>>,
+    /// Whether it is a template.
+    pub is_template: bool,
 }
 
 impl<A: Near> Family<A> {
@@ -75,6 +77,7 @@ impl<A: Near> Family<A> {
                     service: (conn.virtual_address.into(), conn.virtual_port),
                     server: (server.unwrap_or(conn.server.into()), conn.server_port),
                     call: self.call(conn).map(|id| String::from_utf8_lossy(id).into()),
+                    is_template: conn.is_template(),
                 });
             }
         })

@@ -284,9 +284,7 @@ fn acknowledge_uploads(server: &Namespace) -> Result<()> {
 fn listed(director: &Director, family: Family, way: &Way) -> Result<()> {
     let forward = if way.is_tunnel() {
         "Tunnel"
-    } else if way.is_full_nat() {
-        "FullNat"
-    } else if way.name == "NAT" {
+    } else if way.name == "NAT" || way.is_full_nat() {
         "Masq"
     } else {
         "Route"

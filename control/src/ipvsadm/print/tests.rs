@@ -1,4 +1,5 @@
 use super::*;
+use crate::ipvsadm::parse::Table;
 
 fn printed(print: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
     let mut out = Vec::new();
@@ -37,6 +38,33 @@ fn sample() -> ServiceEntry {
     }
 }
 
+fn plain() -> Listing {
+    Listing {
+        what: Table::Services(None),
+        layout: Layout::Plain,
+        numeric: true,
+        exact: false,
+        sorted: true,
+        shows_full_nat: false,
+        json: false,
+    }
+}
+
+#[test]
+fn a_full_nat_server_has_a_name_that_every_tool_knows_unless_its_own_is_asked_for() {
+    let mut entry = sample();
+    entry.servers[0].config.forwarding = Forwarding::FullNat;
+    let rows = |layout, shows_full_nat| {
+        let listing = Listing { layout, shows_full_nat, ..plain() };
+        printed(|out| service(out, &entry, &listing, &mut Printed::numeric()))
+    };
+    for layout in [Layout::Plain, Layout::TunInfo] {
+        let (told, shown) = (rows(layout, false), rows(layout, true));
+        assert!(told.contains(" Masq    ") && !told.contains("FullNat"), "{told}");
+        assert_eq!(shown, told.replace(" Masq    ", " FullNat "));
+    }
+}
+
 #[test]
 fn numbers_are_scaled_by_thousands_from_nine_digits_on() {
     for (number, text) in [
@@ -56,7 +84,10 @@ fn numbers_are_scaled_by_thousands_from_nine_digits_on() {
 
 #[test]
 fn each_layout_has_its_columns() {
-    let rows = |layout, exact| printed(|out| service(out, &sample(), layout, exact, &mut Printed::numeric()));
+    let rows = |layout, exact| {
+        let listing = Listing { layout, exact, ..plain() };
+        printed(|out| service(out, &sample(), &listing, &mut Printed::numeric()))
+    };
     for (layout, exact, text) in [
         (
             Layout::Plain,
@@ -111,6 +142,7 @@ fn connections_show_minutes_beyond_an_hour_and_an_engines_data() {
         service: ([10, 0, 0, 10].into(), 5060),
         server: ([192, 168, 1, 11].into(), 5060),
         engine: None,
+        is_template: false,
     };
     let row = |entry: &ConnectionEntry| printed(|out| connection(out, entry, true, &mut Printed::numeric()));
     let plain = "UDP 66:40  UDP         192.168.0.5:5001   10.0.0.10:5060     192.168.1.11:5060\n";
