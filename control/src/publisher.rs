@@ -7,6 +7,7 @@
 //! again, it is the same server, its connections go on and its counters too. Until then the replies of its NAT connections are still
 //! the director's: a client that saw one from the server's own address would reset the connection.
 
+mod account;
 mod locals;
 mod marks;
 
@@ -26,16 +27,15 @@ use shunt_dataplane::steer::{Marked, Target};
 
 use crate::api::{
     ClientAddress, Family, Forwarding, LocalEntry, Persistence, Protocol, ServerConfig, ServerEntry,
-    ServerKey, ServiceConfig, ServiceEntry, ServiceKey, Stats, Tunnel, TunnelChecksum,
+    ServerKey, ServiceConfig, ServiceEntry, ServiceKey, Tunnel, TunnelChecksum,
 };
 use crate::rules::{Rules, Service};
+pub use account::PERIOD;
+use account::{Account, Totals, minus, plus};
 use locals::Locals;
 
 /// How long a removed real server without connections is remembered (`IP_VS_DEST_TRASH_PERIOD`).
 const TRASH_PERIOD: Duration = Duration::from_secs(120);
-
-/// Connections, packets in and out, bytes in and out.
-type Totals = [u64; 5];
 
 /// A real server as its replies show it.
 type Endpoint = (data::Protocol, IpAddr, u16);
@@ -64,8 +64,7 @@ struct Published {
     data: Arc<data::Service>,
     /// What real servers that are forgotten by now did for it.
     gone: Totals,
-    /// What it had done when it was last set to zero.
-    zero: Totals,
+    account: Account,
 }
 
 /// A real server, live or removed.
@@ -75,8 +74,7 @@ struct Server {
     service: ServiceId,
     /// Its counters when it began to count for that service.
     joined: Totals,
-    /// Its counters when they were last set to zero.
-    zero: Totals,
+    account: Account,
     /// When it was removed, or last seen with connections after that.
     removed: Option<Instant>,
     /// Whether it is reached by NAT now.
@@ -249,28 +247,50 @@ impl Publisher {
                 self.fill(key, server, counters);
             }
             if let Some(published) = self.services.get(&key) {
-                entry.stats = stats(minus(self.totals(&key, published, counters), published.zero));
+                entry.stats = published.account.stats(self.totals(&key, published, counters));
             }
         }
         entries
     }
 
-    /// Sets the counters of one service, or of all, to zero.
+    /// Sets the counters of one service, or of all, to zero. Removed real servers keep theirs, as in the kernel.
     pub fn zero(&mut self, key: Option<&ServiceKey>, counters: &Counters) {
         let is_meant = |candidate: &ServiceKey| key.is_none_or(|key| key == candidate);
         for (_, servers) in self.servers.iter_mut().filter(|(service, _)| is_meant(service)) {
-            servers.values_mut().for_each(|server| server.zero = totals(counters, server.id));
+            for server in servers.values_mut().filter(|server| server.removed.is_none()) {
+                server.account.zero(totals(counters, server.id));
+            }
         }
-        let zeros: Vec<_> = self
+        let now: Vec<_> = self
             .services
             .iter()
             .filter(|(candidate, _)| is_meant(candidate))
             .map(|(candidate, published)| (*candidate, self.totals(candidate, published, counters)))
             .collect();
-        for (key, zero) in zeros {
+        for (key, now) in now {
             if let Some(published) = self.services.get_mut(&key) {
-                published.zero = zero;
+                published.account.zero(now);
             }
+        }
+    }
+
+    /// Estimates the rates of all services and real servers, unless `run_estimation` forbids it. Call it every [`PERIOD`].
+    pub fn estimate(&mut self, rules: &Rules, counters: &Counters) {
+        if rules.sysctls().run_estimation == 0 {
+            return;
+        }
+        for (key, published) in &mut self.services {
+            let mut done = published.gone;
+            for server in self.servers.get_mut(key).into_iter().flat_map(HashMap::values_mut) {
+                let now = totals(counters, server.id);
+                if server.service == published.data.id {
+                    done = plus(done, minus(now, server.joined));
+                }
+                if server.removed.is_none() {
+                    server.account.estimate(now);
+                }
+            }
+            published.account.estimate(done);
         }
     }
 
@@ -364,8 +384,8 @@ impl Publisher {
             scheduler_name,
             scheduler,
         });
-        let (gone, zero) = old.map_or_else(Default::default, |old| (old.gone, old.zero));
-        self.services.insert(key, Published { rules: service.clone(), data, gone, zero });
+        let (gone, account) = old.map_or_else(Default::default, |old| (old.gone, old.account));
+        self.services.insert(key, Published { rules: service.clone(), data, gone, account });
     }
 
     /// The data plane's view of a real server, known or new.
@@ -389,7 +409,7 @@ impl Publisher {
                     id,
                     service,
                     joined: now,
-                    zero: now,
+                    account: Account::open(now),
                     removed: None,
                     by_nat: false,
                     was_by_nat: false,
@@ -401,7 +421,10 @@ impl Publisher {
         known.by_nat = translates_replies(config.forwarding);
         known.was_by_nat = known.by_nat || known.was_by_nat && load.active + load.inactive > 0;
         if known.service != service {
-            (known.service, known.joined) = (service, totals(counters, known.id));
+            // The service was deleted and added again.
+            let now = totals(counters, known.id);
+            (known.service, known.joined) = (service, now);
+            known.account.zero(now);
         }
         data::Dest {
             id: known.id,
@@ -438,7 +461,7 @@ impl Publisher {
         let count = |n: u64| if n > u64::from(u32::MAX) { 0 } else { n as u32 };
         (entry.active, entry.inactive) = (count(load.active), count(load.inactive));
         entry.persistent = count(load.templates);
-        entry.stats = stats(minus(totals(counters, server.id), server.zero));
+        entry.stats = server.account.stats(totals(counters, server.id));
     }
 
     /// What a service did since it was added.
@@ -545,18 +568,6 @@ fn totals(counters: &Counters, id: DestId) -> Totals {
         let now = [&c.conns, &c.in_packets, &c.out_packets, &c.in_bytes, &c.out_bytes];
         plus(sum, now.map(|counter| counter.load(Ordering::Relaxed)))
     })
-}
-
-fn plus(a: Totals, b: Totals) -> Totals {
-    std::array::from_fn(|n| a[n].wrapping_add(b[n]))
-}
-
-fn minus(a: Totals, b: Totals) -> Totals {
-    std::array::from_fn(|n| a[n].saturating_sub(b[n]))
-}
-
-fn stats([conns, in_packets, out_packets, in_bytes, out_bytes]: Totals) -> Stats {
-    Stats { conns, in_packets, out_packets, in_bytes, out_bytes, rates: [0; 5] }
 }
 
 #[cfg(test)]

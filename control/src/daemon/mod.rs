@@ -42,7 +42,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Request, Response, Status};
 use crate::cli::in_one_line;
-use crate::publisher::Publisher;
+use crate::publisher::{PERIOD, Publisher};
 use crate::rules::{Capabilities, Change, Refusal, Rules};
 use crate::socket;
 use backend::Backend;
@@ -134,6 +134,8 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut estimations = tokio::time::interval_at(tokio::time::Instant::now() + PERIOD, PERIOD);
+    estimations.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Only systemd has a place to be told.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %socket_file.0.display(), "ready");
@@ -161,6 +163,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
                     break Err(error);
                 }
             }
+            _ = estimations.tick() => control.publisher.estimate(&control.rules, control.engine.counters()),
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         }

@@ -127,11 +127,16 @@ pub(super) fn sort(services: &mut Vec<ServiceEntry>) {
     }
 }
 
+/// What prints a listing's head.
+type Head<'s> = Box<dyn FnMut(&mut dyn Write) -> io::Result<()> + 's>;
+/// What prints an entry.
+type Row<'s, T> = Box<dyn FnMut(&mut dyn Write, &T) -> io::Result<()> + 's>;
+
 /// A listing on its way out.
 struct Sheet<'s, T> {
     out: &'s mut dyn Write,
-    head: Box<dyn FnMut(&mut dyn Write) -> io::Result<()> + 's>,
-    row: Box<dyn FnMut(&mut dyn Write, &T) -> io::Result<()> + 's>,
+    head: Head<'s>,
+    row: Row<'s, T>,
     foot: &'static str,
     is_begun: bool,
 }

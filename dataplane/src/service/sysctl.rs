@@ -66,6 +66,8 @@ sysctls! {
     nat_icmp_send = 0 in ANY;
     /// Whether a tunnel's outer packet must not be cut up when the inner one must not.
     pmtu_disc = 1 in ANY;
+    /// Whether rates are estimated. Otherwise those that are shown stay as they are; counters go on.
+    run_estimation = 1 in ANY;
     /// Whether an ICMP error about a connection that nobody knows begins it. Its real server may know it, as after a restart of the director.
     schedule_icmp = 0 in ANY;
     /// Whether TCP's states go by a table that takes no client's word for a connection being established, the same way.
