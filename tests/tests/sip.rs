@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::service::WorkerId;
 use shunt_dataplane::stats::Reason;
-use shunt_tests::bench::{Bench, CLIENTS, VIP};
-use shunt_tests::frames::{C0, client_mac, frame};
+use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
+use shunt_tests::frames::{C0, S0, client_mac, frame, server_mac};
 
 fn bench(service: &str) -> Bench {
     let mut bench = Bench::default();
@@ -86,4 +87,30 @@ fn a_proxys_many_calls_are_told_apart() {
         .map(|(call, port)| send(&mut bench, 2, port, 5060, &invite(call)))
         .collect();
     assert_eq!(again[..1000], first[..1000]);
+}
+
+/// Of two workers one keeps a call, whoever begins it: there its messages are handed, and nowhere else.
+#[test]
+fn a_call_is_one_workers_also_when_its_server_begins_it() {
+    let mut handed = 0;
+    for n in 0..20 {
+        let call = format!("{n}@h");
+        let verdicts = [true, false].map(|from_server| {
+            let mut bench = Bench::of_worker(0, 2);
+            assert_eq!(bench.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip").0, 0);
+            assert_eq!(bench.ipvsadm("-a -u 10.9.0.1:5060 -r 10.1.0.11:5060 -m").0, 0);
+            let (server, client) = (Ipv4Addr::new(10, 1, 0, 11), Ipv4Addr::new(10, 0, 0, 2));
+            let message = invite(&call);
+            let mut datagram = [5060, 5060, 8 + message.len() as u16, 0].map(u16::to_be_bytes).concat();
+            datagram.extend(message.as_bytes());
+            let (port, bytes) = match from_server {
+                true => (SERVERS, frame((server_mac(server), S0), server, client, 17, datagram, 6)),
+                false => (CLIENTS, frame((client_mac(client), C0), client, VIP, 17, datagram, 6)),
+            };
+            matches!(bench.frame(port, &bytes).verdict, Verdict::HandOff(WorkerId(1)))
+        });
+        assert_eq!(verdicts[0], verdicts[1], "{call}");
+        handed += usize::from(verdicts[0]);
+    }
+    assert!((1..20).contains(&handed), "{handed} of 20 are the other worker's");
 }

@@ -100,7 +100,7 @@ impl Marks {
     pub const TEMPLATE: Marks = Marks(1 << 7);
     /// It was made by a template, which lives at least as long.
     pub const CONTROLLED: Marks = Marks(1 << 8);
-    /// A template that makes no more connections, and is not in the index.
+    /// Its request is not in the index: a template that makes no more connections, or a connection whose client's packets are another's now.
     pub const RETIRED: Marks = Marks(1 << 9);
     /// Its local port, under FullNAT, is of the queue for all ports of its real server.
     pub const ANY_PORT: Marks = Marks(1 << 10);

@@ -230,12 +230,17 @@ impl<A: Address> Table<A> {
         self.conn_mut(template).detail.count(true);
     }
 
-    /// Has a template found no more. It is listed without a port, and lives as long as it would have.
-    pub fn retire(&mut self, id: ConnId) {
+    /// Has a connection found by its replies only, so that another one may have its request. It lives as long as it would have.
+    pub fn displace(&mut self, id: ConnId) {
         let request = self.hash(&self.conn(id).request());
         self.index.remove(request, id.0, Direction::Request);
+        self.conn_mut(id).marks.set(Marks::RETIRED, true);
+    }
+
+    /// Has a template found no more. It is listed without a port, and lives as long as it would have.
+    pub fn retire(&mut self, id: ConnId) {
+        self.displace(id);
         let template = self.conn_mut(id);
-        template.marks.set(Marks::RETIRED, true);
         (template.virtual_port, template.server_port) = (u16::MAX, u16::MAX);
     }
 

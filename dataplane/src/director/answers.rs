@@ -49,6 +49,9 @@ impl<A: Near> Family<A> {
         if forward::is_too_big(packet, meta, hop.mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
+        if let Some(verdict) = self.call_out(shared, packet, meta, now) {
+            return verdict;
+        }
         if is_refused_to_server(&shared.snapshot, meta) {
             // The kernel asks IPVS when it has aged the packet, and quotes it so.
             forward::age(packet, meta);

@@ -55,7 +55,9 @@ impl<A: Near> Family<A> {
         if conn.is_template() {
             return self.forget_template(shared, conn);
         }
-        shared.withdraw(self.conns.hash(&conn.request()));
+        if !conn.marks.has(Marks::RETIRED) {
+            shared.withdraw(self.conns.hash(&conn.request()));
+        }
         if let Some(reply) = conn.reply() {
             let hash = self.conns.hash(&reply);
             // The client's connection by another virtual address may be on the same real server and port.

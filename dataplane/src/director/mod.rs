@@ -19,6 +19,7 @@ mod admission;
 mod answers;
 mod beginning;
 mod beyond;
+mod calling;
 mod defence;
 mod ending;
 mod errors;

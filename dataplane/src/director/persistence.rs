@@ -38,6 +38,13 @@ pub(super) struct Key<A> {
     call: Option<Range<usize>>,
 }
 
+impl<A> Key<A> {
+    /// The packet's Call-ID, if that counts.
+    pub fn call<'a>(&self, packet: &'a mut Packet) -> Option<&'a [u8]> {
+        self.call.clone().map(|call| &packet.data()[call])
+    }
+}
+
 /// Templates of one client whose calls look alike, at most: in the place of the client's port they have so many numbers that follow each other.
 const ALIKE: u16 = 4;
 
@@ -72,7 +79,7 @@ impl<A: Near> Family<A> {
         let Some(mut key) = key else {
             return Ok(self.schedule(shared, service, tuple, now).map(|dest| (dest, None)));
         };
-        let call = key.call.clone().map(|call| &packet.data()[call]);
+        let call = key.call(packet);
         if let Some(id) = self.template(shared, &mut key, call, now)? {
             match obeyed(shared, self.conns.conn(id).dest) {
                 Some(dest) => return Ok(Some((dest, Some(id)))),
@@ -99,7 +106,7 @@ impl<A: Near> Family<A> {
     }
 
     /// The template of a key. Where there is none the key is one that is free.
-    fn template(
+    pub(super) fn template(
         &mut self,
         shared: &mut Shared,
         key: &mut Key<A>,
@@ -124,7 +131,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Remembers the real server that was chosen for a key.
-    fn remember(
+    pub(super) fn remember(
         &mut self,
         shared: &Shared,
         key: &Key<A>,
@@ -168,7 +175,7 @@ impl<A: Near> Family<A> {
 }
 
 /// The real server of a template, which is obeyed also when it has weight 0 or is overloaded. `None` if it is gone, or to be left alone.
-fn obeyed(shared: &Shared, dest: DestId) -> Option<Arc<Dest>> {
+pub(super) fn obeyed(shared: &Shared, dest: DestId) -> Option<Arc<Dest>> {
     let Snapshot { services, sysctls, .. } = &*shared.snapshot;
     let dest = services.dest(dest)?;
     (dest.weight != 0 || sysctls.expire_quiescent_template == 0).then(|| Arc::clone(dest))

@@ -202,6 +202,8 @@ pub struct Services {
     has_ftp: bool,
     /// Virtual addresses with FTP by NAT.
     ftp: HashSet<IpAddr>,
+    /// Real servers that may begin calls, by address and port.
+    callers: HashMap<(IpAddr, u16), (Arc<Service>, Arc<Dest>)>,
 }
 
 /// A virtual service.
@@ -302,6 +304,13 @@ impl Tick {
 }
 
 impl Service {
+    /// Whether a real server may begin calls.
+    fn is_called_by(&self, dest: &Dest) -> bool {
+        let by_call = self.persistence.is_some_and(|persistence| persistence.by_call);
+        let is_one = self.mark.is_none() && self.protocol == Protocol::Udp && dest.port != 0;
+        by_call && is_one && dest.forwarding == Forwarding::Masq
+    }
+
     /// Whether a packet is scheduled by itself.
     #[inline]
     pub fn is_for_one<A>(&self, tuple: &Tuple<A>) -> bool {
@@ -328,6 +337,14 @@ impl Services {
                 for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
                     tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
                     tables.addresses.insert((dest.address, *protocol as u8));
+                }
+            }
+            for dest in service.dests.iter().filter(|dest| service.is_called_by(dest)) {
+                let caller = tables.callers.entry((dest.address, dest.port));
+                let caller = caller.or_insert_with(|| (Arc::clone(&service), Arc::clone(dest)));
+                // Of several services the one that got the real server last.
+                if caller.1.id.0 < dest.id.0 {
+                    *caller = (Arc::clone(&service), Arc::clone(dest));
                 }
             }
             tables.has_any_port |= service.port == 0;
@@ -453,6 +470,12 @@ impl Services {
     /// Whether the rules have a real server reached by NAT at this address and just this port (`ip_vs_has_real_service`, which looks no further).
     pub fn has_nat_server(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
         self.masqueraded.get(&(address.into(), port, protocol)) == Some(&true)
+    }
+
+    /// The real server that sent a packet, and its service, if it may begin a call with it.
+    pub fn caller<A: Address>(&self, tuple: &Tuple<A>) -> Option<&(Arc<Service>, Arc<Dest>)> {
+        let may = !self.callers.is_empty() && tuple.protocol == Protocol::Udp as u8;
+        may.then(|| self.callers.get(&(tuple.source.into(), tuple.source_port)))?
     }
 
     /// Whether a real server was there before and is not any more.

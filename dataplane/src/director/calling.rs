@@ -1,0 +1,76 @@
+//! Calls that a real server begins: the first message of one leaves with the virtual address and port, and what follows of it comes to the same real server
+//! (`ip_vs_new_conn_out`). For NAT, and services that go by SIP calls.
+
+use std::sync::Arc;
+
+use super::beyond::Near;
+use super::family::Family;
+use super::persistence::obeyed;
+use super::{Shared, Verdict};
+use crate::conn::{ConnId, Direction};
+use crate::packet::{Meta, Packet, Tuple};
+use crate::service::Tick;
+
+impl<A: Near> Family<A> {
+    /// What becomes of a packet that is of no connection, and that a real server begins a call with; `None` if it does not. It has been found fit to be routed.
+    pub(super) fn call_out(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        now: Tick,
+    ) -> Option<Verdict> {
+        let snapshot = Arc::clone(&shared.snapshot);
+        let (service, dest) = snapshot.services.caller(&meta.tuple)?;
+        let answer = Tuple {
+            source: meta.tuple.destination,
+            destination: A::of(service.address)?,
+            source_port: meta.tuple.destination_port,
+            destination_port: service.port,
+            protocol: meta.tuple.protocol,
+        };
+        let answered = Meta { tuple: answer, ..*meta };
+        let mut key = self.key(service, packet, &answered).ok()??;
+        if let Some(keeper) = shared.keeper_elsewhere(key.hash) {
+            return Some(Verdict::HandOff(keeper));
+        }
+        self.make_room(shared, now);
+        let call = key.call(packet);
+        let known = match self.template(shared, &mut key, call, now) {
+            Ok(known) => known,
+            Err(reason) => return Some(Verdict::Drop(reason)),
+        };
+        // Also a call that had another real server is this one's from now on.
+        let is_same = |id: &ConnId| {
+            let of = self.conns.conn(*id).dest;
+            of == dest.id && obeyed(shared, of).is_some()
+        };
+        let template = match known.filter(is_same) {
+            Some(template) => Ok(template),
+            None => {
+                known.into_iter().for_each(|old| self.conns.retire(old));
+                self.remember(shared, &key, call, dest, now)
+            }
+        };
+        let begun = template.and_then(|template| {
+            let hash = self.conns.hash(&answer);
+            if let Some((older, Direction::Request)) = self.find(shared, &answer, hash, now) {
+                // The client answers to the last who called, whoever that was before.
+                self.conns.displace(older);
+            }
+            shared.claim(hash);
+            let id = self.begin(shared, &answered, (service, dest), now)?;
+            self.made(template, id, now);
+            Ok(id)
+        });
+        let id = match begun {
+            Ok(id) => id,
+            Err(reason) => return Some(Verdict::Drop(reason)),
+        };
+        let verdict = self.reply(shared, packet, meta, id, now);
+        if service.is_for_one(&answer) {
+            self.forget_packet(shared, meta, &verdict, id, now);
+        }
+        Some(verdict)
+    }
+}
