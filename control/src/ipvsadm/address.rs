@@ -112,11 +112,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Reads `host`, `host:port`, `ipv6` or `[ipv6]:port`.
-    pub fn parse(text: &str, protocol: Protocol, names: &dyn Names) -> Option<Endpoint> {
+    /// Reads `host`, `host:port`, `ipv6` or `[ipv6]:port`. Without a protocol the port must be a number.
+    pub fn parse(text: &str, protocol: Option<Protocol>, names: &dyn Names) -> Option<Endpoint> {
         let port = |text: &str| {
             let number = number(text, 0..=65535).and_then(|n| u16::try_from(n).ok());
-            number.or_else(|| names.service(text, protocol))
+            number.or_else(|| names.service(text, protocol?))
         };
 
         if let Some(bracketed) = text.strip_prefix('[') {
@@ -301,7 +301,7 @@ mod tests {
                 address: address.parse().expect("a test's address"),
                 port,
             });
-            assert_eq!(Endpoint::parse(text, Protocol::Tcp, &Nobody), expected, "{text:?}");
+            assert_eq!(Endpoint::parse(text, Some(Protocol::Tcp), &Nobody), expected, "{text:?}");
         }
     }
 

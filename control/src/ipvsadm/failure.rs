@@ -1,7 +1,7 @@
 //! How a command line ends badly, and what the original says then.
 //!
-//! Three kinds of end matter, because `-R` treats them differently: a usage error ends a whole restore, a malformed
-//! word or a refusal ends only its line. [`Failure`] carries the text, the exit code and which of the two it is.
+//! Three kinds of end matter, because `-R` treats them differently: a usage error and a listing that cannot be had end a
+//! whole restore, a malformed word or another refusal ends only its line. [`Failure`] carries the text, the exit code and which of the two it is.
 
 use crate::api::{Request, ServiceKey};
 
@@ -42,12 +42,13 @@ impl Failure {
 
     /// The daemon refused a request. `errno` is the kernel's for the same case.
     pub fn refused(request: &Request, errno: i32, why: &str) -> Failure {
+        // A listing that cannot be had is the end of everything, a restore too.
         let asks = matches!(request, Request::Services(_) | Request::Locals(_) | Request::Connections);
         let mut text = message(request, errno);
         if says_more(errno) && !why.is_empty() {
             text.push_str(&format!("\n({why})"));
         }
-        Failure { text, code: if asks { UNLISTED } else { REFUSED }, ends_restore: false }
+        Failure { text, code: if asks { UNLISTED } else { REFUSED }, ends_restore: asks }
     }
 }
 

@@ -156,7 +156,7 @@ impl Tool<'_> {
     /// `ipvsadm-save [-n]`. Words that are no options are not looked at.
     fn save_script(&mut self, args: &[String]) -> Result<i32, Failure> {
         let mut numeric = false;
-        for word in args.iter().take_while(|word| word.starts_with('-')) {
+        for word in args.iter().filter(|word| word.starts_with('-')) {
             match word.as_str() {
                 "-n" => numeric = true,
                 _ => {

@@ -311,6 +311,7 @@ pub const COMMANDS: &[(Verb, Grammar)] = {
             Grammar {
                 name: "list",
                 needs: &[],
+                // That it takes `--syncid`, and makes nothing of it, is the original's.
                 may: &[
                     Numeric,
                     Stats,
@@ -318,6 +319,7 @@ pub const COMMANDS: &[(Verb, Grammar)] = {
                     Thresholds,
                     PersistentConn,
                     NoSort,
+                    SyncId,
                     Exact,
                     Json,
                     ShowFullNat,

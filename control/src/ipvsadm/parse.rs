@@ -150,6 +150,7 @@ pub fn parse(program: &str, line: &[String], names: &dyn Names) -> Result<Comman
         return Err(Failure::usage(format!("unexpected argument {word}")));
     }
 
+    draft.take_flags()?;
     let (_, grammar) = COMMANDS.iter().find(|(v, _)| *v == verb).ok_or_else(try_help)?;
     draft.seen.check(grammar, OPTIONS, "command")?;
     Ok(match verb {
@@ -216,6 +217,7 @@ struct Draft<'a> {
     prefix: u8,
     engine: Option<String>,
     sched_flags: Option<&'a str>,
+    flags: u8,
     toa: Option<&'a str>,
     proxy_protocol: Option<&'a str>,
     mss: Option<u16>,
@@ -249,6 +251,7 @@ impl<'a> Draft<'a> {
             prefix: 128,
             engine: None,
             sched_flags: None,
+            flags: 0,
             toa: None,
             proxy_protocol: None,
             mss: None,
@@ -297,7 +300,7 @@ impl<'a> Draft<'a> {
     }
 
     fn take_service(&mut self, protocol: Protocol, value: &str) -> Result<(), Failure> {
-        let Endpoint { address, port } = Endpoint::parse(value, protocol, self.names)
+        let Endpoint { address, port } = Endpoint::parse(value, Some(protocol), self.names)
             .ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))?;
         self.service = Some(ServiceKey::Address { protocol, address, port: port.unwrap_or(0) });
         self.family = Family::of(address);
@@ -364,6 +367,12 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
+    /// Makes the names of scheduler flags what they mean for the scheduler, which may have come behind them.
+    fn take_flags(&mut self) -> Result<(), Failure> {
+        self.flags = sched_flags(&self.scheduler, self.sched_flags.unwrap_or_default())?;
+        Ok(())
+    }
+
     fn take_netmask(&mut self, value: &str) -> Result<(), Failure> {
         match self.family {
             Family::Ipv4 => {
@@ -381,8 +390,10 @@ impl<'a> Draft<'a> {
 
     fn take_server(&mut self, value: &str) -> Result<(), Failure> {
         let (protocol, service_port) = match self.service {
-            Some(ServiceKey::Address { protocol, port, .. }) => (protocol, port),
-            _ => (Protocol::Tcp, 0),
+            Some(ServiceKey::Address { protocol, port, .. }) => (Some(protocol), port),
+            Some(ServiceKey::Mark { .. }) => (Some(Protocol::Tcp), 0),
+            // Without a service before it a server's port has no name.
+            None => (None, 0),
         };
         let Endpoint { address, port } = Endpoint::parse(value, protocol, self.names)
             .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))?;
@@ -392,7 +403,7 @@ impl<'a> Draft<'a> {
 
     /// An address without a port.
     fn local_address(&self, value: &str) -> Result<IpAddr, Failure> {
-        let typed = Endpoint::parse(value, Protocol::Tcp, self.names).filter(|at| at.port.is_none());
+        let typed = Endpoint::parse(value, None, self.names).filter(|at| at.port.is_none());
         Ok(typed.ok_or_else(|| Failure::usage("illegal local address specified"))?.address)
     }
 
@@ -423,18 +434,14 @@ impl<'a> Draft<'a> {
             }
         }
 
-        let scheduler = match self.scheduler.as_str() {
-            "" => DEFAULT_SCHEDULER.to_string(),
-            _ => self.scheduler,
-        };
         let (prefix, mask) = match key.family() {
             Family::Ipv4 => (self.netmask.leading_ones() as u8, self.netmask),
             Family::Ipv6 => (self.prefix, 0),
         };
         Ok(ServiceConfig {
             key,
-            flags: sched_flags(&scheduler, self.sched_flags.unwrap_or_default())?,
-            scheduler,
+            scheduler: if self.scheduler.is_empty() { DEFAULT_SCHEDULER.into() } else { self.scheduler },
+            flags: self.flags,
             persistent: self.persistence.map(|timeout| Persistence { timeout, prefix, mask }),
             one_packet,
             engine: self.engine.filter(|name| !name.is_empty()),
@@ -446,6 +453,11 @@ impl<'a> Draft<'a> {
     fn server_config(&self) -> Result<ServerConfig, Failure> {
         let service = self.service()?;
         let mut key = self.server()?;
+        if Family::of(key.address) != service.family()
+            && !matches!(self.method, Method::Tunnel | Method::FullNat)
+        {
+            return Err(Failure::usage("Different address family is allowed only for tunneling servers"));
+        }
         let forwarding = match self.method {
             Method::Tunnel => Forwarding::Tunnel(self.tunnel()?),
             _ if self.seen.has_any(TUNNEL_OPTIONS) => {
@@ -461,11 +473,6 @@ impl<'a> Draft<'a> {
             && !matches!(self.method, Method::Masq | Method::FullNat)
         {
             key.port = port;
-        }
-        if Family::of(key.address) != service.family()
-            && !matches!(self.method, Method::Tunnel | Method::FullNat)
-        {
-            return Err(Failure::usage("Different address family is allowed only for tunneling servers"));
         }
         Ok(ServerConfig {
             key,

@@ -14,7 +14,7 @@ use shunt::{
 };
 
 /// The interfaces the recorded director had.
-const INTERFACES: [&str; 2] = ["c0", "s0"];
+const INTERFACES: [&str; 3] = ["lo", "c0", "s0"];
 /// The broadcast address of its client side.
 const BROADCAST: [u8; 4] = [10, 0, 255, 255];
 
@@ -151,10 +151,12 @@ impl Director {
         }
         let or = |value: u16, default: u16| if value == 0 { default } else { value };
         let mut daemon = daemon.clone();
-        daemon.max_length = or(daemon.max_length, 1472);
-        if daemon.role == SyncRole::Backup {
-            daemon.max_length = daemon.max_length.max(1024);
-        }
+        // `start_sync_thread` of Linux 6.1: a backup must take what others send, as long as its interface can.
+        let headers = if daemon.group.is_some_and(|group| group.is_ipv6()) { 48 } else { 28 };
+        let is_backup = daemon.role == SyncRole::Backup;
+        let mtu = if is_backup && daemon.interface == "lo" { 65535 } else { 1500 };
+        let least = if is_backup { 1024 } else { 1 };
+        daemon.max_length = or(daemon.max_length, mtu - headers).clamp(least, 65535 - headers);
         daemon.group = daemon.group.or(Some([224, 0, 0, 81].into()));
         daemon.port = or(daemon.port, 8848);
         daemon.ttl = daemon.ttl.max(1);
@@ -194,18 +196,16 @@ impl Director {
     }
 
     fn answer(&mut self, request: &Request) -> Response {
-        let mixed = match request {
-            Request::AddServer(key, server) => Family::of(server.key.address) != key.family(),
-            _ => false,
-        };
         match request {
             Request::StartDaemon(daemon) => return self.start_daemon(daemon),
             Request::StopDaemon(role) => return self.stop_daemon(*role),
             Request::Daemons => return Response::Daemons(self.daemons.clone()),
-            Request::AddServer(_, server) if server.key.address == IpAddr::from(BROADCAST) => {
-                return refused(nix::libc::EINVAL);
+            Request::AddServer(key, server) if self.rules.service(key).is_some() => {
+                let is_mixed = Family::of(server.key.address) != key.family();
+                if server.key.address == IpAddr::from(BROADCAST) || is_mixed && !self.daemons.is_empty() {
+                    return refused(nix::libc::EINVAL);
+                }
             }
-            Request::AddServer(..) if mixed && !self.daemons.is_empty() => return refused(nix::libc::EINVAL),
             _ => {}
         }
         match self.rules.apply(request) {
