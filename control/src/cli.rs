@@ -1,27 +1,28 @@
 //! The command line: `shunt run`, `shunt ipvsadm`, and the names of the tools that people know.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::api::{Request, Response};
 use crate::socket::{self, Client};
-use crate::{daemon, drain, ipvsadm, json, marks};
+use crate::{daemon, drain, ipvsadm, json, marks, pages};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
 #[command(name = "shunt", version, after_help = AFTER_HELP)]
-struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
 const AFTER_HELP: &str = "\
 Called as ipvsadm, ipvsadm-save or ipvsadm-restore (a link to this binary), it is that tool.
-`shunt help ipvsadm' shows what it knows beyond the original.
+`shunt help ipvsadm' shows what it knows beyond the original; on a terminal its own -h does, too.
 SHUNT_SOCKET names the director's socket, /run/shunt.sock by default.";
 
 const MARK_HELP: &str = "\
@@ -61,13 +62,27 @@ enum Command {
         #[arg(allow_hyphen_values = true, num_args = 0..)]
         arguments: Vec<OsString>,
     },
+    /// Print a shell's completion script, for the shell's folder of such scripts.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+        /// The command to complete.
+        #[arg(value_enum, default_value_t = pages::Name::Shunt)]
+        name: pages::Name,
+    },
+    /// Write the manual pages, those of ipvsadm among them.
+    Man {
+        /// The folder to write them into, which becomes section 8 of a manual.
+        #[arg(value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
+        folder: PathBuf,
+    },
 }
 
 /// Runs shunt with these arguments, the program's name first.
 pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
-    let program = arguments.first().map(PathBuf::from).unwrap_or_default();
-    let program = program.file_name().and_then(|name| name.to_str()).unwrap_or("shunt").to_owned();
-    if matches!(program.as_str(), "ipvsadm" | "ipvsadm-save" | "ipvsadm-restore") {
+    let program = arguments.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or_default();
+    if matches!(name, "ipvsadm" | "ipvsadm-save" | "ipvsadm-restore") {
         return administer(&program, arguments.into_iter().skip(1).collect());
     }
     match Arguments::try_parse_from(arguments) {
@@ -83,6 +98,14 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
         Ok(Arguments { command: Command::Mark { command } }) => exit(mark(command)),
         Ok(Arguments { command: Command::Drain(options) }) => exit(drain(&options).map(|()| true)),
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
+        Ok(Arguments { command: Command::Completions { shell, name } }) => {
+            pages::completions(shell, name, Arguments::command(), &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Ok(Arguments { command: Command::Man { folder } }) => {
+            let written = pages::manual(Arguments::command(), &folder);
+            exit(written.with_context(|| format!("cannot write to {}", folder.display())).map(|()| true))
+        }
         Err(error) => {
             // Help and version go to standard output and are no failure.
             let _ = error.print();
@@ -227,5 +250,10 @@ fn administer(program: &str, arguments: Vec<OsString>) -> ExitCode {
         &mut std::io::BufWriter::new(stdout.lock()),
         &mut stderr.lock(),
     );
+    // Scripts compare the tool's help; people want to know what else there is.
+    let asks = matches!(arguments.first().map(String::as_str), Some("-h" | "--help"));
+    if asks && code == 0 && stdout.is_terminal() {
+        println!("\n{}", ipvsadm::fullnat::HELP);
+    }
     ExitCode::from(code as u8)
 }

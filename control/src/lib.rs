@@ -10,6 +10,7 @@ pub mod drain;
 pub mod ipvsadm;
 pub mod json;
 pub mod marks;
+pub mod pages;
 pub mod publisher;
 pub mod rules;
 pub mod socket;

@@ -108,8 +108,10 @@ impl fmt::Display for MarkRule {
         if let Some(protocol) = self.protocol {
             write!(f, " --protocol {}", protocol.name())?;
         }
-        if let Some(Ports { first, last }) = self.ports {
-            write!(f, " --ports {first}-{last}")?;
+        match self.ports {
+            Some(Ports { first, last }) if first == last => write!(f, " --ports {first}")?,
+            Some(Ports { first, last }) => write!(f, " --ports {first}-{last}")?,
+            None => {}
         }
         if let Some(interface) = &self.interface {
             write!(f, " --interface {interface}")?;
@@ -191,7 +193,7 @@ mod tests {
             ("mark add --mark=1 --destination=10.9.0.1", "mark add --destination 10.9.0.1/32 --mark 1"),
             (
                 "mark add --mark 1 --destination ::1 --ports 80",
-                "mark add --destination ::1/128 --ports 80-80 --mark 1",
+                "mark add --destination ::1/128 --ports 80 --mark 1",
             ),
         ] {
             assert_eq!(of(line).map(|rule| rule.to_string()), Ok(listed.to_owned()));

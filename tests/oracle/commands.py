@@ -226,9 +226,9 @@ def quoted(word):
 
 def typed():
     """A line of the shell."""
-    if chance(0.004):
+    if chance(0.01):
         return pick("ipvsadm", "ipvsadm-save", "ipvsadm-save -n", "ipvsadm-save foo -n", "ipvsadm-save -x", "ipvsadm-save -n -h", "/sbin/ipvsadm", "/sbin/ipvsadm -q", "ipvsadm -S | ipvsadm -R")
-    if chance(0.012):
+    if chance(0.025):
         restore = pick("ipvsadm -R", "ipvsadm --restore", "ipvsadm-restore", "ipvsadm -Rn", "ipvsadm -R foo")
         lines = [pick(" ", " ", "  ", "\\t").join((["ipvsadm"] if chance(0.2) else []) + words()) for _ in range(rng.randint(0, 6))]
         lines += some(["# comment", "", "   ", "ipvsadm", "-R", "-Sn", "-L -n", "-h"], 1)

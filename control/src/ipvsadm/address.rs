@@ -8,8 +8,11 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use dns_lookup::AddrInfoHints;
+use nix::libc::{AF_INET, SOCK_STREAM};
 
 use crate::api::{Protocol, ServerKey};
 
@@ -33,13 +36,13 @@ pub struct SystemNames {
 
 impl Names for SystemNames {
     fn host(&self, name: &str) -> Option<Ipv4Addr> {
-        // No top-level domain is a number, and `invalid` never resolves (RFC 6761): no need to ask, and to wait.
-        let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or(name);
-        if last.is_empty() || last.bytes().all(|b| b.is_ascii_digit()) || last.eq_ignore_ascii_case("invalid")
-        {
+        // Digits and dots are an address that was typed wrong, and no reason to ask and to wait.
+        if name.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
             return None;
         }
-        (name, 0).to_socket_addrs().ok()?.find_map(|found| match found.ip() {
+        let ipv4 = AddrInfoHints { address: AF_INET, socktype: SOCK_STREAM, ..AddrInfoHints::default() };
+        let found = dns_lookup::getaddrinfo(Some(name), None, Some(ipv4)).ok()?;
+        found.flatten().find_map(|found| match found.sockaddr.ip() {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,
         })
@@ -302,6 +305,15 @@ mod tests {
                 port,
             });
             assert_eq!(Endpoint::parse(text, Some(Protocol::Tcp), &Nobody), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_machine_knows_itself_and_no_misspelt_address() {
+        let names = SystemNames::default();
+        assert_eq!(names.host("localhost"), Some(Ipv4Addr::LOCALHOST));
+        for wrong in ["", "10.9.0.300", "10.9.0.1.1", "."] {
+            assert_eq!(names.host(wrong), None, "{wrong:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Every word ipvsadm knows, and which command takes which of them.
 //!
-//! Two tables. [`WORDS`] gives each option its long and short spelling and says whether a value follows; [`COMMANDS`]
+//! Two tables. [`WORDS`] gives each option its long and short spelling, says whether a value follows and what it is for; [`COMMANDS`]
 //! gives each command the options it needs, may have, and may have only one of. [`TUNNELS`] is the second table again
 //! for the types of tunnel. A reader can lay them beside the manual page.
 //!
@@ -160,10 +160,10 @@ pub const OPTIONS: &[(Opt, &str)] = &[
 pub enum Takes {
     /// None.
     Nothing,
-    /// One, whatever it looks like.
-    Value,
-    /// One, unless the next word begins with `-`.
-    Perhaps,
+    /// One of this name, whatever it looks like.
+    Value(&'static str),
+    /// One of this name, unless the next word begins with `-`.
+    Perhaps(&'static str),
 }
 
 /// One word of the command line.
@@ -177,87 +177,96 @@ pub struct Word {
     pub takes: Takes,
     /// What it stands for.
     pub means: Means,
+    /// What it is for, in half a sentence.
+    pub help: &'static str,
 }
 
-const fn word(long: &'static str, short: Option<char>, takes: Takes, means: Means) -> Word {
-    Word { long, short, takes, means }
+const fn word(
+    long: &'static str,
+    short: Option<char>,
+    takes: Takes,
+    means: Means,
+    help: &'static str,
+) -> Word {
+    Word { long, short, takes, means, help }
 }
 
 /// All words.
+#[rustfmt::skip]
 pub const WORDS: &[Word] = {
     use crate::api::Protocol::{Sctp, Tcp, Udp};
     use Means::{Command, Forward, Option};
     use Takes::{Nothing, Perhaps, Value};
     &[
-        word("add-service", Some('A'), Nothing, Command(Verb::AddService)),
-        word("edit-service", Some('E'), Nothing, Command(Verb::EditService)),
-        word("delete-service", Some('D'), Nothing, Command(Verb::DeleteService)),
-        word("clear", Some('C'), Nothing, Command(Verb::Flush)),
-        word("list", Some('L'), Nothing, Command(Verb::List)),
-        word("list", Some('l'), Nothing, Command(Verb::List)),
-        word("add-server", Some('a'), Nothing, Command(Verb::AddServer)),
-        word("delete-server", Some('d'), Nothing, Command(Verb::DeleteServer)),
-        word("edit-server", Some('e'), Nothing, Command(Verb::EditServer)),
-        word("set", None, Nothing, Command(Verb::Set)),
-        word("start-daemon", None, Value, Command(Verb::StartDaemon)),
-        word("stop-daemon", None, Value, Command(Verb::StopDaemon)),
-        word("restore", Some('R'), Nothing, Command(Verb::Restore)),
-        word("save", Some('S'), Nothing, Command(Verb::Save)),
-        word("zero", Some('Z'), Nothing, Command(Verb::Zero)),
-        word("add-laddr", Some('P'), Nothing, Command(Verb::AddLocal)),
-        word("del-laddr", Some('Q'), Nothing, Command(Verb::DeleteLocal)),
-        word("get-laddr", Some('G'), Nothing, Command(Verb::ListLocals)),
-        word("help", Some('h'), Nothing, Command(Verb::Help)),
-        word("version", Some('v'), Nothing, Command(Verb::Version)),
-        word("tcp-service", Some('t'), Value, Means::Service(Tcp)),
-        word("udp-service", Some('u'), Value, Means::Service(Udp)),
-        word("sctp-service", None, Value, Means::Service(Sctp)),
-        word("fwmark-service", Some('f'), Value, Means::Mark),
-        word("ipv6", Some('6'), Nothing, Means::Ipv6),
-        word("scheduler", Some('s'), Value, Option(Opt::Scheduler)),
-        word("persistent", Some('p'), Perhaps, Option(Opt::Persistent)),
-        word("netmask", Some('M'), Value, Option(Opt::Netmask)),
-        word("pe", None, Value, Option(Opt::Engine)),
-        word("ops", Some('o'), Nothing, Option(Opt::OnePacket)),
-        word("sched-flags", Some('b'), Value, Option(Opt::SchedFlags)),
-        word("toa", None, Value, Option(Opt::Toa)),
-        word("proxy-protocol", None, Value, Option(Opt::ProxyProtocol)),
-        word("mss", None, Value, Option(Opt::Mss)),
-        word("laddr", Some('z'), Value, Option(Opt::Local)),
-        word("ifname", Some('F'), Value, Option(Opt::LocalInterface)),
-        word("real-server", Some('r'), Value, Option(Opt::Server)),
-        word("gatewaying", Some('g'), Nothing, Forward(Method::Route)),
-        word("ipip", Some('i'), Nothing, Forward(Method::Tunnel)),
-        word("masquerading", Some('m'), Nothing, Forward(Method::Masq)),
-        word("fullnat", None, Nothing, Forward(Method::FullNat)),
-        word("tun-type", None, Value, Option(Opt::TunType)),
-        word("tun-port", None, Value, Option(Opt::TunPort)),
-        word("tun-nocsum", None, Nothing, Option(Opt::TunNoCsum)),
-        word("tun-csum", None, Nothing, Option(Opt::TunCsum)),
-        word("tun-remcsum", None, Nothing, Option(Opt::TunRemCsum)),
-        word("weight", Some('w'), Value, Option(Opt::Weight)),
-        word("u-threshold", Some('x'), Value, Option(Opt::UpperThreshold)),
-        word("l-threshold", Some('y'), Value, Option(Opt::LowerThreshold)),
-        word("connection", Some('c'), Nothing, Option(Opt::Connection)),
-        word("numeric", Some('n'), Nothing, Option(Opt::Numeric)),
-        word("timeout", None, Nothing, Option(Opt::Timeout)),
-        word("daemon", None, Nothing, Option(Opt::Daemon)),
-        word("stats", None, Nothing, Option(Opt::Stats)),
-        word("rate", None, Nothing, Option(Opt::Rate)),
-        word("thresholds", None, Nothing, Option(Opt::Thresholds)),
-        word("persistent-conn", None, Nothing, Option(Opt::PersistentConn)),
-        word("tun-info", None, Nothing, Option(Opt::TunInfo)),
-        word("json", None, Nothing, Option(Opt::Json)),
-        word("show-fullnat", None, Nothing, Option(Opt::ShowFullNat)),
-        word("exact", Some('X'), Nothing, Option(Opt::Exact)),
-        word("nosort", None, Nothing, Option(Opt::NoSort)),
-        word("sort", None, Nothing, Means::Sort),
-        word("syncid", None, Value, Option(Opt::SyncId)),
-        word("sync-maxlen", None, Value, Option(Opt::SyncMaxLen)),
-        word("mcast-interface", None, Value, Option(Opt::McastInterface)),
-        word("mcast-group", None, Value, Option(Opt::McastGroup)),
-        word("mcast-port", None, Value, Option(Opt::McastPort)),
-        word("mcast-ttl", None, Value, Option(Opt::McastTtl)),
+        word("add-service", Some('A'), Nothing, Command(Verb::AddService), "add a virtual service"),
+        word("edit-service", Some('E'), Nothing, Command(Verb::EditService), "give a virtual service other options, all of them"),
+        word("delete-service", Some('D'), Nothing, Command(Verb::DeleteService), "delete a virtual service"),
+        word("clear", Some('C'), Nothing, Command(Verb::Flush), "delete all virtual services"),
+        word("list", Some('L'), Nothing, Command(Verb::List), "list services, or what is asked for; also -l"),
+        word("list", Some('l'), Nothing, Command(Verb::List), "the same"),
+        word("add-server", Some('a'), Nothing, Command(Verb::AddServer), "add a real server"),
+        word("delete-server", Some('d'), Nothing, Command(Verb::DeleteServer), "delete a real server"),
+        word("edit-server", Some('e'), Nothing, Command(Verb::EditServer), "give a real server other options, all of them"),
+        word("set", None, Nothing, Command(Verb::Set), "set the timeouts: three words follow, in seconds"),
+        word("start-daemon", None, Value("role"), Command(Verb::StartDaemon), "start synchronising connections"),
+        word("stop-daemon", None, Value("role"), Command(Verb::StopDaemon), "stop synchronising connections"),
+        word("restore", Some('R'), Nothing, Command(Verb::Restore), "read commands from the standard input"),
+        word("save", Some('S'), Nothing, Command(Verb::Save), "print the rules as commands that -R reads"),
+        word("zero", Some('Z'), Nothing, Command(Verb::Zero), "set counters to zero, of one service or of all"),
+        word("add-laddr", Some('P'), Nothing, Command(Verb::AddLocal), "add a local address for FullNAT servers to answer to"),
+        word("del-laddr", Some('Q'), Nothing, Command(Verb::DeleteLocal), "delete a local address"),
+        word("get-laddr", Some('G'), Nothing, Command(Verb::ListLocals), "list local addresses"),
+        word("help", Some('h'), Nothing, Command(Verb::Help), "show the help"),
+        word("version", Some('v'), Nothing, Command(Verb::Version), "show the version"),
+        word("tcp-service", Some('t'), Value("address"), Means::Service(Tcp), "a TCP service: host[:port]"),
+        word("udp-service", Some('u'), Value("address"), Means::Service(Udp), "a UDP service: host[:port]"),
+        word("sctp-service", None, Value("address"), Means::Service(Sctp), "an SCTP service: host[:port]"),
+        word("fwmark-service", Some('f'), Value("mark"), Means::Mark, "the service of a firewall mark above 0"),
+        word("ipv6", Some('6'), Nothing, Means::Ipv6, "behind -f: for IPv6 packets"),
+        word("scheduler", Some('s'), Value("scheduler"), Option(Opt::Scheduler), "who chooses the real server; wlc by default"),
+        word("persistent", Some('p'), Perhaps("seconds"), Option(Opt::Persistent), "a client keeps its real server so long; 360 by default"),
+        word("netmask", Some('M'), Value("mask"), Option(Opt::Netmask), "clients that are persistent as one: a mask, or a prefix's length"),
+        word("pe", None, Value("engine"), Option(Opt::Engine), "persistence by what the packets say"),
+        word("ops", Some('o'), Nothing, Option(Opt::OnePacket), "schedule each UDP packet alone"),
+        word("sched-flags", Some('b'), Value("flags"), Option(Opt::SchedFlags), "flags of the scheduler, with commas between"),
+        word("toa", None, Value("state"), Option(Opt::Toa), "tell FullNAT servers of clients by a TCP option (default)"),
+        word("proxy-protocol", None, Value("version"), Option(Opt::ProxyProtocol), "tell them by the PROXY protocol instead"),
+        word("mss", None, Value("bytes"), Option(Opt::Mss), "the largest segment that either end may announce"),
+        word("laddr", Some('z'), Value("address"), Option(Opt::Local), "the local address"),
+        word("ifname", Some('F'), Value("interface"), Option(Opt::LocalInterface), "accepted for DPVS's sake"),
+        word("real-server", Some('r'), Value("address"), Option(Opt::Server), "the real server: host[:port]"),
+        word("gatewaying", Some('g'), Nothing, Forward(Method::Route), "forward by direct routing (default)"),
+        word("ipip", Some('i'), Nothing, Forward(Method::Tunnel), "forward by a tunnel"),
+        word("masquerading", Some('m'), Nothing, Forward(Method::Masq), "forward by NAT"),
+        word("fullnat", None, Nothing, Forward(Method::FullNat), "forward by NAT of both ends"),
+        word("tun-type", None, Value("type"), Option(Opt::TunType), "the tunnel's kind; ipip by default"),
+        word("tun-port", None, Value("port"), Option(Opt::TunPort), "the port that a gue tunnel leads to"),
+        word("tun-nocsum", None, Nothing, Option(Opt::TunNoCsum), "a tunnel without checksums (default)"),
+        word("tun-csum", None, Nothing, Option(Opt::TunCsum), "a tunnel with checksums"),
+        word("tun-remcsum", None, Nothing, Option(Opt::TunRemCsum), "a tunnel with remote checksums"),
+        word("weight", Some('w'), Value("weight"), Option(Opt::Weight), "share of the connections, 0 for none; 1 by default"),
+        word("u-threshold", Some('x'), Value("connections"), Option(Opt::UpperThreshold), "get no more from so many on"),
+        word("l-threshold", Some('y'), Value("connections"), Option(Opt::LowerThreshold), "get more again below so many"),
+        word("connection", Some('c'), Nothing, Option(Opt::Connection), "list connections"),
+        word("numeric", Some('n'), Nothing, Option(Opt::Numeric), "no names of hosts and ports"),
+        word("timeout", None, Nothing, Option(Opt::Timeout), "list the timeouts"),
+        word("daemon", None, Nothing, Option(Opt::Daemon), "list the synchronisation daemons"),
+        word("stats", None, Nothing, Option(Opt::Stats), "list counters"),
+        word("rate", None, Nothing, Option(Opt::Rate), "list rates"),
+        word("thresholds", None, Nothing, Option(Opt::Thresholds), "list thresholds"),
+        word("persistent-conn", None, Nothing, Option(Opt::PersistentConn), "list persistent connections"),
+        word("tun-info", None, Nothing, Option(Opt::TunInfo), "list tunnels"),
+        word("json", None, Nothing, Option(Opt::Json), "one JSON document with everything there is"),
+        word("show-fullnat", None, Nothing, Option(Opt::ShowFullNat), "call FullNAT servers FullNat, not Masq"),
+        word("exact", Some('X'), Nothing, Option(Opt::Exact), "do not shorten numbers"),
+        word("nosort", None, Nothing, Option(Opt::NoSort), "in the director's order"),
+        word("sort", None, Nothing, Means::Sort, "does nothing"),
+        word("syncid", None, Value("id"), Option(Opt::SyncId), "0 to 255; a backup with 0 takes all"),
+        word("sync-maxlen", None, Value("bytes"), Option(Opt::SyncMaxLen), "length of the longest message; 1472 by default"),
+        word("mcast-interface", None, Value("interface"), Option(Opt::McastInterface), "interface to synchronise by; eth0 by default"),
+        word("mcast-group", None, Value("address"), Option(Opt::McastGroup), "multicast group; 224.0.0.81 by default"),
+        word("mcast-port", None, Value("port"), Option(Opt::McastPort), "UDP port; 8848 by default"),
+        word("mcast-ttl", None, Value("ttl"), Option(Opt::McastTtl), "TTL of messages; 1 by default"),
     ]
 };
 
@@ -272,6 +281,13 @@ pub struct Grammar {
     pub may: &'static [Opt],
     /// Options of which it may have one.
     pub one_of: &'static [Opt],
+}
+
+impl Grammar {
+    /// Whether an option may be there.
+    pub fn takes(&self, option: Opt) -> bool {
+        [self.needs, self.may, self.one_of].iter().any(|options| options.contains(&option))
+    }
 }
 
 /// The options that say which service; the rest of a service's options.
@@ -430,7 +446,7 @@ impl Seen {
                     )));
                 }
                 chosen = Some(name);
-            } else if !grammar.may.contains(&option) && !grammar.needs.contains(&option) {
+            } else if !grammar.takes(option) {
                 return Err(Failure::usage(format!("Illegal '{name}' option with the '{target}' {kind}")));
             }
         }

@@ -188,15 +188,11 @@ fn role(word: Option<&str>, complaint: &str) -> Result<SyncRole, Failure> {
     }
 }
 
-/// The three words of `--set`.
+/// The three words of `--set`. That there are three matters more than what they say.
 fn timeouts<'a>(words: &mut impl Iterator<Item = &'a &'a str>) -> Result<Timeouts, Failure> {
-    let mut seconds = [0; 3];
-    for slot in &mut seconds {
-        let word = words.next().ok_or_else(|| Failure::usage("--set option requires 3 timeout values"))?;
-        *slot = timeout(word, 0)?;
-    }
-    let [tcp, tcp_fin, udp] = seconds;
-    Ok(Timeouts { tcp, tcp_fin, udp })
+    let mut next = || words.next().ok_or_else(|| Failure::usage("--set option requires 3 timeout values"));
+    let [tcp, tcp_fin, udp] = [next()?, next()?, next()?];
+    Ok(Timeouts { tcp: timeout(tcp, 0)?, tcp_fin: timeout(tcp_fin, 0)?, udp: timeout(udp, 0)? })
 }
 
 fn timeout(word: &str, least: i64) -> Result<u32, Failure> {

@@ -107,11 +107,11 @@ impl<'a> Words<'a> {
         let value = match (word.takes, joined) {
             (Takes::Nothing, _) => None,
             (_, Some(value)) => Some(value),
-            (Takes::Value, None) => {
+            (Takes::Value(_), None) => {
                 let value = self.next_word();
                 Some(value.ok_or_else(|| self.error("missing argument"))?)
             }
-            (Takes::Perhaps, None) => match self.words.get(self.at) {
+            (Takes::Perhaps(_), None) => match self.words.get(self.at) {
                 Some(next) if !next.starts_with('-') => self.next_word(),
                 _ => None,
             },

@@ -30,7 +30,8 @@ pub fn transcript() -> Option<String> {
     fs::copy(oracle.join("cases/lab.py"), here.join("lab.py")).expect("the oracle's bench");
     for file in ["oracle/commands.py", "golden/names/hosts", "golden/names/services"] {
         let file = ours.join(file);
-        fs::copy(&file, here.join(file.file_name().expect("a file has a name"))).expect("a file of the recorder");
+        fs::copy(&file, here.join(file.file_name().expect("a file has a name")))
+            .expect("a file of the recorder");
     }
     fs::write(here.join("plan"), format!("{seed} {lines}")).expect("the plan");
     let asked = Command::new(oracle.join("run.sh"))
