@@ -200,9 +200,14 @@ impl Director {
             Request::StartDaemon(daemon) => return self.start_daemon(daemon),
             Request::StopDaemon(role) => return self.stop_daemon(*role),
             Request::Daemons => return Response::Daemons(self.daemons.clone()),
-            Request::AddServer(key, server) if self.rules.service(key).is_some() => {
+            Request::AddServer(key, server) | Request::EditServer(key, server)
+                if self.rules.service(key).is_some() =>
+            {
+                let is_new = matches!(request, Request::AddServer(..));
                 let is_mixed = Family::of(server.key.address) != key.family();
-                if server.key.address == IpAddr::from(BROADCAST) || is_mixed && !self.daemons.is_empty() {
+                if is_new && server.key.address == IpAddr::from(BROADCAST)
+                    || is_mixed && !self.daemons.is_empty()
+                {
                     return refused(nix::libc::EINVAL);
                 }
             }
