@@ -127,13 +127,15 @@ fn exit(outcome: anyhow::Result<bool>) -> ExitCode {
 }
 
 /// What to do about a director that cannot be asked.
-const START_IT: &str = "start the director with shunt run, or name its socket in SHUNT_SOCKET";
+fn with_cure(error: std::io::Error) -> anyhow::Error {
+    anyhow::anyhow!("{error}\n{}", ipvsadm::failure::cure(&error))
+}
 
 /// Prints what the director says of itself.
 fn status(json: bool) -> anyhow::Result<()> {
     let path = socket::path();
     let asked = Client::connect(&path).and_then(|mut client| client.call(&Request::Status));
-    let answer = asked.context(START_IT)?;
+    let answer = asked.map_err(with_cure)?;
     let Some(Response::Status(status)) = answer.into_iter().next() else {
         anyhow::bail!("the director on {} does not say how it is doing", path.display());
     };
@@ -160,7 +162,7 @@ fn status(json: bool) -> anyhow::Result<()> {
 /// Shows and changes settings, in order and in the words of sysctl. What is refused is said, and the rest is done all the same; whether
 /// nothing was refused.
 fn sysctl(settings: &[String], json: bool) -> anyhow::Result<bool> {
-    let mut client = Client::connect(socket::path()).context(START_IT)?;
+    let mut client = Client::connect(socket::path()).map_err(with_cure)?;
     if settings.is_empty() {
         return ask(&mut client, &Request::Sysctls(None), json);
     }
@@ -187,12 +189,12 @@ fn mark(command: marks::Command) -> anyhow::Result<bool> {
         marks::Command::Delete(rule) => (Request::DeleteMark(rule), false),
         marks::Command::List { json } => (Request::Marks, json),
     };
-    ask(&mut Client::connect(socket::path()).context(START_IT)?, &request, json)
+    ask(&mut Client::connect(socket::path()).map_err(with_cure)?, &request, json)
 }
 
 /// Takes a real server out, and tells of it.
 fn drain(options: &drain::Options) -> anyhow::Result<()> {
-    let mut client = Client::connect(socket::path()).context(START_IT)?;
+    let mut client = Client::connect(socket::path()).map_err(with_cure)?;
     let mut wait = |_: &mut Client, time| std::thread::sleep(time);
     let outcome = drain::drain(&mut client, options, &mut std::io::stdout(), &mut wait)?;
     println!("{}", drain::told(options, outcome));
@@ -203,7 +205,7 @@ fn drain(options: &drain::Options) -> anyhow::Result<()> {
 fn ask(client: &mut Client, request: &Request, json: bool) -> anyhow::Result<bool> {
     let mut is_granted = true;
     let out = &mut std::io::stdout();
-    for response in client.call(request).context(START_IT)? {
+    for response in client.call(request).map_err(with_cure)? {
         match response {
             Response::Sysctls(listed) if json => {
                 json::document(out, "sysctls", &json::settings(&listed, SYSCTL_PREFIX))?;

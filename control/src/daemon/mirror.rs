@@ -48,8 +48,21 @@ pub struct View {
     pub network: Network,
     /// The machine's own addresses.
     pub local: Vec<IpAddr>,
+    /// The broadcast addresses of the networks that it is on.
+    pub broadcasts: Vec<IpAddr>,
     /// Neighbours that do not answer, by interface index.
     pub failed: Vec<(u32, IpAddr)>,
+}
+
+/// The addresses of the machine.
+#[derive(Default)]
+struct Addresses {
+    /// All of them.
+    local: Vec<IpAddr>,
+    /// The broadcast addresses of their networks.
+    broadcasts: Vec<IpAddr>,
+    /// The first of each family of each interface.
+    first: Vec<(u32, [Option<IpAddr>; 2])>,
 }
 
 impl View {
@@ -104,7 +117,7 @@ impl Mirror {
     /// # Errors
     /// When the kernel refuses.
     pub async fn read(&self) -> anyhow::Result<View> {
-        let (local, first) = self.addresses().await?;
+        let Addresses { local, broadcasts, first } = self.addresses().await?;
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
         let addresses =
             |index: u32| first.iter().find(|(i, _)| *i == index).map_or([None; 2], |(_, both)| *both);
@@ -124,7 +137,7 @@ impl Mirror {
         let network = Network::new(interfaces, self.routes(&indices).await?, neighbours)
             .with_vlans(vlans)
             .on_machine(local.iter().copied(), is_router());
-        Ok(View { network, local, failed })
+        Ok(View { network, local, broadcasts, failed })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
@@ -136,10 +149,9 @@ impl Mirror {
         }
     }
 
-    /// All addresses of the machine, and the first of each family of each interface.
-    async fn addresses(&self) -> anyhow::Result<(Vec<IpAddr>, Vec<(u32, [Option<IpAddr>; 2])>)> {
+    async fn addresses(&self) -> anyhow::Result<Addresses> {
         let mut messages = self.handle.address().get().execute();
-        let (mut local, mut first) = (Vec::new(), Vec::<(u32, [Option<IpAddr>; 2])>::new());
+        let Addresses { mut local, mut broadcasts, mut first } = Addresses::default();
         while let Some(message) = messages.try_next().await? {
             let index = message.header.index;
             // On a point-to-point link `Address` is the other end; `Local` is always ours where it is given.
@@ -153,6 +165,12 @@ impl Mirror {
             }
             let Some(address) = address else { continue };
             local.push(address);
+            // Two hosts on a wire of their own (RFC 3021) need no broadcasts.
+            if let IpAddr::V4(v4) = address
+                && let length @ 0..31 = message.header.prefix_len
+            {
+                broadcasts.push(Ipv4Addr::from_bits(v4.to_bits() | u32::MAX >> length).into());
+            }
             let at = first.iter().position(|(i, _)| *i == index).unwrap_or_else(|| {
                 first.push((index, [None; 2]));
                 first.len() - 1
@@ -163,7 +181,7 @@ impl Mirror {
                 *place = Some(address);
             }
         }
-        Ok((local, first))
+        Ok(Addresses { local, broadcasts, first })
     }
 
     async fn routes(&self, links: &Links) -> anyhow::Result<Vec<Route>> {

@@ -351,14 +351,19 @@ impl Control {
 
     /// Carries out a change, or nothing of it.
     async fn change(&mut self, request: &Request) -> Result<Response, Refusal> {
-        if let Request::AddServer(_, server) | Request::EditServer(_, server) = request
-            && self.view.is_own(server.key.address)
-        {
-            let why = "A real server that is the director itself is not supported yet".to_owned();
-            return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why });
-        }
         let mut rules = self.rules.clone();
         let change = rules.apply(request)?;
+        if let Request::AddServer(_, server) | Request::EditServer(_, server) = request {
+            let address = server.key.address;
+            if self.view.is_own(address) {
+                let why = "A real server that is the director itself is not supported yet".to_owned();
+                return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why });
+            }
+            if self.view.broadcasts.contains(&address) {
+                let why = format!("{address} is the broadcast address of a network that this machine is on");
+                return Err(Refusal { errno: nix::libc::EINVAL, why });
+            }
+        }
         rules.check_interfaces(self.publisher.interfaces())?;
         match change {
             Change::Nothing => {}

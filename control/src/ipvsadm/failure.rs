@@ -3,6 +3,8 @@
 //! Three kinds of end matter, because `-R` treats them differently: a usage error and a listing that cannot be had end a
 //! whole restore, a malformed word or another refusal ends only its line. [`Failure`] carries the text, the exit code and which of the two it is.
 
+use std::io;
+
 use crate::api::{Request, ServiceKey};
 
 /// Exit code for wrong usage.
@@ -49,6 +51,14 @@ impl Failure {
             text.push_str(&format!("\n({why})"));
         }
         Failure { text, code: if asks { UNLISTED } else { REFUSED }, ends_restore: asks }
+    }
+}
+
+/// What to do about a director that cannot be asked.
+pub fn cure(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "Become root, or a member of the director's group.",
+        _ => "Start the director with `shunt run', or name its socket in SHUNT_SOCKET.",
     }
 }
 

@@ -101,10 +101,7 @@ pub fn run(
         Err(_) if asks_nothing => main(program, args, &mut Nobody, stdin, stdout, stderr),
         Err(error) => {
             // Nowhere is left to report that this cannot be written.
-            let _ = writeln!(
-                stderr,
-                "Can't initialize ipvs: {error}\nStart the director with `shunt run', or name its socket in SHUNT_SOCKET."
-            );
+            let _ = writeln!(stderr, "Can't initialize ipvs: {error}\n{}", failure::cure(&error));
             NO_DAEMON
         }
     }

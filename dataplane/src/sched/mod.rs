@@ -17,6 +17,7 @@ mod lblcr;
 mod lc;
 mod locality;
 mod mh;
+mod none;
 mod nq;
 mod ovf;
 mod rr;
@@ -83,6 +84,7 @@ const SCHEDULERS: &[(&str, Make)] = &[
     ("fo", || Box::new(fo::Failover)),
     ("ovf", || Box::new(ovf::Overflow)),
     ("twos", || Box::new(twos::TwoChoices)),
+    ("none", || Box::new(none::Nobody)),
     ("conhash", || Box::new(conhash::ConsistentHash::default())),
 ];
 

@@ -227,6 +227,28 @@ fn a_wrong_line_of_the_rules_is_named_and_nothing_is_touched() -> Result<()> {
     refused(&topology, both(&words)?, &["/nowhere/rules"])
 }
 
+#[test]
+fn addresses_that_no_real_server_has_are_refused_once_the_service_is_there() -> Result<()> {
+    if !permitted(addresses_that_no_real_server_has_are_refused_once_the_service_is_there)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let vip = SocketAddrV4::new(VIP, HTTP_PORT).to_string();
+    let broadcast = "10.2.0.255:80";
+    let add = |server: &str| director.ipvsadm(&["-a", "-t", &vip, "-r", server, "-m"]);
+    for server in [broadcast, &vip] {
+        let refused = add(server).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure!(refused.contains("Service not defined"), "{server}: {refused:?}");
+    }
+    director.ipvsadm(&["-A", "-t", &vip])?;
+    for (server, why) in [(broadcast, "address not unicast"), (&vip, "the director itself")] {
+        let refused = add(server).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure!(refused.contains(why), "{server}: {refused:?}");
+    }
+    add("10.2.0.254:80").map(drop)
+}
+
 /// `shunt run` on both interfaces, with a socket of its own.
 fn both(words: &[&str]) -> Result<Command> {
     run(&[&["--interface", DIRECTOR_CLIENT_SIDE, "--interface", DIRECTOR_SERVER_SIDE], words].concat())
