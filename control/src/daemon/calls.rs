@@ -1,21 +1,36 @@
 //! Requests on their way from clients to control, and answers on their way back.
 //!
-//! Control answers one request at a time and must never wait for a client. So an answer comes to the client's own task as a whole, in the
-//! workers' compact form, and is cut into messages there, at the client's pace.
+//! Control answers one question at a time and must never wait for a client, nor keep a listing for one. So a client's own task asks for a long
+//! listing page by page, at the client's pace: services as they were when it began, with counters as they are now, and connections from
+//! where the last page ended. Between two pages control does other things.
+
+use std::sync::Arc;
 
 use shunt_dataplane::director::Listed;
 use tokio::sync::{mpsc, oneshot};
 
+use super::engine::Cursor;
 use crate::api::{ConnectionEntry, LocalEntry, Request, Response, ServiceEntry};
-use crate::socket::{self, Handler, Reply};
+use crate::rules::Service;
+use crate::socket::{self, Gone, Handler, Reply};
 
-/// Requests that wait for control; more wait at their clients.
+/// Questions that wait for control; more wait at their clients.
 const WAITING: usize = 16;
 
-/// A request, and where its answer goes.
+/// What a client's task asks of control.
+pub enum Question {
+    /// What the client asks for.
+    Request(Request),
+    /// To count what these services and their servers did.
+    Count(Vec<ServiceEntry>),
+    /// A page of connections.
+    Connections(Cursor),
+}
+
+/// A question, and where its answer goes.
 pub struct Call {
-    /// What is asked for.
-    pub request: Request,
+    /// What is asked.
+    pub question: Question,
     /// Where to answer.
     pub answer: oneshot::Sender<Answer>,
 }
@@ -24,12 +39,16 @@ pub struct Call {
 pub enum Answer {
     /// A single message.
     Message(Response),
-    /// A listing of services.
-    Services(Vec<ServiceEntry>),
+    /// The services to list.
+    Services(Vec<Arc<Service>>),
+    /// A page of services, with their counters.
+    Counted(Vec<ServiceEntry>),
     /// A listing of local addresses.
     Locals(Vec<LocalEntry>),
-    /// A listing of connections.
-    Connections(Vec<Listed>),
+    /// Connections are to be listed from here on.
+    Connections(Cursor),
+    /// A page of connections, and where the next one begins if there is one.
+    Page(Vec<Listed>, Option<Cursor>),
 }
 
 /// The clients' end.
@@ -43,21 +62,53 @@ pub fn channel() -> (Calls, mpsc::Receiver<Call>) {
 
 impl Handler for Calls {
     async fn handle(&self, request: Request, reply: Reply) {
-        let (answer, answered) = oneshot::channel();
-        if self.0.send(Call { request, answer }).await.is_err() {
-            // Control is stopping; without a last message the client is told that there is no answer.
-            return;
-        }
-        let Ok(answer) = answered.await else { return };
-        // A client that has gone needs no rest of an answer.
+        // Without a last message the client is told that there is no answer; one that has gone needs no rest of it.
+        let Some(answer) = self.ask(Question::Request(request)).await else { return };
         let _ = match answer {
             Answer::Message(response) => reply.send(response).await,
-            Answer::Services(entries) => reply.send_all(socket::services(entries)).await,
             Answer::Locals(entries) => reply.send_all(socket::locals(entries)).await,
-            Answer::Connections(list) => {
-                reply.send_all(socket::connections(list.iter().map(connection))).await
-            }
+            Answer::Services(services) => self.services(services, &reply).await,
+            Answer::Connections(from) => self.connections(from, &reply).await,
+            Answer::Counted(_) | Answer::Page(..) => Ok(()),
         };
+    }
+}
+
+impl Calls {
+    /// Control's answer; none when control is stopping.
+    async fn ask(&self, question: Question) -> Option<Answer> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Call { question, answer }).await.ok()?;
+        answered.await.ok()
+    }
+
+    async fn services(&self, services: Vec<Arc<Service>>, reply: &Reply) -> Result<(), Gone> {
+        for page in socket::service_pages(services.into_iter().map(|service| service.entry())) {
+            let Some(Answer::Counted(page)) = self.ask(Question::Count(page)).await else { return Ok(()) };
+            reply.send(Response::Services(page)).await?;
+        }
+        reply.send(Response::Done).await
+    }
+
+    async fn connections(&self, from: Cursor, reply: &Reply) -> Result<(), Gone> {
+        let (mut from, mut found) = (Some(from), Vec::new());
+        while let Some(cursor) = from {
+            match self.ask(Question::Connections(cursor)).await {
+                Some(Answer::Page(page, next)) => {
+                    found.extend(page);
+                    from = next;
+                }
+                Some(Answer::Message(refused)) => return reply.send(refused).await,
+                _ => return Ok(()),
+            }
+            // An old table may have few connections on many pages.
+            if found.len() >= socket::LINES || from.is_none() {
+                for message in socket::connections(found.drain(..).map(|listed| connection(&listed))) {
+                    reply.send(message).await?;
+                }
+            }
+        }
+        reply.send(Response::Done).await
     }
 }
 

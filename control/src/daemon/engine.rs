@@ -20,6 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections fetched from a worker at once.
 const PAGE: usize = 1024;
 
+/// Where a listing of connections has got to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    worker: usize,
+    place: Place,
+}
+
 /// The workers, and the snapshot they work by.
 pub struct Engine {
     workers: Vec<(Handle, JoinHandle<()>)>,
@@ -31,7 +38,7 @@ pub struct Engine {
     wanted: Vec<(LinkId, IpAddr)>,
     /// What workers wish to have steered, and which of them.
     wishes: Vec<(usize, Wish)>,
-    /// Parts of listings that have come in.
+    /// A page of a listing that has come in.
     listed: Vec<(Option<Place>, Vec<Listed>)>,
 }
 
@@ -94,28 +101,24 @@ impl Engine {
         self.publish().await
     }
 
-    /// All connections of all workers.
+    /// A page of connections, and where the next one begins if there is one. Between two pages connections come and go; one that stays is on one of them.
     ///
     /// # Errors
     /// When a worker does not answer.
-    pub async fn connections(&mut self) -> anyhow::Result<Vec<Listed>> {
-        let mut all = Vec::new();
-        for worker in 0..self.workers.len() {
-            let mut from = Some(Place::default());
-            while let Some(place) = from {
-                let connections = Vec::with_capacity(PAGE);
-                self.send(worker, Command::List { from: place, connections })?;
-                let (next, connections) = loop {
-                    self.listen().await?;
-                    if let Some(part) = self.listed.pop() {
-                        break part;
-                    }
-                };
-                all.extend(connections);
-                from = next;
+    pub async fn connections(&mut self, from: Cursor) -> anyhow::Result<(Vec<Listed>, Option<Cursor>)> {
+        let Cursor { worker, place } = from;
+        self.send(worker, Command::List { from: place, connections: Vec::with_capacity(PAGE) })?;
+        let (next, connections) = loop {
+            self.listen().await?;
+            if let Some(page) = self.listed.pop() {
+                break page;
             }
-        }
-        Ok(all)
+        };
+        let next = match next {
+            Some(place) => Some(Cursor { worker, place }),
+            None => Some(Cursor { worker: worker + 1, place: Place::default() }),
+        };
+        Ok((connections, next.filter(|next| next.worker < self.workers.len())))
     }
 
     /// Waits until a worker has answered something. Cancel safe: nothing is lost when the future is dropped.

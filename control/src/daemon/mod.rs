@@ -46,9 +46,9 @@ use crate::publisher::{PERIOD, Publisher};
 use crate::rules::{Capabilities, Change, Refusal, Rules};
 use crate::socket;
 use backend::Backend;
-use calls::{Answer, Call};
+use calls::{Answer, Call, Question};
 use claim::Claim;
-use engine::Engine;
+use engine::{Cursor, Engine};
 use mirror::{Mirror, View};
 use watch::Watch;
 
@@ -129,7 +129,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let socket_file = SocketFile(path);
 
     let mut control = Control::start(&options, rules, mirror, view, cores).await?;
-    let (calls, mut requests) = calls::channel();
+    let (calls, mut questions) = calls::channel();
     tokio::spawn(socket::serve(listener, calls));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut ticks = tokio::time::interval(TICK);
@@ -142,9 +142,9 @@ async fn serve(options: Options) -> anyhow::Result<()> {
 
     let ended = loop {
         tokio::select! {
-            Some(Call { request, answer }) = requests.recv() => {
+            Some(Call { question, answer }) = questions.recv() => {
                 // A client that has gone does not want to know.
-                let _ = answer.send(control.answer(request).await);
+                let _ = answer.send(control.answer(question).await);
             }
             Some(()) = events.next() => {
                 Mirror::settle(&mut events).await;
@@ -320,23 +320,32 @@ impl Control {
         Ok(control)
     }
 
-    /// Answers a request.
-    async fn answer(&mut self, request: Request) -> Answer {
+    /// Answers a client's task.
+    async fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Request(request) => self.answer_request(request).await,
+            Question::Count(page) => Answer::Counted(self.publisher.counted(page, self.engine.counters())),
+            Question::Connections(from) => match self.engine.connections(from).await {
+                Ok((page, next)) => Answer::Page(page, next),
+                Err(error) => {
+                    Answer::Message(Response::Refused { errno: nix::libc::EIO, why: format!("{error:#}") })
+                }
+            },
+        }
+    }
+
+    /// Answers a request; a long listing only with where it begins.
+    async fn answer_request(&mut self, request: Request) -> Answer {
         match request {
-            Request::Services(key) => match self.rules.entries(key.as_ref()) {
-                Ok(entries) => Answer::Services(self.publisher.counted(entries, self.engine.counters())),
+            Request::Services(key) => match self.rules.at_once(key.as_ref()) {
+                Ok(services) => Answer::Services(services),
                 Err(refusal) => Answer::Message(refusal.into()),
             },
             Request::Locals(key) => match self.rules.locals(key.as_ref()) {
                 Ok(entries) => Answer::Locals(self.publisher.count_locals(entries)),
                 Err(refusal) => Answer::Message(refusal.into()),
             },
-            Request::Connections => match self.engine.connections().await {
-                Ok(list) => Answer::Connections(list),
-                Err(error) => {
-                    Answer::Message(Response::Refused { errno: nix::libc::EIO, why: format!("{error:#}") })
-                }
-            },
+            Request::Connections => Answer::Connections(Cursor::default()),
             Request::Timeouts => Answer::Message(Response::Timeouts(self.rules.timeouts())),
             Request::Sysctls(name) => {
                 let listed = self.rules.listed_sysctls(name.as_deref());

@@ -15,6 +15,7 @@ mod sysctl;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use capabilities::Capabilities;
 pub use check::{MIN_MSS, Refusal};
@@ -34,7 +35,8 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 }
 #[derive(Clone, Debug)]
 pub struct Rules {
     capabilities: Capabilities,
-    services: BTreeMap<Bucket, Vec<Service>>,
+    /// Shared with listings under way: what an edit changes is copied first.
+    services: BTreeMap<Bucket, Vec<Arc<Service>>>,
     /// Rules that mark packets, in the order in which they were added.
     marks: Vec<MarkRule>,
     timeouts: Timeouts,
@@ -126,7 +128,7 @@ impl Rules {
             Request::DeleteMark(rule) => self.delete_mark(rule),
             Request::Flush => {
                 let services = std::mem::take(&mut self.services);
-                Ok(Change::Flushed(services.into_values().flatten().collect()))
+                Ok(Change::Flushed(services.into_values().flatten().map(Arc::unwrap_or_clone).collect()))
             }
             Request::SetTimeouts(timeouts) => self.set_timeouts(timeouts),
             Request::SetSysctl { name, value } => {
@@ -161,7 +163,7 @@ impl Rules {
         }
         check::service(config, &self.capabilities)?;
         let service = Service { config: config.clone(), servers: Vec::new(), edits: 0, locals: Vec::new() };
-        self.services.entry(Bucket::of(&config.key)).or_default().insert(0, service);
+        self.services.entry(Bucket::of(&config.key)).or_default().insert(0, Arc::new(service));
         Ok(Change::ServiceAdded(config.key))
     }
 
@@ -180,7 +182,7 @@ impl Rules {
         if services.is_empty() {
             self.services.remove(&bucket);
         }
-        Ok(Change::ServiceRemoved(removed))
+        Ok(Change::ServiceRemoved(Arc::unwrap_or_clone(removed)))
     }
 
     fn add_server(&mut self, key: &ServiceKey, server: &ServerConfig) -> Result<Change, Refusal> {
@@ -254,21 +256,34 @@ impl Rules {
 
     fn find_mut(&mut self, key: &ServiceKey) -> Result<&mut Service, Refusal> {
         let services = self.services.get_mut(&Bucket::of(key)).ok_or_else(Refusal::no_service)?;
-        services.iter_mut().find(|s| s.config.key == *key).ok_or_else(Refusal::no_service)
+        let service = services.iter_mut().find(|s| s.config.key == *key);
+        service.map(Arc::make_mut).ok_or_else(Refusal::no_service)
     }
 
     fn find(&self, key: &ServiceKey) -> Result<&Service, Refusal> {
         self.service(key).ok_or_else(Refusal::no_service)
     }
 
+    fn shared(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(&Bucket::of(key))?.iter().find(|s| s.config.key == *key)
+    }
+
     /// One service.
     pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        self.services.get(&Bucket::of(key))?.iter().find(|s| s.config.key == *key)
+        self.shared(key).map(Arc::as_ref)
+    }
+
+    /// One service or all as they are now, whatever becomes of the rules, in the kernel's order.
+    pub fn at_once(&self, key: Option<&ServiceKey>) -> Result<Vec<Arc<Service>>, Refusal> {
+        Ok(match key {
+            Some(key) => vec![Arc::clone(self.shared(key).ok_or_else(Refusal::no_service)?)],
+            None => self.services.values().flatten().map(Arc::clone).collect(),
+        })
     }
 
     /// All services, in the kernel's order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values().flatten()
+        self.services.values().flatten().map(Arc::as_ref)
     }
 
     /// Says if a rule that marks packets names an interface that is none of these, the director's.

@@ -18,8 +18,8 @@ use std::time::Duration;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use client::Client;
-pub use page::{connections, locals, services};
-pub use server::{BindError, Handler, Reply, bind, serve};
+pub use page::{LINES, connections, locals, service_pages, services};
+pub use server::{BindError, Gone, Handler, Reply, bind, serve};
 
 use crate::api::{MAX_MESSAGE, Message, Request, VERSION};
 

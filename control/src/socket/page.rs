@@ -5,7 +5,7 @@ use crate::api::{ConnectionEntry, LocalAddress, LocalEntry, Response, ServerEntr
 /// Services, servers, local addresses and connections in one message. The longest of them take some 1,000 bytes of JSON (all counters at
 /// 20 digits; an engine's data at 255 characters that JSON must escape is 1,600), so that this many stay below
 /// [`MAX_MESSAGE`](crate::api::MAX_MESSAGE).
-const LINES: usize = 512;
+pub const LINES: usize = 512;
 
 /// Something listed that has rows of its own.
 trait Listed: Clone {
@@ -31,16 +31,23 @@ impl Listed for LocalEntry {
 }
 
 /// Services as messages. A service with many servers goes on in the next message under the same key.
-pub fn services(entries: Vec<ServiceEntry>) -> impl Iterator<Item = Response> {
-    pages(entries).map(Response::Services)
+pub fn services(entries: impl IntoIterator<Item = ServiceEntry>) -> impl Iterator<Item = Response> {
+    service_pages(entries).map(Response::Services)
+}
+
+/// What [`services`] puts into messages.
+pub fn service_pages(
+    entries: impl IntoIterator<Item = ServiceEntry>,
+) -> impl Iterator<Item = Vec<ServiceEntry>> {
+    pages(entries)
 }
 
 /// Services with their local addresses as messages, continued as [`services`] are.
-pub fn locals(entries: Vec<LocalEntry>) -> impl Iterator<Item = Response> {
+pub fn locals(entries: impl IntoIterator<Item = LocalEntry>) -> impl Iterator<Item = Response> {
     pages(entries).map(Response::Locals)
 }
 
-fn pages<E: Listed>(entries: Vec<E>) -> impl Iterator<Item = Vec<E>> {
+fn pages<E: Listed>(entries: impl IntoIterator<Item = E>) -> impl Iterator<Item = Vec<E>> {
     let mut pieces = entries.into_iter().flat_map(pieces).peekable();
     std::iter::from_fn(move || {
         let mut first = pieces.next()?;

@@ -1,10 +1,8 @@
 //! Frames nobody should send: each kind under its counter, and the director goes on.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 use shunt_bench::netlink::Netlink;
 use shunt_bench::topology::{
     DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, FRONT, Options, Topology, VIP, client,
@@ -13,7 +11,7 @@ use shunt_bench::traffic::HTTP_PORT;
 use shunt_tests::frames;
 
 use crate::ground::{Backend, counter, get_each, permitted, serve, start, status, wait_for_counter};
-use crate::wire::link_of;
+use crate::wire::Wire;
 
 const HTTP: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP_PORT);
 const FROM: (Ipv4Addr, u16) = (client(0), 4000);
@@ -137,31 +135,4 @@ fn jumbo_frames(test: impl Fn() -> Result<()>, backend: Backend) -> Result<()> {
     wait_for_counter(&topology, "port.rx_oversized", 5)
         .with_context(|| format!("{:?}", status(&topology).map(|s| s.interfaces)))?;
     director.stop()
-}
-
-/// The client's end of the cable.
-struct Wire {
-    socket: OwnedFd,
-    client: [u8; 6],
-    director: [u8; 6],
-}
-
-impl Wire {
-    fn open(topology: &Topology) -> Result<Self> {
-        let director = topology.director().run_in(|| link_of(DIRECTOR_CLIENT_SIDE))??.addr();
-        topology.client().run_in(|| {
-            let link = link_of(FRONT)?;
-            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
-            bind(socket.as_raw_fd(), &link)?;
-            let known = "an Ethernet has addresses";
-            Ok(Self { socket, client: link.addr().context(known)?, director: director.context(known)? })
-        })?
-    }
-
-    fn send(&self, frame: &[u8]) -> Result<()> {
-        let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
-            .with_context(|| format!("sending a frame of {} bytes", frame.len()))?;
-        ensure!(sent == frame.len());
-        Ok(())
-    }
 }

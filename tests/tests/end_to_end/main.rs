@@ -12,6 +12,7 @@
 //!   path_mtu     a path through a tunnel that is narrower than its first link
 //!   hops         what a traceroute to a service shows
 //!   bystanders   what is not the director's stays the kernel's
+//!   listings     long ones, and what they cost
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
 //!   lifecycle    ready, SIGTERM, SIGKILL, and the state of the machine afterwards
@@ -37,6 +38,7 @@ mod hops;
 mod hostile;
 mod ipv6;
 mod lifecycle;
+mod listings;
 mod marks;
 mod network;
 mod path_mtu;

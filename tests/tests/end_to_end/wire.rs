@@ -2,14 +2,15 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-    sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
+    socket, sockopt,
 };
 use shunt_bench::namespace::Namespace;
+use shunt_bench::topology::{DIRECTOR_CLIENT_SIDE, FRONT, Topology};
 
 /// Bytes of a socket's memory: some thousand frames, which nobody takes until the traffic is over.
 const ROOM: usize = 8 << 20;
@@ -38,6 +39,33 @@ impl Watch {
                 Err(error) => return Err(error).context("watching a cable"),
             }
         }
+    }
+}
+
+/// The client's end of the cable to the director, to send frames by.
+pub struct Wire {
+    pub socket: OwnedFd,
+    pub client: [u8; 6],
+    pub director: [u8; 6],
+}
+
+impl Wire {
+    pub fn open(topology: &Topology) -> Result<Self> {
+        let director = topology.director().run_in(|| link_of(DIRECTOR_CLIENT_SIDE))??.addr();
+        topology.client().run_in(|| {
+            let link = link_of(FRONT)?;
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+            bind(socket.as_raw_fd(), &link)?;
+            let known = "an Ethernet has addresses";
+            Ok(Self { socket, client: link.addr().context(known)?, director: director.context(known)? })
+        })?
+    }
+
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
+            .with_context(|| format!("sending a frame of {} bytes", frame.len()))?;
+        ensure!(sent == frame.len());
+        Ok(())
     }
 }
 
