@@ -21,11 +21,41 @@ pub(crate) struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
+To begin with, a web server behind NAT (README.md has the rest):
+  shunt run --interface eth0 --interface eth1
+  ipvsadm -A -t 10.9.0.1:80 -s wrr
+  ipvsadm -a -t 10.9.0.1:80 -r 10.1.0.11:8080 -m
+  ipvsadm -L -n
+
 Called as ipvsadm, ipvsadm-save or ipvsadm-restore (a link to this binary), it is that tool.
 `shunt help ipvsadm' shows what it knows beyond the original; on a terminal its own -h does, too.
 SHUNT_SOCKET names the director's socket, /run/shunt.sock by default.";
 
+const SYSCTL_HELP: &str = "\
+Examples:
+  shunt sysctl expire_nodest_conn=1          clients of a removed server begin anew at once
+  shunt sysctl net.ipv4.vs.conn_reuse_mode   shows one setting";
+
+const DRAIN_HELP: &str = "\
+Examples:
+  shunt drain 10.9.0.1:80 10.1.0.11:8080 --deadline 5m
+  shunt drain udp:10.9.0.1:53 10.1.0.11
+  shunt drain fwm:1 10.1.0.11:0
+
+It tells of the connections that are left, and ends when they have. Interrupted, it leaves the server there, at weight 0.";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  shunt completions bash > /usr/share/bash-completion/completions/shunt
+  shunt completions bash ipvsadm > /usr/share/bash-completion/completions/ipvsadm
+  shunt completions zsh > /usr/share/zsh/vendor-completions/_shunt
+  shunt completions fish > /usr/share/fish/vendor_completions.d/shunt.fish";
+
 const MARK_HELP: &str = "\
+Examples:
+  shunt mark add --destination 10.10.0.0/16 --protocol tcp --ports 8000-8999 --mark 1
+  ipvsadm -A -f 1 -s rr
+
 The last rule that is about a packet decides, as in a chain of iptables MARK targets: add rules in the order in which a firewall has them.";
 
 #[derive(Subcommand)]
@@ -39,6 +69,7 @@ enum Command {
         json: bool,
     },
     /// Show or change the settings of a running director that IPVS has under net.ipv4.vs.
+    #[command(after_help = SYSCTL_HELP)]
     Sysctl {
         /// NAME shows a setting, NAME=VALUE changes it; net.ipv4.vs. before a name may be left out. Without any, all are shown.
         #[arg(value_name = "NAME[=VALUE]")]
@@ -54,6 +85,7 @@ enum Command {
         command: marks::Command,
     },
     /// Take a real server out of service: weight 0, wait for its connections to end, remove it.
+    #[command(after_help = DRAIN_HELP)]
     Drain(drain::Options),
     /// Administer a running director, in the words of ipvsadm.
     #[command(disable_help_flag = true, trailing_var_arg = true, after_help = ipvsadm::fullnat::HELP)]
@@ -63,6 +95,7 @@ enum Command {
         arguments: Vec<OsString>,
     },
     /// Print a shell's completion script, for the shell's folder of such scripts.
+    #[command(after_help = COMPLETIONS_HELP)]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,

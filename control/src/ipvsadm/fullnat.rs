@@ -27,6 +27,7 @@ Beyond ipvsadm's own -h:
   --toa enable|disable                tell FullNAT servers of clients by a TCP option (default)
   --proxy-protocol v1|v2|disable      tell them by the PROXY protocol instead
   --mss bytes                         the largest segment that either end may announce in its SYN
+  --scheduler    -s conhash           hashing by the client's address that moves few clients when servers come and go
 
 In all listings:
   --show-fullnat                      -L calls FullNAT servers FullNat, not Masq, the name that every tool knows

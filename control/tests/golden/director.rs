@@ -203,18 +203,20 @@ impl Director {
             Request::AddServer(key, server) | Request::EditServer(key, server)
                 if self.rules.service(key).is_some() =>
             {
-                let is_new = matches!(request, Request::AddServer(..));
                 let is_mixed = Family::of(server.key.address) != key.family();
-                if is_new && server.key.address == IpAddr::from(BROADCAST)
-                    || is_mixed && !self.daemons.is_empty()
-                {
+                if is_mixed && !self.daemons.is_empty() {
                     return refused(nix::libc::EINVAL);
                 }
             }
             _ => {}
         }
+        let before = self.rules.clone();
         match self.rules.apply(request) {
             Err(refusal) => refusal.into(),
+            Ok(Change::ServerAdded(_, server)) if server.address == IpAddr::from(BROADCAST) => {
+                self.rules = before;
+                refused(nix::libc::EINVAL)
+            }
             Ok(Change::Zeroed(key)) => {
                 let counters = self.counters.iter_mut();
                 counters
