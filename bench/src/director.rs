@@ -82,6 +82,13 @@ impl Launcher {
         command
     }
 
+    /// Any other program with its arguments still to come, tied in the same way.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.lab);
+        command.arg("child").arg(name);
+        command
+    }
+
     /// The command that runs a program in a user namespace, program and arguments still to come.
     pub fn inside(&self) -> Command {
         let mut command = Command::new(&self.lab);

@@ -64,7 +64,7 @@ impl Mode {
     }
 
     /// On ipvsadm's command line, for all but direct.
-    fn option(self) -> &'static str {
+    pub(crate) fn option(self) -> &'static str {
         match self {
             Self::Direct | Self::Nat => "-m",
             Self::Dr => "-g",

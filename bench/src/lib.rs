@@ -20,6 +20,7 @@ pub mod machine;
 pub mod namespace;
 pub mod netlink;
 pub mod offload;
+pub mod peers;
 pub mod privilege;
 pub mod report;
 pub mod topology;

@@ -18,7 +18,7 @@ use shunt_bench::lab::{self, Backend, Family, Mode, Plan, Progress};
 use shunt_bench::machine::{Machine, cores};
 use shunt_bench::privilege::{self, Privilege};
 use shunt_bench::report::Report;
-use shunt_bench::{interrupt, namespace::tie_to_keeper};
+use shunt_bench::{interrupt, namespace::tie_to_keeper, peers};
 
 /// Compares shunt's forwarding modes and backends on this machine: real HTTP and UDP through a real director
 /// in network namespaces. Takes some two minutes, leaves nothing behind. Without root it uses a user
@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         Some("director") => tie_to_keeper().map(|()| run_director(words.collect())),
         Some("child") => tie_to_keeper().and_then(|()| run_program(words.collect())),
         Some("inside") => return inside(words.collect()),
+        Some("peers") => run_peers(&PeerOptions::parse_from(std::env::args_os().skip(1))),
         _ => run_lab(&Options::parse()),
     };
     match outcome {
@@ -79,6 +80,50 @@ fn main() -> ExitCode {
             ExitCode::from(interrupt::requested().map_or(1, |signal| 128u8.saturating_add(signal as u8)))
         }
     }
+}
+
+/// Compares the director with its peers: DPDK's testpmd over the same drivers, the kernel's DNAT by nftables. Small packets, one core for
+/// the director and one for the generator. Takes some three minutes; wants root.
+#[derive(Parser)]
+#[command(name = "shunt-lab peers")]
+struct PeerOptions {
+    /// One short round of each: does it work at all?
+    #[arg(long)]
+    quick: bool,
+
+    /// Turns of each
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+
+    /// How long each is measured in a turn
+    #[arg(long, value_name = "MILLISECONDS")]
+    window: Option<u64>,
+
+    /// Also write the results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn run_peers(options: &PeerOptions) -> Result<ExitCode> {
+    if privilege::obtain()? != Privilege::Root {
+        bail!("peers are measured over AF_XDP, and with frames that the kernel makes: run as root");
+    }
+    interrupt::listen()?;
+    let mut plan = if options.quick { peers::Plan::QUICK } else { peers::Plan::FULL };
+    plan.rounds = options.rounds.map_or(plan.rounds, usize::from);
+    plan.window = options.window.map_or(plan.window, Duration::from_millis);
+    let mut progress = Display::new();
+    progress.begin(plan.steps());
+    let (report, text) = peers::compare(&plan, Report::new(Machine::describe("root")), &mut progress)?;
+    progress.end();
+    print!("{text}");
+    for skipped in &report.skipped {
+        println!("Not measured: {} over {}: {}", skipped.mode, skipped.backend, skipped.why);
+    }
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_lab(options: &Options) -> Result<ExitCode> {

@@ -99,6 +99,22 @@ impl Netlink {
             .with_context(|| format!("plugging {name} into {bridge}"))
     }
 
+    /// Unplugs an interface from its bridge.
+    pub fn unplug(&self, name: &str) -> Result<()> {
+        let port = LinkUnspec::new_with_index(self.index(name)?).nocontroller().build();
+        self.runtime
+            .block_on(self.handle.link().set(port).execute())
+            .with_context(|| format!("unplugging {name}"))
+    }
+
+    /// Tells the kernel a neighbour's Ethernet address, for good.
+    pub fn neighbour(&self, name: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
+        let request = self.handle.neighbours().add(self.index(name)?, address);
+        self.runtime
+            .block_on(request.link_layer_address(&mac).replace().execute())
+            .with_context(|| format!("telling {name} of its neighbour {address}"))
+    }
+
     /// Sets an interface up.
     pub fn up(&self, name: &str) -> Result<()> {
         let link = LinkUnspec::new_with_index(self.index(name)?).up().build();
@@ -290,7 +306,8 @@ impl Netlink {
         Ok(links.into_iter().map(describe).collect())
     }
 
-    fn index(&self, name: &str) -> Result<u32> {
+    /// The kernel's number of an interface.
+    pub fn index(&self, name: &str) -> Result<u32> {
         let request = self.handle.link().get().match_name(name.to_owned()).execute();
         let link = self
             .runtime

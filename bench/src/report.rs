@@ -36,6 +36,17 @@ const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 /// The mode that others are compared with.
 const DIRECT: &str = "direct";
 
+/// Frames a second that a peer forwards, or the generator makes.
+pub const PACKETS: Metric = Metric { name: "packets_per_second", unit: "packets/s", heading: "packets/s" };
+/// The director's frames a second ÷ those of testpmd, over the same driver.
+pub const TO_TESTPMD: Metric = Metric { name: "ratio_to_testpmd", unit: "ratio", heading: "÷ testpmd" };
+/// The director's frames a second ÷ those of the kernel's DNAT.
+pub const TO_NFTABLES: Metric = Metric { name: "ratio_to_nftables", unit: "ratio", heading: "÷ nftables" };
+/// What a worker without traffic uses of its core.
+pub const IDLE: Metric = Metric { name: "idle_cpu_percent", unit: "percent", heading: "idle CPU" };
+/// How long the first frame after that takes through the director.
+pub const FIRST_PACKET: Metric = Metric { name: "first_packet_us", unit: "us", heading: "first frame" };
+
 /// A quiet machine's rates stay well below this spread.
 const NOISY: f64 = 0.3;
 
@@ -88,6 +99,9 @@ pub struct Entry {
     pub spread: f64,
     /// The value ÷ that of `direct`, of the same family. `null` where that was not measured.
     pub of_direct: Option<f64>,
+    /// How many connections the packets were of, where that is what a measurement is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
     /// How many there were. One alone has no spread to be shown.
     #[serde(skip)]
     repetitions: usize,
@@ -130,9 +144,16 @@ impl Report {
         let (value, spread) = median_and_spread(repetitions);
         let Metric { name: metric, unit, .. } = metric;
         let Way { family, mode, backend } = way;
-        let (of_direct, repetitions) = (None, repetitions.len());
-        let entry = Entry { mode, backend, family, metric, value, unit, spread, of_direct, repetitions };
+        let (of_direct, connections, repetitions) = (None, None, repetitions.len());
+        let entry =
+            Entry { mode, backend, family, metric, value, unit, spread, of_direct, connections, repetitions };
         self.results.push(entry);
+    }
+
+    /// Adds a measurement about so many connections.
+    pub fn add_for(&mut self, connections: u64, way: Way, metric: Metric, repetitions: &[f64]) {
+        self.add(way, metric, repetitions);
+        self.results.last_mut().expect("it was just added").connections = Some(connections);
     }
 
     /// Says of each measurement what part it is of the one without a director.
@@ -144,11 +165,16 @@ impl Report {
         }
     }
 
-    /// Lists all metrics of a way as not measured.
-    pub fn skip(&mut self, Way { family, mode, backend }: Way, why: &str) {
-        let skipped =
-            |metric: Metric| Skipped { mode, backend, family, metric: metric.name, why: why.to_owned() };
-        self.skipped.extend(METRICS.map(skipped));
+    /// Lists all metrics of the lab's tables as not measured by a way.
+    pub fn skip(&mut self, way: Way, why: &str) {
+        for metric in METRICS {
+            self.skip_one(way, metric, why);
+        }
+    }
+
+    /// Lists a metric as not measured.
+    pub fn skip_one(&mut self, Way { family, mode, backend }: Way, metric: Metric, why: &str) {
+        self.skipped.push(Skipped { mode, backend, family, metric: metric.name, why: why.to_owned() });
     }
 
     /// Writes the file for programs.
@@ -252,7 +278,7 @@ impl Skipped {
 
 /// Of at least one number. For an even count the lower of the two in the middle: a value that was really
 /// measured.
-fn median_and_spread(repetitions: &[f64]) -> (f64, f64) {
+pub(crate) fn median_and_spread(repetitions: &[f64]) -> (f64, f64) {
     let mut sorted = repetitions.to_vec();
     sorted.sort_by(f64::total_cmp);
     let median = sorted[(sorted.len() - 1) / 2];
@@ -261,7 +287,7 @@ fn median_and_spread(repetitions: &[f64]) -> (f64, f64) {
 }
 
 /// 1234567.8 as `1 234 568`.
-fn grouped(value: f64) -> String {
+pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -52,6 +52,8 @@ pub const LOCAL6: Ipv6Addr = host6(2, 2);
 pub const DIRECTOR_CLIENT_SIDE: &str = "c0";
 /// The director's interface towards the servers.
 pub const DIRECTOR_SERVER_SIDE: &str = "s0";
+/// The far end of [`DIRECTOR_SERVER_SIDE`].
+pub const SINK: &str = "lan-director";
 /// The interface of clients and servers that the director is behind.
 pub const FRONT: &str = "front";
 /// The interface of clients and servers on the network without a director.
@@ -183,6 +185,11 @@ impl Topology {
         &self.servers
     }
 
+    /// Where the bridges are, and the far ends of what is plugged into them.
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
+    }
+
     /// Starts the lab's own server on each: HTTP and UDP, on their own addresses and the VIPs.
     pub fn start_servers(&self) -> Result<[Server; SERVERS]> {
         let start = |n: usize| {
@@ -226,6 +233,20 @@ impl Topology {
                     here.netlink.remove_default_route(gateway)
                 })
             })
+        })
+    }
+
+    /// Takes the servers away: what the director sends them ends at [`SINK`], in the namespace that is returned.
+    pub fn put_a_sink_before_servers(&self) -> Result<&Namespace> {
+        self.switch.run_in(|| Netlink::open()?.unplug(SINK))??;
+        Ok(&self.switch)
+    }
+
+    /// Tells the director's kernel the servers' Ethernet address, which nobody answers for any more. It forgets it when the interface goes down.
+    pub fn name_servers(&self, mac: [u8; 6]) -> Result<()> {
+        self.at(&self.director, |here| {
+            here.netlink.up(DIRECTOR_SERVER_SIDE)?;
+            (0..SERVERS).try_for_each(|n| here.netlink.neighbour(DIRECTOR_SERVER_SIDE, server(n).into(), mac))
         })
     }
 
@@ -290,7 +311,7 @@ impl Topology {
                     here.veth(port, there, to, queues)?;
                     here.plug(port, bridge)
                 };
-                plug("lan-director", "lan", &self.director, DIRECTOR_SERVER_SIDE)?;
+                plug(SINK, "lan", &self.director, DIRECTOR_SERVER_SIDE)?;
                 plug("wan-client", "wan", &self.client, BACK)?;
                 for (n, server) in self.servers.iter().enumerate() {
                     plug(&format!("lan-server{n}"), "lan", server, FRONT)?;

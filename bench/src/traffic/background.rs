@@ -9,14 +9,14 @@ use anyhow::Result;
 use crate::namespace::Namespace;
 
 /// Dropping it ends the thread and waits for it.
-pub(super) struct Background {
+pub(crate) struct Background {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Background {
     /// Starts the work, which looks at its flag now and then and returns once it is set.
-    pub(super) fn start(
+    pub(crate) fn start(
         namespace: &Namespace,
         label: &str,
         work: impl FnOnce(&AtomicBool) -> Result<()> + Send + 'static,
@@ -28,7 +28,7 @@ impl Background {
     }
 
     /// Ends it; the error is what made it end before.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let Some(thread) = self.thread.take() else { return Ok(()) };
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

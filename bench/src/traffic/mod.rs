@@ -13,7 +13,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-mod background;
+pub(crate) mod background;
 pub mod decapsulator;
 pub mod http;
 pub mod server;

@@ -59,11 +59,16 @@ pub fn queues(interface: &str) -> u32 {
 ///
 /// # Errors
 /// Says which interface refused and why; nothing is left behind.
-pub fn open(choice: Choice, interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
+pub fn open(
+    choice: Choice,
+    interfaces: &[Interface],
+    workers: usize,
+    busy_poll: bool,
+) -> anyhow::Result<Backend> {
     let backend = match choice {
-        Choice::AfXdp => open_xdp(interfaces, workers)?,
+        Choice::AfXdp => open_xdp(interfaces, workers, busy_poll)?,
         Choice::AfPacket => open_packet(interfaces, workers)?,
-        Choice::Auto => match open_xdp(interfaces, workers) {
+        Choice::Auto => match open_xdp(interfaces, workers, busy_poll) {
             Ok(backend) => {
                 tracing::info!("AF_XDP works on every interface and is the fastest way: it is used");
                 backend
@@ -85,7 +90,7 @@ fn is_occupied(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(cause.downcast_ref(), Some(steer::Error::Occupied { .. }))
 }
 
-fn open_xdp(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
+fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow::Result<Backend> {
     let mut xdp = Xdp::load(&steered(interfaces))?;
     xdp.attach(Preference::Fastest)?;
     let native = (0..interfaces.len()).all(|n| xdp.mode(PortId(n as u8)) == Some(Mode::Native));
@@ -119,6 +124,7 @@ fn open_xdp(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend>
         rx_slots: XDP_SLOTS,
         tx_slots: XDP_SLOTS,
         partial_checksums: interfaces.iter().any(|interface| leaves_checksums(&interface.name)),
+        busy_poll,
     };
     let per_worker = options.frames_per_queue() * most as u32 + FRAMES_UNDER_WAY;
     let mut pools = frames(workers, per_worker)?;

@@ -5,7 +5,7 @@
 //! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
 //! send itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub struct View {
     pub broadcasts: Vec<IpAddr>,
     /// Neighbours that do not answer, by interface index.
     pub failed: Vec<(u32, IpAddr)>,
+    /// Neighbours that the kernel was told of for good. It must not be asked for them: since Linux 5.16 it forgets them then.
+    pub permanent: HashSet<(LinkId, IpAddr)>,
 }
 
 /// The addresses of the machine.
@@ -133,11 +135,11 @@ impl Mirror {
         let vlans = vlans(&interfaces, &links, addresses);
         let indices = interfaces.iter().chain(vlans.iter().map(|vlan| &vlan.interface)).map(|i| i.index);
         let indices: Links = indices.zip((0..).map(LinkId)).collect();
-        let (neighbours, failed) = self.neighbours(&indices).await?;
+        let (neighbours, failed, permanent) = self.neighbours(&indices).await?;
         let network = Network::new(interfaces, self.routes(&indices).await?, neighbours)
             .with_vlans(vlans)
             .on_machine(local.iter().copied(), is_router());
-        Ok(View { network, local, broadcasts, failed })
+        Ok(View { network, local, broadcasts, failed, permanent })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
@@ -240,12 +242,19 @@ impl Mirror {
         Some((metric, Route { prefix, length, gateway, link }))
     }
 
-    async fn neighbours(&self, links: &Links) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>)> {
+    /// Those that are known, those that do not answer, those that are permanent.
+    async fn neighbours(
+        &self,
+        links: &Links,
+    ) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>, HashSet<(LinkId, IpAddr)>)> {
         let mut messages = self.handle.neighbours().get().execute();
-        let (mut known, mut failed) = (Vec::new(), Vec::new());
+        let (mut known, mut failed, mut permanent) = (Vec::new(), Vec::new(), HashSet::new());
         while let Some(message) = messages.try_next().await? {
             let Some(&link) = links.get(&message.header.ifindex) else { continue };
             let Some((address, mac)) = neighbour(&message) else { continue };
+            if message.header.state == NeighbourState::Permanent {
+                permanent.insert((link, address));
+            }
             match message.header.state {
                 NeighbourState::Failed => {
                     known.push(((link, address), Neighbour::Failed));
@@ -256,7 +265,7 @@ impl Mirror {
                 _ => known.extend(mac.map(|mac| ((link, address), Neighbour::Reachable(mac)))),
             }
         }
-        Ok((known, failed))
+        Ok((known, failed, permanent))
     }
 }
 

@@ -37,7 +37,7 @@ use shunt_dataplane::sched;
 use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::{Steering, Target};
-use shunt_dataplane::worker::{self, Clock, Worker, link};
+use shunt_dataplane::worker::{self, Clock, Polling, Worker, link};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Request, Response, Status};
@@ -72,6 +72,9 @@ pub struct Options {
     /// Cores for the workers, one worker each, such as 1,2. By default as many as there are queues, from the last core down.
     #[arg(long, value_delimiter = ',', value_name = "CORES")]
     pub cores: Vec<usize>,
+    /// Never let workers sleep, and (AF_XDP) let them do the receiving work of their queues' interrupts: for cores that nothing else is to run on.
+    #[arg(long)]
+    pub busy_poll: bool,
     /// The socket that ipvsadm talks to. [default: $SHUNT_SOCKET or /run/shunt.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -223,7 +226,7 @@ impl Control {
         let claim = Claim::stake(view.network.interfaces())?;
         Watch::mtus(&view.network);
         let Backend { ports, pools, steering, ways } =
-            backend::open(options.backend, view.network.interfaces(), cores.len())?;
+            backend::open(options.backend, view.network.interfaces(), cores.len(), options.busy_poll)?;
         for (name, way) in &ways {
             tracing::info!("{name}: {way}");
         }
@@ -276,8 +279,18 @@ impl Control {
             )
             .context("cannot map memory for connections")?;
             let counters = Arc::clone(&counters);
-            let worker =
-                Worker::new(worker::Parts { id, director, ports, pool, peers, link, counters, clock });
+            let polling = if options.busy_poll { Polling::Busy } else { Polling::Adaptive };
+            let worker = Worker::new(worker::Parts {
+                id,
+                director,
+                ports,
+                pool,
+                peers,
+                link,
+                counters,
+                clock,
+                polling,
+            });
             let core = cores[n];
             let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
                 if !core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
@@ -523,7 +536,7 @@ impl Control {
             self.follow().await?;
         }
         if self.ticks.is_multiple_of(REMIND) {
-            for (link, neighbour) in self.next_hops() {
+            for (link, neighbour) in self.next_hops().difference(&self.view.permanent).copied() {
                 self.resolve(link, neighbour).await;
             }
             self.publisher.forget(self.engine.counters(), Instant::now());

@@ -65,6 +65,8 @@ pub struct AfXdp {
     in_flight: u32,
     mode: Mode,
     partial_checksums: bool,
+    /// Whether our system calls do the queue's receiving work.
+    busy_poll: bool,
     /// Frames too short to be sent.
     short: u64,
     /// Descriptors from the kernel that lie in no chunk.
@@ -182,6 +184,9 @@ impl Port for AfXdp {
         });
         self.lent = self.lent.saturating_sub(taken);
         self.refill(pool);
+        if self.busy_poll && taken == 0 {
+            self.wake_rx();
+        }
     }
 
     fn transmit(&mut self, pool: &mut Pool, burst: &mut Burst) {
@@ -264,7 +269,7 @@ mod tests {
     use crate::port::testnet::{self, End, Net, Redirect};
 
     fn small(attach: Attach) -> Options {
-        Options { attach, rx_slots: 64, tx_slots: 64, partial_checksums: false }
+        Options { attach, rx_slots: 64, tx_slots: 64, partial_checksums: false, busy_poll: false }
     }
 
     fn queue(end: End, queue: u32, worker: usize) -> Queue {

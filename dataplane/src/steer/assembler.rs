@@ -67,6 +67,8 @@ pub(super) enum Alu {
     Add = 0x00,
     And = 0x50,
     ShiftLeft = 0x60,
+    ShiftRight = 0x70,
+    ExclusiveOr = 0xa0,
     Move = 0xb0,
 }
 

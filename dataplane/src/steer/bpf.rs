@@ -28,6 +28,7 @@ pub(super) struct Map<const K: usize, const V: usize> {
 #[repr(u32)]
 pub(super) enum Kind {
     Hash = 1,
+    Array = 2,
     /// An array of AF_XDP sockets.
     Sockets = 17,
 }
@@ -52,7 +53,7 @@ impl<const K: usize, const V: usize> Map<K, V> {
             max_entries: entries,
             map_flags: match kind {
                 Kind::Hash => NO_PREALLOC,
-                Kind::Sockets => 0,
+                Kind::Array | Kind::Sockets => 0,
             },
         };
         // SAFETY: the attributes of BPF_MAP_CREATE hold no pointer.
@@ -153,6 +154,51 @@ impl Program {
         // SAFETY: the kernel reads `insn_cnt` instructions of eight bytes and a string that ends in NUL, and writes at
         // most `log_size` bytes to the log; all three live until the call returns.
         unsafe { create(PROG_LOAD, &mut attributes) }
+    }
+
+    /// Runs the program over `times` copies of a frame, and does with each what the program says.
+    pub(super) fn run_live(&self, frame: &[u8], times: u32) -> io::Result<()> {
+        #[repr(C)]
+        struct Attributes {
+            prog_fd: RawFd,
+            retval: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            ctx_size_in: u32,
+            ctx_size_out: u32,
+            ctx_in: u64,
+            ctx_out: u64,
+            flags: u32,
+            cpu: u32,
+            batch_size: u32,
+            // The kernel refuses bytes that it does not know and that are not zero.
+            padding: u32,
+        }
+        const LIVE_FRAMES: u32 = 1 << 1; // BPF_F_TEST_XDP_LIVE_FRAMES
+        let mut attributes = Attributes {
+            prog_fd: self.fd.as_raw_fd(),
+            retval: 0,
+            data_size_in: frame.len() as u32,
+            data_size_out: 0,
+            data_in: frame.as_ptr() as u64,
+            data_out: 0,
+            repeat: times,
+            duration: 0,
+            ctx_size_in: 0,
+            ctx_size_out: 0,
+            ctx_in: 0,
+            ctx_out: 0,
+            flags: LIVE_FRAMES,
+            cpu: 0,
+            batch_size: 0, // the kernel's own
+            padding: 0,
+        };
+        // SAFETY: the kernel reads `data_size_in` bytes from the frame and writes to no memory of ours but the attributes.
+        unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.map(drop)
     }
 
     /// Ties the program to an interface for as long as the link lives.
@@ -275,6 +321,7 @@ const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const PROG_LOAD: libc::c_long = 5;
+const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
@@ -315,7 +362,6 @@ pub(super) mod tests {
                 repeat: u32,
                 duration: u32,
             }
-            const PROG_TEST_RUN: libc::c_long = 10;
             let mut attributes = Attributes {
                 prog_fd: self.fd.as_raw_fd(),
                 retval: 0,

@@ -11,6 +11,8 @@
 //!
 //! Both are tied to the process by the kernel (a BPF link, an nftables table with an owner): however the process ends,
 //! nothing stays behind.
+//!
+//! [`live`] is no steering: it makes frames for measurements, by the same system call.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -23,6 +25,7 @@ mod claims;
 pub mod filter;
 #[cfg(test)]
 mod fixtures;
+pub mod live;
 mod netlink;
 mod nftables;
 mod program;

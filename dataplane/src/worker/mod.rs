@@ -118,6 +118,17 @@ pub struct Worker {
     reached: Epoch,
     /// When the ports were last asked what they have lost.
     asked: Tick,
+    polling: Polling,
+}
+
+/// What a worker does while there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// Looks on for a moment, then sleeps until something comes: an idle worker costs next to nothing.
+    #[default]
+    Adaptive,
+    /// Never sleeps: for a core that nothing else is to run on.
+    Busy,
 }
 
 /// What a worker is made of.
@@ -138,12 +149,14 @@ pub struct Parts {
     pub counters: std::sync::Arc<Counters>,
     /// The time.
     pub clock: Clock,
+    /// What to do while there is nothing to do.
+    pub polling: Polling,
 }
 
 impl Worker {
     /// A worker, ready to run.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, director, ports, pool, peers, link, counters, clock } = parts;
+        let Parts { id, director, ports, pool, peers, link, counters, clock, polling } = parts;
         assert!(ports.len() <= MAX_PORTS, "more queues than a worker can have");
         let out = ports.iter().map(|_| Burst::new()).collect();
         let interfaces = ports.iter().map(|(interface, _)| usize::from(interface.0) + 1).max().unwrap_or(0);
@@ -166,6 +179,7 @@ impl Worker {
             out,
             reached,
             asked: clock.now(),
+            polling,
         }
     }
 
@@ -179,7 +193,7 @@ impl Worker {
                 continue;
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= SPIN {
+            if self.polling == Polling::Adaptive && since.elapsed() >= SPIN {
                 self.sleep();
                 idle_since = None;
             } else {

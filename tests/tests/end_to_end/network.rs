@@ -53,6 +53,28 @@ pub fn a_datagram_waits_for_unknown_neighbours(at: SocketAddr) -> Result<()> {
 }
 
 #[test]
+fn a_neighbour_that_an_operator_has_fixed_stays_fixed() -> Result<()> {
+    if !permitted(a_neighbour_that_an_operator_has_fixed_stays_fixed)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    topology.name_servers([2, 0, 0, 0, 0, 15])?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    only_server_0(&director)?;
+    let fixed = || -> Result<bool> {
+        let table = topology.director().run_in(|| std::fs::read_to_string("/proc/thread-self/net/arp"))??;
+        let line = table.lines().find(|line| line.starts_with(&format!("{} ", server(0))));
+        // ATF_COM and ATF_PERM of linux/if_arp.h.
+        Ok(line.is_some_and(|line| line.contains(" 0x6 ") && line.contains("02:00:00:00:00:0f")))
+    };
+    ensure!(fixed()?, "it was never fixed");
+    // Longer than the director lets pass between two reminders that its servers are in use.
+    std::thread::sleep(Duration::from_secs(6));
+    ensure!(fixed()?, "the director has made the kernel forget it");
+    director.stop()
+}
+
+#[test]
 fn a_dead_server_loses_packets_under_a_counter_and_recovers() -> Result<()> {
     if !permitted(a_dead_server_loses_packets_under_a_counter_and_recovers)? {
         return Ok(());

@@ -32,6 +32,12 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Drivers restart a queue within tens of milliseconds.
 const RELEASE_WAIT: Duration = Duration::from_millis(500);
 
+/// Microseconds a system call looks for frames at most while there are none. We ask again in the next turn.
+const POLL_TIME: i32 = 1;
+
+/// Frames received in one such call: a burst.
+const POLL_BUDGET: i32 = super::super::BURST as i32;
+
 /// A socket to be opened: one queue of one interface, for one worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
@@ -66,6 +72,9 @@ pub struct Options {
     /// Finish partial checksums of received frames: for veth and virtio_net, where local senders leave
     /// them. Costs a look at each TCP and UDP header.
     pub partial_checksums: bool,
+    /// Receive on the caller's core when it asks, not in interrupts (`SO_PREFER_BUSY_POLL`). Interrupts stay away only if the interface's
+    /// `napi_defer_hard_irqs` and `gro_flush_timeout` are set.
+    pub busy_poll: bool,
 }
 
 /// A socket could not be opened.
@@ -148,7 +157,13 @@ impl Default for Options {
     /// Native; whole checksums; 1024 slots each way, a millisecond at a million frames a second: longer than a turn
     /// takes, and short enough that a queue does not become a delay.
     fn default() -> Self {
-        Self { attach: Attach::Native, rx_slots: 1024, tx_slots: 1024, partial_checksums: false }
+        Self {
+            attach: Attach::Native,
+            rx_slots: 1024,
+            tx_slots: 1024,
+            partial_checksums: false,
+            busy_poll: false,
+        }
     }
 }
 
@@ -245,6 +260,7 @@ fn open_one(
     }
     let rings = |source| Error::Rings { interface: queue.interface.clone(), queue: queue.queue, source };
     let (fill, completion, rx, tx) = map_rings(&fd, options).map_err(rings)?;
+    let busy_poll = options.busy_poll && prefer_busy_poll(&fd).is_ok();
     let mut port = AfXdp {
         fd,
         memory,
@@ -256,6 +272,7 @@ fn open_one(
         in_flight: 0,
         mode,
         partial_checksums: options.partial_checksums,
+        busy_poll,
         short: 0,
         invalid: 0,
         losses: Cell::default(),
@@ -299,6 +316,13 @@ fn socket() -> Result<OwnedFd, Error> {
     }
     // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets this socket's system calls do the receiving work of its queue: for at most [`POLL_TIME`], and [`POLL_BUDGET`] frames at once.
+fn prefer_busy_poll(fd: &OwnedFd) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, &1i32)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, &POLL_TIME)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, &POLL_BUDGET)
 }
 
 fn register(fd: &OwnedFd, memory: &FrameMemory) -> Result<(), Error> {

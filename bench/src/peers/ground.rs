@@ -1,0 +1,209 @@
+//! Where peers are measured: the lab's topology with a generator before the director and a sink behind it.
+//!
+//! ```text
+//!   generator ─ front ═══ c0 ─ director ─ s0 ═══ lan-director: counted, dropped
+//!   (one core, with the receiving half of c0)    (another core, with the sink)
+//! ```
+//!
+//! The generator's frames are made by the kernel ([`LiveFrames`]). A veth's receive queue is polled on the core that filled it, so
+//! the XDP program and the copy into the director's memory run on the generator's core, for every peer alike. What the director sends it
+//! carries itself to the far end, where nobody listens to the Ethernet address it is sent to: the kernel drops it at the first look.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use shunt_dataplane::steer::live::{LiveFrames, Template};
+use shunt_dataplane::steer::{self, live::Discard};
+
+use super::contender::Times;
+use crate::namespace::Namespace;
+use crate::netlink::Netlink;
+use crate::topology::{
+    self, DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, FRONT, Options, SINK, Topology, VIP,
+};
+use crate::traffic::DISCARD_PORT;
+use crate::traffic::background::Background;
+use crate::{machine, offload};
+
+/// The servers' Ethernet address. The sink has it only when it is to be heard.
+pub const FAR: [u8; 6] = [2, 0, 0, 0, 0, 15];
+
+/// Frames made in one system call: some 30 ms, so that the generator hears of its end.
+const AT_ONCE: u32 = 1 << 16;
+
+/// The longest a peer may take to forward its first frame.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// The topology, and who has which core.
+pub struct Ground {
+    /// With a sink in the place of the servers.
+    pub topology: Topology,
+    /// Where the director's thread runs.
+    pub core: usize,
+    generators_core: usize,
+}
+
+/// What one window of measuring showed, in frames a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// What came out behind the director.
+    pub forwarded: f64,
+    /// What came in before it.
+    pub offered: f64,
+    /// What forwarding used of its core.
+    pub times: Times,
+    /// The same as a part of the window.
+    pub had: f64,
+}
+
+impl Sample {
+    /// Frames in a second of the core's time: what others took of the core is not counted. On a quiet machine a second is a second.
+    pub fn rate(&self) -> f64 {
+        if self.had > 0.0 { self.forwarded / self.had } else { 0.0 }
+    }
+}
+
+impl Ground {
+    /// Builds it. Two cores are needed.
+    pub fn new() -> Result<Self> {
+        let cores = machine::cores()?;
+        ensure!(cores.len() > 1, "two cores are needed, one for the director and one for the generator");
+        let topology = Topology::new(Options::default()).context("building the topology")?;
+        topology.lend_local_addresses()?;
+        let sink = topology.put_a_sink_before_servers()?;
+        sink.run_in(|| offload::give_a_queue(SINK))??;
+        topology.director().run_in(|| offload::give_a_queue(DIRECTOR_CLIENT_SIDE))??;
+        Ok(Self { topology, core: cores[cores.len() - 1], generators_core: cores[0] })
+    }
+
+    /// Puts right what the contender before has left behind: testpmd takes interfaces down when it ends.
+    pub fn prepare(&self) -> Result<()> {
+        self.topology.director().run_in(|| Netlink::open()?.up(DIRECTOR_CLIENT_SIDE))??;
+        self.topology.name_servers(FAR)
+    }
+
+    /// The namespace of the sink.
+    pub fn sink(&self) -> &Namespace {
+        self.topology.switch()
+    }
+
+    /// Puts the calling thread on the generator's core.
+    pub fn join_generator(&self) {
+        pin(self.generators_core);
+    }
+
+    /// What the generator alone can do, with everything dropped where the director would receive it.
+    pub fn generator_alone(&self, flows: u32, warm_up: Duration, window: Duration) -> Result<f64> {
+        let interface = self.interfaces()?.swap_remove(0);
+        let discard = self.topology.director().run_in(|| Discard::attach(&interface))??;
+        let generator = self.generate(flows)?;
+        std::thread::sleep(warm_up);
+        let rate = self.sample(window, || Ok(Times::default()))?.offered;
+        generator.stop()?;
+        drop(discard);
+        Ok(rate)
+    }
+
+    /// Loads whatever runs as director, and measures once it forwards and has been warm for a while.
+    pub fn measure(
+        &self,
+        flows: u32,
+        warm_up: Duration,
+        window: Duration,
+        times: impl Fn() -> Result<Times>,
+    ) -> Result<Sample> {
+        let generator = self.generate(flows)?;
+        let (begin, before) = (Instant::now(), self.arrived()?);
+        while self.arrived()? < before + u64::from(AT_ONCE) / 16 {
+            ensure!(begin.elapsed() < START_LIMIT, "nothing is forwarded");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(warm_up);
+        let sample = self.sample(window, times)?;
+        generator.stop()?;
+        Ok(sample)
+    }
+
+    /// The director's interfaces, as steering knows them.
+    pub fn interfaces(&self) -> Result<Vec<steer::Interface>> {
+        let names = [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE];
+        self.topology.director().run_in(|| {
+            let netlink = Netlink::open()?;
+            let describe = |name: &str| {
+                Ok(steer::Interface { name: name.to_owned(), index: netlink.index(name)?, mac: mac(name)? })
+            };
+            names.into_iter().map(describe).collect()
+        })?
+    }
+
+    /// A frame's Ethernet addresses on the way to the director.
+    pub fn macs(&self) -> Result<[[u8; 6]; 2]> {
+        Ok([self.interfaces()?[0].mac, self.topology.client().run_in(|| mac(FRONT))??])
+    }
+
+    fn generate(&self, flows: u32) -> Result<Background> {
+        let template = Template {
+            macs: self.macs()?,
+            source: topology::client(0).octets(),
+            destination: VIP.octets(),
+            port: DISCARD_PORT,
+            flows,
+        };
+        let core = self.generators_core;
+        Background::start(self.topology.client(), "generator", move |stop| {
+            pin(core);
+            let frames = LiveFrames::new(&template, Netlink::open()?.index(FRONT)?)?;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                frames.send(AT_ONCE).context("making frames in the kernel (Linux 5.18 or newer)")?;
+            }
+            Ok(())
+        })
+    }
+
+    fn sample(&self, window: Duration, times: impl Fn() -> Result<Times>) -> Result<Sample> {
+        let (begin, forwarded, offered, before) =
+            (Instant::now(), self.arrived()?, self.offered()?, times()?);
+        std::thread::sleep(window);
+        let (forwarded, offered) = (self.arrived()? - forwarded, self.offered()? - offered);
+        let (seconds, times) = (begin.elapsed().as_secs_f64(), times()?.since(before));
+        let had = times.run.as_secs_f64() / seconds;
+        Ok(Sample { forwarded: forwarded as f64 / seconds, offered: offered as f64 / seconds, times, had })
+    }
+
+    fn arrived(&self) -> Result<u64> {
+        self.sink().run_in(|| received(SINK))?
+    }
+
+    fn offered(&self) -> Result<u64> {
+        self.topology.director().run_in(|| received(DIRECTOR_CLIENT_SIDE))?
+    }
+}
+
+/// An interface's Ethernet address.
+pub fn mac(interface: &str) -> Result<[u8; 6]> {
+    let text = read(interface, "address")?;
+    let bytes: Vec<u8> = text.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.try_into().ok().with_context(|| format!("{interface} has the Ethernet address {text}"))
+}
+
+fn received(interface: &str) -> Result<u64> {
+    read(interface, "statistics/rx_packets")?
+        .parse()
+        .with_context(|| format!("counting what {interface} receives"))
+}
+
+fn read(interface: &str, what: &str) -> Result<String> {
+    let path = Path::new("/sys/class/net").join(interface).join(what);
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+fn pin(core: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    // A core that cannot be had leaves the thread to the scheduler, which costs accuracy alone.
+    if set.set(core).is_ok() {
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
+    }
+}

@@ -1,0 +1,199 @@
+//! `shunt-lab peers`: the director beside DPDK's testpmd and the kernel's own DNAT, on the lab's topology.
+//!
+//! ```text
+//!   for each round:  generator alone
+//!                    for each driver: testpmd, nat, dr, tun, fullnat    64 k flows, then one
+//!                    nftables                                            the same
+//!   then, for each driver: a worker left alone, and woken
+//! ```
+//!
+//! All take turns in each round, so that what disturbs the machine disturbs all; a ratio is of two neighbours in one round, and its
+//! median and spread are of the rounds' ratios. The director and its peers have a core, the generator the other: see [`ground`].
+
+pub mod contender;
+pub mod ground;
+mod idle;
+mod table;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::interrupt;
+use crate::lab::{Backend, Mode, Progress};
+use crate::report::{FIRST_PACKET, IDLE, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, Way, median_and_spread};
+use contender::Contender;
+use ground::{Ground, Sample};
+use table::Limit;
+
+/// How long it takes, and how much it says.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Turns of each.
+    pub rounds: usize,
+    /// Before each window, connections being made meanwhile.
+    pub warm_up: Duration,
+    /// Of each turn.
+    pub window: Duration,
+}
+
+impl Plan {
+    /// What figures are quoted from: about three minutes.
+    pub const FULL: Self =
+        Self { rounds: 5, warm_up: Duration::from_millis(300), window: Duration::from_millis(500) };
+    /// Whether it works at all: half a minute.
+    pub const QUICK: Self =
+        Self { rounds: 1, warm_up: Duration::from_millis(100), window: Duration::from_millis(200) };
+
+    /// How many times [`Progress::step`] will be called if nothing is skipped.
+    pub fn steps(&self) -> usize {
+        self.rounds * (1 + contenders().len()) + BACKENDS.len()
+    }
+}
+
+const MODES: [Mode; 4] = [Mode::Nat, Mode::Dr, Mode::Tun, Mode::FullNat];
+const BACKENDS: [Backend; 2] = [Backend::AfXdp, Backend::AfPacket];
+
+/// Flows of a load: enough to miss every cache of first level, and the best case.
+const FLOWS: [u32; 2] = [1 << 16, 1];
+
+/// The generator's names in a report.
+const GENERATOR: (&str, &str) = ("generator", "kernel");
+
+/// Of a core's time, a tick's uncertainty.
+const EVEN: f64 = 0.02;
+
+/// In the order of their turns: neighbours are compared.
+fn contenders() -> Vec<Contender> {
+    let driven = BACKENDS.into_iter().flat_map(|backend| {
+        let modes = MODES.into_iter().map(move |mode| Contender::Shunt(mode, backend));
+        std::iter::once(Contender::Testpmd(backend)).chain(modes)
+    });
+    driven.chain([Contender::Nftables]).collect()
+}
+
+/// What was measured of one contender under one load, by round.
+struct Series {
+    contender: Contender,
+    flows: u32,
+    samples: Vec<Sample>,
+}
+
+/// Runs all of it; the text is for people.
+pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> Result<(Report, String)> {
+    let ground = Ground::new()?;
+    let mut series: Vec<Series> = Vec::new();
+    let mut alone: [Vec<f64>; 2] = Default::default();
+    let mut present = contenders();
+    present.retain(|contender| match contender.is_missing() {
+        None => true,
+        Some(why) => {
+            progress.note(&why);
+            let (mode, backend) = contender.names();
+            report.skip_one(Way { family: "ipv4", mode, backend }, PACKETS, &why);
+            false
+        }
+    });
+
+    for round in 1..=plan.rounds {
+        interrupt::check()?;
+        progress.step(&format!("round {round} of {}: generator", plan.rounds));
+        for (flows, rates) in FLOWS.into_iter().zip(&mut alone) {
+            rates.push(ground.generator_alone(flows, plan.warm_up, plan.window)?);
+        }
+        for &contender in &present {
+            interrupt::check()?;
+            let (mode, backend) = contender.names();
+            progress.step(&format!("round {round} of {}: {mode} over {backend}", plan.rounds));
+            turn(&ground, contender, plan, &mut series)
+                .with_context(|| format!("measuring {mode} over {backend}"))?;
+        }
+    }
+    let mut rows = Vec::new();
+    for ((flows, rates), place) in FLOWS.into_iter().zip(&alone).zip(0..) {
+        let (mode, backend) = GENERATOR;
+        report.add_for(flows.into(), Way { family: "ipv4", mode, backend }, PACKETS, rates);
+        let generator = median_and_spread(rates).0;
+        for contender in &present {
+            let of = |wanted: Contender| {
+                series.iter().find(|series| (series.contender, series.flows) == (wanted, flows))
+            };
+            let Some(own) = of(*contender) else { continue };
+            let (mode, backend) = contender.names();
+            let way = Way { family: "ipv4", mode, backend };
+            let rates: Vec<f64> = own.samples.iter().map(Sample::rate).collect();
+            report.add_for(flows.into(), way, PACKETS, &rates);
+            let mut ratios = [None, None];
+            if let Contender::Shunt(_, backend) = *contender {
+                let peers = [(TO_TESTPMD, Contender::Testpmd(backend)), (TO_NFTABLES, Contender::Nftables)];
+                for ((metric, peer), ratio) in peers.into_iter().zip(&mut ratios) {
+                    let Some(peer) = of(peer) else { continue };
+                    let pairs = own.samples.iter().zip(&peer.samples);
+                    let by_round: Vec<f64> = pairs.map(|(own, peer)| own.rate() / peer.rate()).collect();
+                    report.add_for(flows.into(), way, metric, &by_round);
+                    *ratio = Some(median_and_spread(&by_round));
+                }
+            }
+            rows.push((
+                place,
+                table::Row {
+                    mode,
+                    backend,
+                    flows,
+                    rate: median_and_spread(&rates),
+                    had: median_and_spread(&own.samples.iter().map(|sample| sample.had).collect::<Vec<_>>())
+                        .0,
+                    generator,
+                    ratios,
+                    limit: limit(own),
+                },
+            ));
+        }
+    }
+    rows.sort_by_key(|(place, row)| (row.backend, *place));
+    let mut text = table::rates(rows.into_iter().map(|(_, row)| row));
+
+    for backend in BACKENDS {
+        interrupt::check()?;
+        progress.step(&format!("a worker left alone, {}", backend.name()));
+        let found = idle::measure(&ground, backend, plan.rounds)?;
+        let way = Way { family: "ipv4", mode: Mode::Nat.name(), backend: backend.name() };
+        let cpu: Vec<f64> = found.iter().map(|idle| idle.cpu_percent).collect();
+        let first: Vec<f64> = found.iter().map(|idle| idle.first_packet_us).collect();
+        report.add(way, IDLE, &cpu);
+        report.add(way, FIRST_PACKET, &first);
+        text += &table::idle(backend.name(), &cpu, &first);
+    }
+    Ok((report, text))
+}
+
+/// One turn of one contender: both loads, one after the other.
+fn turn(ground: &Ground, contender: Contender, plan: &Plan, series: &mut Vec<Series>) -> Result<()> {
+    let running = contender.start(ground)?;
+    for flows in FLOWS {
+        let sample = ground.measure(flows, plan.warm_up, plan.window, || running.times())?;
+        let known = series.iter_mut().find(|series| (series.contender, series.flows) == (contender, flows));
+        match known {
+            Some(known) => known.samples.push(sample),
+            None => series.push(Series { contender, flows, samples: vec![sample] }),
+        }
+    }
+    running.stop()
+}
+
+/// What keeps a contender from forwarding more.
+fn limit(series: &Series) -> Limit {
+    let sum = |of: fn(&Sample) -> f64| series.samples.iter().map(of).sum::<f64>();
+    if sum(|sample| sample.forwarded) > sum(|sample| sample.offered) * (1.0 - EVEN) {
+        return Limit::Generator;
+    }
+    match series.contender {
+        Contender::Nftables => Limit::Kernel(1.0),
+        _ => {
+            let [own, kernels] =
+                [sum(|sample| sample.times.own as f64), sum(|sample| sample.times.kernels as f64)];
+            let share = kernels / (own + kernels).max(1.0);
+            if share > 0.5 { Limit::Kernel(share) } else { Limit::Director(1.0 - share) }
+        }
+    }
+}
