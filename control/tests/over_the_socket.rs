@@ -174,8 +174,11 @@ fn what_the_director_lacks_is_said_in_a_second_line() {
         );
         assert_eq!(
             tool(path, "ipvsadm --start-daemon master", ""),
-            badly("Operation not supported\n(The synchronisation daemon is not supported yet)\n", 255)
+            badly("The synchronisation daemon is not supported yet; nothing was started\n", 0)
         );
+        let stopped = tool(path, "ipvsadm --stop-daemon master", "");
+        assert_eq!(stopped, badly("No daemon is running\n", 255));
+        assert_eq!(tool(path, "ipvsadm -L --daemon", ""), well(""));
         assert_eq!(
             tool(path, "ipvsadm -A -t 10.9.0.2:80", ""),
             badly("Scheduler or persistence engine not found\n", 255)

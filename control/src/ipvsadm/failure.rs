@@ -44,6 +44,11 @@ impl Failure {
 
     /// The daemon refused a request. `errno` is the kernel's for the same case.
     pub fn refused(request: &Request, errno: i32, why: &str) -> Failure {
+        // Scripts that start it have other work to do, too; that they go on without it is to be seen, not to be the end of them.
+        if matches!(request, Request::StartDaemon(_)) && errno == EOPNOTSUPP {
+            let text = format!("{why}; nothing was started");
+            return Failure { text, code: 0, ends_restore: false };
+        }
         // A listing that cannot be had is the end of everything, a restore too.
         let asks = matches!(request, Request::Services(_) | Request::Locals(_) | Request::Connections);
         let mut text = message(request, errno);

@@ -208,7 +208,7 @@ pub const WORDS: &[Word] = {
         word("delete-server", Some('d'), Nothing, Command(Verb::DeleteServer), "delete a real server"),
         word("edit-server", Some('e'), Nothing, Command(Verb::EditServer), "give a real server other options, all of them"),
         word("set", None, Nothing, Command(Verb::Set), "set the timeouts: three words follow, in seconds"),
-        word("start-daemon", None, Value("role"), Command(Verb::StartDaemon), "start synchronising connections"),
+        word("start-daemon", None, Value("role"), Command(Verb::StartDaemon), "start synchronising connections, which the director cannot yet and says so"),
         word("stop-daemon", None, Value("role"), Command(Verb::StopDaemon), "stop synchronising connections"),
         word("restore", Some('R'), Nothing, Command(Verb::Restore), "read commands from the standard input"),
         word("save", Some('S'), Nothing, Command(Verb::Save), "print the rules as commands that -R reads"),

@@ -9,8 +9,9 @@ use shunt::{
         ConnectionEntry, Family, Protocol, Request, Response, ServerKey, ServiceConfig, ServiceKey, Stats,
         SyncDaemon, SyncRole,
     },
+    daemon,
     ipvsadm::Backend,
-    rules::{Capabilities, Change, Rules},
+    rules::{Change, Rules},
 };
 
 /// The interfaces the recorded director had.
@@ -48,7 +49,7 @@ struct Counter {
 impl Director {
     pub fn new() -> Director {
         Director {
-            rules: Rules::new(Capabilities::everything()),
+            rules: Rules::new(daemon::capabilities()),
             now: 0,
             connections: Vec::new(),
             counters: HashMap::new(),
