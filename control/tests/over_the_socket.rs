@@ -213,3 +213,43 @@ fn a_daemon_that_ends_under_the_tool_is_reported() {
     assert!(complaint.contains("is lost: it closed the connection"), "{complaint}");
     assert_eq!(exit, 255);
 }
+
+#[test]
+fn only_the_owner_and_the_group_may_connect() {
+    use std::os::unix::{fs::PermissionsExt, process::CommandExt};
+    /// Who has nothing.
+    const NOBODY: u32 = 65534;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skip: only root can ask as somebody else");
+        return;
+    }
+    with_a_daemon(Capabilities::everything(), |path| {
+        let open = |what: &Path, mode| {
+            std::fs::set_permissions(what, std::fs::Permissions::from_mode(mode)).expect("it is ours")
+        };
+        let folder = path.parent().expect("a folder");
+        open(folder, 0o755);
+        // The way to the binary need not be open to all.
+        let shunt = folder.join("shunt");
+        std::fs::copy(env!("CARGO_BIN_EXE_shunt"), &shunt).expect("room for a copy");
+        open(&shunt, 0o755);
+        let ask = |group: u32| {
+            let mut command = std::process::Command::new(&shunt);
+            command.args(["ipvsadm", "-Ln"]).env("SHUNT_SOCKET", path).uid(NOBODY).gid(group);
+            let output = command.output().expect("it can be run");
+            (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+        };
+        let own = nix::unistd::getegid().as_raw();
+        assert_eq!(ask(own), (Some(0), String::new()), "its group may");
+
+        let (code, said) = ask(NOBODY);
+        assert_eq!(code, Some(2));
+        assert!(said.contains("is its owner's and group's only: Permission denied"), "{said}");
+        // The file's mode is not all there is.
+        open(path, 0o666);
+        let (code, said) = ask(NOBODY);
+        assert_ne!(code, Some(0));
+        assert!(said.contains("Permission denied"), "{said}");
+        assert_eq!(tool(path, "ipvsadm -Ln", "").2, 0);
+    });
+}

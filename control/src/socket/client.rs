@@ -86,7 +86,8 @@ impl Backend for Client {
     ) -> io::Result<()> {
         // A daemon that refuses the peer, or a message, answers and closes; its answer may already be here when the
         // request cannot be written any more.
-        let sent = self.send(request);
+        let mut sent = self.send(request);
+        let mut may_ask_again = true;
         loop {
             let response = match (self.receive(), &sent) {
                 (Ok(response), _) => response,
@@ -95,6 +96,13 @@ impl Backend for Client {
                     return Err(self.lost(io::Error::new(error.kind(), error.to_string())));
                 }
             };
+            if may_ask_again && matches!(response, Response::Refused { errno: nix::libc::EBUSY, .. }) {
+                // This connection had to give way to others before the request was looked at.
+                self.stream = connect(&self.path)?;
+                (sent, may_ask_again) = (self.send(request), false);
+                continue;
+            }
+            may_ask_again = false;
             let last = response.is_last();
             if let Err(error) = part(response) {
                 // The rest of the answer is of no interest; the next request gets a connection of its own.

@@ -7,7 +7,8 @@
 //! Nothing a client does may harm the daemon or other clients: a length above [`MAX_MESSAGE`] is refused before a byte
 //! of it is read, a message must be complete within [`MESSAGE_TIME`], an idle connection is closed after
 //! [`IDLE_TIME`], one whose client does not read its answer after [`REPLY_TIME`], and no more than [`CLIENTS`] are
-//! served at once; the rest wait in the socket's backlog.
+//! served at once: for one more, the one that was waited for longest gives way. `docs/protocol.md` tells all this to those
+//! who write clients.
 
 mod client;
 mod page;

@@ -1,19 +1,23 @@
 //! The daemon's side: every client is a task, every answer a stream of messages.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use nix::libc::{EACCES, EMSGSIZE, EPROTO};
+use nix::libc::{EACCES, EBUSY, EMSGSIZE, EPROTO};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
@@ -100,11 +104,11 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
 pub async fn serve(listener: UnixListener, handler: impl Handler) -> io::Result<()> {
     let handler = Arc::new(handler);
     let places = Arc::new(Semaphore::new(CLIENTS));
+    let waited_for = Arc::new(WaitedFor::default());
     // Dropping the set, with this future, ends all tasks.
     let mut clients = tokio::task::JoinSet::new();
     loop {
         while clients.try_join_next().is_some() {}
-        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -114,15 +118,74 @@ pub async fn serve(listener: UnixListener, handler: impl Handler) -> io::Result<
                 continue;
             }
         };
-        let handler = Arc::clone(&handler);
+        let place = waited_for.place(&places).await?;
+        let (handler, waited_for) = (Arc::clone(&handler), Arc::clone(&waited_for));
         clients.spawn(async move {
-            if let Err(ended) = attend(stream, &*handler).await {
+            if let Err(ended) = attend(stream, &*handler, &waited_for).await {
                 debug!(%ended, "client");
             }
             drop(place);
         });
     }
 }
+
+/// The clients that the daemon waits for: to ask, to finish a request, to take an answer. When places are short the one that was waited for
+/// longest gives way; first those that were never answered, so that whoever only fills places drives out its like.
+#[derive(Default)]
+struct WaitedFor {
+    clients: Mutex<BTreeMap<(bool, u64), oneshot::Sender<()>>>,
+    /// How often a client was waited for.
+    turns: AtomicU64,
+}
+
+impl WaitedFor {
+    /// A place for a client, be it another's.
+    async fn place(&self, places: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Ok(place);
+        }
+        loop {
+            // Those who came last have not begun yet: until they have, somebody who asks might give way to them.
+            tokio::task::yield_now().await;
+            self.make_way();
+            // Nobody may have been waited for just now.
+            if let Ok(place) = timeout(SHORTAGE, Arc::clone(places).acquire_owned()).await {
+                return place.map_err(io::Error::other);
+            }
+        }
+    }
+
+    fn make_way(&self) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has just left cannot be told, and is no loss.
+        while let Some((_, gives_way)) = clients.pop_first() {
+            if gives_way.send(()).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something that a client does, unless it has to give way.
+    async fn wait<T>(
+        &self,
+        was_answered: bool,
+        act: impl Future<Output = Result<T, Ended>>,
+    ) -> Result<T, Ended> {
+        let (gives_way, told) = oneshot::channel();
+        let turn = (was_answered, self.turns.fetch_add(1, Ordering::Relaxed));
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).insert(turn, gives_way);
+        let outcome = tokio::select! {
+            biased;
+            done = act => done,
+            Ok(()) = told => Err(Ended::GaveWay),
+        };
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).remove(&turn);
+        outcome
+    }
+}
+
+/// How long a new client waits for a place until one more of the others has to give way.
+const SHORTAGE: Duration = Duration::from_millis(10);
 
 /// How a client's connection ended, when not by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -135,22 +198,40 @@ enum Ended {
     NotAllowed,
     #[error("it kept the daemon waiting")]
     TooSlow(#[from] tokio::time::error::Elapsed),
+    #[error("it kept the daemon waiting for longer than all others, and there was no place for one more")]
+    GaveWay,
 }
 
 /// Serves one client.
-async fn attend<H: Handler>(mut stream: UnixStream, handler: &H) -> Result<(), Ended> {
+async fn attend<H: Handler>(
+    mut stream: UnixStream,
+    handler: &H,
+    waited_for: &WaitedFor,
+) -> Result<(), Ended> {
     if !may_connect(&stream)? {
         refuse(&mut stream, EACCES, "Only root and the daemon's user and group may ask").await?;
         return Err(Ended::NotAllowed);
     }
-    while let Some(bytes) = read_message(&mut stream).await? {
+    let mut was_answered = false;
+    loop {
+        let bytes = match waited_for.wait(was_answered, read_message(&mut stream)).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(()),
+            Err(Ended::GaveWay) => {
+                // Between two answers there is room for a word, which does not wait for its reader.
+                let why = "Too many clients; the request was not looked at, ask again".to_owned();
+                let _ = stream.try_write(&encode(&Response::Refused { errno: EBUSY, why })?);
+                return Err(Ended::GaveWay);
+            }
+            Err(ended) => return Err(ended),
+        };
         match decode_request(&bytes) {
-            Ok(request) => answer(&mut stream, handler, request).await?,
+            Ok(request) => answer(&mut stream, handler, request, waited_for).await?,
             // The frame was whole, so the next one can still be found.
             Err(wrong) => refuse(&mut stream, EPROTO, &wrong.to_string()).await?,
         }
+        was_answered = true;
     }
-    Ok(())
 }
 
 /// The next message, or nothing when the client closed or fell silent between two.
@@ -188,12 +269,17 @@ async fn read_message(stream: &mut UnixStream) -> Result<Option<Vec<u8>>, Ended>
 }
 
 /// Lets the handler answer and passes its messages on, both at once.
-async fn answer<H: Handler>(stream: &mut UnixStream, handler: &H, request: Request) -> Result<(), Ended> {
+async fn answer<H: Handler>(
+    stream: &mut UnixStream,
+    handler: &H,
+    request: Request,
+    waited_for: &WaitedFor,
+) -> Result<(), Ended> {
     let (sender, mut messages) = mpsc::channel::<Response>(1);
     let pass_on = async {
         while let Some(response) = messages.recv().await {
             let last = response.is_last();
-            write(stream, &response).await?;
+            waited_for.wait(true, write(stream, &response)).await?;
             if last {
                 return Ok(());
             }

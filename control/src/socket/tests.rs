@@ -219,6 +219,105 @@ fn a_client_that_leaves_in_the_middle_of_a_listing_is_forgotten() {
     });
 }
 
+/// Asks for a long listing and does not read it.
+fn sleeper(path: &Path) -> UnixStream {
+    let mut stream = raw(path);
+    stream.write_all(&framed("{\"version\":1,\"request\":\"connections\"}")).expect("the daemon reads");
+    stream.read_exact(&mut [0; 100]).expect("the listing begins");
+    stream
+}
+
+fn is_served(path: &Path) -> bool {
+    let mut client = Client::connect(path).expect("the daemon listens");
+    client.call(&Request::Status).expect("an answer") == [Response::Done]
+}
+
+#[test]
+fn a_thousand_connections_that_say_nothing_keep_nobody_out_and_drive_out_nobody_who_asks() {
+    // Both ends of all of them are this process's.
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(4096), most).expect("up to the hard limit");
+
+    against_a_daemon(|path| {
+        let mut known = raw(path);
+        let status = framed("{\"version\":1,\"request\":\"status\"}");
+        let ask = |known: &mut UnixStream| {
+            known.write_all(&status).expect("the daemon reads");
+            read_response(known)
+        };
+        assert_eq!(ask(&mut known), Some(Response::Done));
+        let mut idle: Vec<UnixStream> = (0..1000).map(|_| raw(path)).collect();
+        assert!(is_served(path));
+        assert_eq!(ask(&mut known), Some(Response::Done), "its connection is the same");
+
+        // The first had to go, and were told; the last are still there.
+        let (errno, why) = refused(read_response(&mut idle[0]));
+        assert_eq!(errno, nix::libc::EBUSY);
+        assert!(why.contains("Too many clients"), "{why}");
+        assert_eq!(read_response(&mut idle[0]), None);
+        assert_eq!(ask(idle.last_mut().expect("there are some")), Some(Response::Done));
+    });
+}
+
+#[test]
+fn clients_that_stop_reading_keep_nobody_out() {
+    against_a_daemon(|path| {
+        let mut asleep: Vec<UnixStream> = (0..3 * CLIENTS).map(|_| sleeper(path)).collect();
+        assert!(is_served(path));
+        // One that had to give way is cut off in the middle of its listing.
+        let mut rest = Vec::new();
+        let end = asleep[0].read_to_end(&mut rest);
+        assert!(end.is_ok() || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
+        assert!(!rest.ends_with(b"\"done\""));
+    });
+}
+
+#[test]
+fn requests_without_end_keep_nobody_out() {
+    against_a_daemon(|path| {
+        // As many requests as the socket takes, and none of their answers.
+        let mut greedy = raw(path);
+        greedy.set_nonblocking(true).expect("a socket can be");
+        let request = framed("{\"version\":1,\"request\":\"connections\"}").repeat(100);
+        for _ in 0..10_000 {
+            match greedy.write(&request) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(is_served(path));
+
+        // A request that grows by a byte now and then is given up like one that stalls.
+        let mut slow = raw(path);
+        slow.write_all(&[0, 15, 255]).expect("the daemon reads");
+        let mut said = slow.try_clone().expect("another handle");
+        let dripping = std::thread::spawn(move || {
+            while slow.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let (errno, why) = refused(read_response(&mut said));
+        assert_eq!((errno, why.as_str()), (nix::libc::EPROTO, "The request was not complete in time"));
+        dripping.join().expect("the daemon has closed the connection");
+        assert!(is_served(path));
+    });
+}
+
+#[test]
+fn a_client_that_had_to_give_way_asks_again() {
+    against_a_daemon(|path| {
+        let mut client = Client::connect(path).expect("the daemon listens");
+        let before = FLUSHED.load(Ordering::SeqCst);
+        assert_eq!(client.call(&Request::Status).expect("an answer"), [Response::Done]);
+        // All others ask as well, and later.
+        let _others: Vec<UnixStream> = (0..CLIENTS).map(|_| sleeper(path)).collect();
+        assert_eq!(client.call(&Request::Flush).expect("an answer"), [Response::Done]);
+        assert!(FLUSHED.load(Ordering::SeqCst) > before);
+    });
+}
+
 #[test]
 fn a_handler_without_an_answer_leaves_a_refusal() {
     against_a_daemon(|path| {

@@ -8,107 +8,15 @@ use std::{
 
 use serde_json::Value;
 use shunt::{
-    api::{ConnectionEntry, Protocol, Request, Response, Stats, Status, SyncDaemon, SyncRole},
-    ipvsadm::{self, Backend, address::Names},
+    api::{Protocol, Request},
+    ipvsadm::{self, address::Names},
     json,
     marks::MarkRule,
-    rules::{Capabilities, Rules},
 };
 
-const DOCUMENT: &str = include_str!("../../docs/json.md");
+use crate::sample::{Director, status};
 
-/// Rules, with the traffic and the daemon that the document speaks of.
-struct Director(Rules);
-
-impl Backend for Director {
-    fn request(
-        &mut self,
-        request: &Request,
-        part: &mut dyn FnMut(Response) -> io::Result<()>,
-    ) -> io::Result<()> {
-        match request {
-            Request::Connections => {
-                part(Response::Connections(connections()))?;
-                part(Response::Done)
-            }
-            Request::Daemons => part(Response::Daemons(vec![SyncDaemon {
-                role: SyncRole::Master,
-                interface: "eth1".into(),
-                syncid: 5,
-                max_length: 1472,
-                group: Some([224, 0, 0, 81].into()),
-                port: 8848,
-                ttl: 1,
-            }])),
-            _ => self.0.request(request, &mut |mut response| {
-                count(&mut response);
-                part(response)
-            }),
-        }
-    }
-}
-
-/// The first server of the service on port 80 has had some traffic.
-fn count(response: &mut Response) {
-    let counted = Stats {
-        conns: 12,
-        in_packets: 340,
-        out_packets: 280,
-        in_bytes: 41_000,
-        out_bytes: 3_900_000,
-        rates: [1, 17, 14, 2050, 195_000],
-    };
-    match response {
-        Response::Services(entries) => {
-            for entry in entries {
-                for server in &mut entry.servers {
-                    if server.config.key.address == IpAddr::from([10, 1, 0, 11]) {
-                        (server.stats, entry.stats) = (counted, counted);
-                        (server.active, server.inactive, server.persistent) = (3, 9, 2);
-                    }
-                }
-            }
-        }
-        Response::Locals(entries) => {
-            entries.iter_mut().flat_map(|e| &mut e.addresses).for_each(|l| l.conns = 4)
-        }
-        _ => {}
-    }
-}
-
-fn connections() -> Vec<ConnectionEntry> {
-    let at = |text: &str, port| (text.parse().expect("an address"), port);
-    let tcp = ConnectionEntry {
-        protocol: "TCP".into(),
-        expires: 899,
-        state: "ESTABLISHED".into(),
-        client: at("192.0.2.7", 50000),
-        service: at("10.9.0.1", 80),
-        server: at("10.1.0.11", 8080),
-        engine: None,
-        is_template: false,
-    };
-    let call = ConnectionEntry {
-        protocol: "UDP".into(),
-        expires: 300,
-        state: "NONE".into(),
-        client: at("192.0.2.0", 0),
-        service: at("10.9.0.1", 5060),
-        server: at("10.1.0.11", 5060),
-        engine: Some(("sip".into(), "call@192.0.2.7".into())),
-        is_template: true,
-    };
-    let mark = ConnectionEntry {
-        protocol: "IP".into(),
-        expires: 42,
-        client: at("2001:db8:a::", 0),
-        service: at("0:7::", 0),
-        server: at("2001:db8:b::b", 0),
-        engine: None,
-        ..call.clone()
-    };
-    vec![tcp, call, mark]
-}
+const DOCUMENT: &str = include_str!("../../../docs/json.md");
 
 struct Known;
 
@@ -150,15 +58,7 @@ fn output(director: &mut Director, command: &str) -> String {
             assert_eq!((code, String::from_utf8_lossy(&complaints)), (0, "".into()), "{command}");
         }
         (_, "shunt status --json") => {
-            let status = Status {
-                version: env!("CARGO_PKG_VERSION").into(),
-                table_size: 2 << 20,
-                interfaces: vec![("eth0".into(), "af-xdp (native, copy)".into())],
-                cores: vec![2, 3],
-                epoch: 3,
-                counters: vec![("conn.created".into(), 12), ("drop.no_route".into(), 0)],
-            };
-            json::document(&mut out, "status", &json::Condition::from(status)).expect("memory takes it");
+            json::document(&mut out, "status", &json::Condition::from(status())).expect("memory takes it");
         }
         (_, "shunt mark list --json") => {
             let rules: Vec<_> = director.0.marks().iter().map(json::Mark::from).collect();
@@ -195,7 +95,7 @@ fn members(value: &Value, into: &mut BTreeSet<String>) {
 
 #[test]
 fn what_the_document_types_comes_out_as_it_shows() {
-    let mut director = Director(Rules::new(Capabilities::everything()));
+    let mut director = Director::new();
     let mut shown = BTreeSet::new();
     let blocks = DOCUMENT.split("```console\n").skip(1).map(|rest| rest.split("```").next().expect("an end"));
     for dialogue in blocks.flat_map(|block| block.split("$ ").skip(1)) {
@@ -220,7 +120,7 @@ fn what_the_document_types_comes_out_as_it_shows() {
 
 #[test]
 fn a_listing_has_a_line_for_each_entry_and_what_is_refused_prints_none() {
-    let mut director = Director(Rules::new(Capabilities::everything()));
+    let mut director = Director::new();
     assert_eq!(output(&mut director, "ipvsadm -L --json"), "{\"schema\":1,\"services\":[\n]}\n");
     output(&mut director, "ipvsadm -A -t 10.9.0.1:80 -s rr");
     output(&mut director, "ipvsadm -A -t 10.9.0.1:81 -s rr");

@@ -1,0 +1,5 @@
+//! The documents in docs/ are true: their examples are replayed.
+
+mod json;
+mod protocol;
+mod sample;
