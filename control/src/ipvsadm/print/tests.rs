@@ -1,4 +1,7 @@
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::*;
+use crate::ipvsadm::address::{Names, Services};
 use crate::ipvsadm::parse::Table;
 
 fn printed(print: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
@@ -149,4 +152,73 @@ fn connections_show_minutes_beyond_an_hour_and_an_engines_data() {
     assert_eq!(row(&entry), plain);
     entry.engine = Some(("sip".into(), "call@host".into()));
     assert_eq!(row(&entry), plain.replace(":5060\n", ":5060 sip                call@host\n"));
+}
+
+/// Names as two files have them.
+struct Known(Services);
+
+const HOSTS: &[(&str, &str)] = &[
+    ("10.9.0.1", "vip.example"),
+    ("10.9.0.66", "a-very-long-name-of-a-virtual-server.example"),
+    ("10.1.0.11", "rs1.example"),
+    ("10.0.0.2", "client.example"),
+    ("10.0.0.3", "a-client-with-a-name-that-is-long.example"),
+    ("2001:db8:f::1", "vip6.example"),
+    ("2001:db8:a::2", "client6.example"),
+];
+
+impl Names for Known {
+    fn host(&self, _: &str) -> Option<Ipv4Addr> {
+        None
+    }
+    fn service(&self, _: &str, _: Protocol) -> Option<u16> {
+        None
+    }
+    fn host_name(&self, address: IpAddr) -> Option<String> {
+        let known = HOSTS.iter().find(|(known, _)| known.parse() == Ok(address));
+        known.map(|(_, name)| (*name).to_owned())
+    }
+    fn service_name(&self, port: u16, protocol: Protocol) -> Option<String> {
+        self.0.name(port, protocol)
+    }
+}
+
+/// As ipvsadm 1.31 printed them of Linux 6.1.
+#[test]
+fn connections_show_names_of_any_length() {
+    let names = Known(Services::parse(
+        "http 80/tcp\nhttp-alt 8080/tcp\ndomain 53/udp\nsyslog 514/udp\nshell 514/tcp syslog\n",
+    ));
+    let expected = "\
+UDP 04:59  UDP         client.example:syslog a-very-long-name-of-a-virtual-server.example:domain rs1.example:domain
+UDP 04:59  UDP         a-client-with-a-name-that-is-long.example:8080 10.9.0.67:domain   10.1.0.13:domain
+TCP 01:39  NONE        client.example:0   vip.example:http   rs1.example:http-alt
+IP  00:49  NONE        client.example:0   0.0.0.1:0          rs1.example:0
+TCP 00:59  SYN_RECV    [client6.example]:http [vip6.example]:http [2001:db8:b::11]:http
+";
+    let rows = [
+        ("UDP", 299, "UDP", "10.0.0.2", 514, "10.9.0.66", 53, "10.1.0.11", 53),
+        ("UDP", 299, "UDP", "10.0.0.3", 8080, "10.9.0.67", 53, "10.1.0.13", 53),
+        ("TCP", 99, "NONE", "10.0.0.2", 0, "10.9.0.1", 80, "10.1.0.11", 8080),
+        ("IP", 49, "NONE", "10.0.0.2", 0, "0.0.0.1", 0, "10.1.0.11", 0),
+        ("TCP", 59, "SYN_RECV", "2001:db8:a::2", 80, "2001:db8:f::1", 80, "2001:db8:b::11", 80),
+    ];
+    let address = |text: &str| text.parse().expect("a test's address");
+    let mut printed_names = Printed::named(&names);
+    let printed = printed(|out| {
+        rows.into_iter().try_for_each(|(protocol, expires, state, c, c_port, v, v_port, s, s_port)| {
+            let entry = ConnectionEntry {
+                protocol: protocol.into(),
+                expires,
+                state: state.into(),
+                client: (address(c), c_port),
+                service: (address(v), v_port),
+                server: (address(s), s_port),
+                engine: None,
+                is_template: false,
+            };
+            connection(out, &entry, false, &mut printed_names)
+        })
+    });
+    assert_eq!(printed, expected);
 }
