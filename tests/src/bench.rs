@@ -35,6 +35,9 @@ pub const CLIENTS: PortId = PortId(0);
 /// The other one.
 pub const SERVERS: PortId = PortId(1);
 
+/// Where the machine's own kernel is.
+pub const HOME: PortId = PortId(2);
+
 /// The virtual address.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// The IPv6 virtual address.
@@ -193,9 +196,14 @@ impl Bench {
         sent
     }
 
-    /// A frame comes in by a port. If it must wait for frames to be steered, they are, and it is tried again.
+    /// A frame comes in by a port. If it must wait for frames to be steered, they are, and it is tried again. What is sent to the machine's own kernel is shown as it
+    /// is.
     pub fn frame(&mut self, port: PortId, bytes: &[u8]) -> Outcome {
-        self.frame_with_tags(port, self.tags[usize::from(port.0)], bytes)
+        self.frame_with_tags(port, self.tags_of(port), bytes)
+    }
+
+    fn tags_of(&self, port: PortId) -> Tags {
+        self.tags.get(usize::from(port.0)).copied().unwrap_or_default()
     }
 
     /// The same with other tags than the side's, as where a NIC keeps the outer one to itself.
@@ -233,7 +241,8 @@ impl Bench {
             sent.push((port, packets[0].data().to_vec()));
         }
         for (port, frame) in &mut sent {
-            let tags = self.tags[usize::from(port.0)].bytes();
+            let tags = self.tags_of(*port);
+            let tags = tags.bytes();
             let put_on: Vec<u8> = frame.drain(12..12 + tags.len()).collect();
             assert_eq!(put_on, tags, "the tags of {port:?}");
         }
@@ -392,7 +401,7 @@ fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Netw
     let route = |prefix, length, link: LinkId| Route { prefix, length, gateway: None, link: Some(link) };
     let is_tagged = tags.iter().any(|tags| !tags.is_empty());
     let [clients_link, servers_link] =
-        if is_tagged { [LinkId(2), LinkId(3)] } else { [LinkId(0), LinkId(1)] };
+        if is_tagged { [LinkId(3), LinkId(4)] } else { [LinkId(0), LinkId(1)] };
     let clients = (0..=20u8).flat_map(|h| (0..=255u8).map(move |l| Ipv4Addr::new(10, 0, h, l)));
     let servers = (2..=255u8).filter(|n| *n != 99).map(|n| Ipv4Addr::new(10, 1, 0, n));
     let clients = clients.map(|a| ((clients_link, IpAddr::V4(a)), Neighbour::Reachable(client_mac(a))));
@@ -407,7 +416,8 @@ fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Netw
         interface("c0", 2, C0, [10, 0, 0, 1], v6(0xa, 1), mtu[0]),
         interface("s0", 3, S0, [10, 1, 0, 1], v6(0xb, 1), mtu[1]),
     ];
-    let bare = addressed.iter().map(|i| Interface { addresses: [None; 2], ..i.clone() }).collect();
+    let home = Interface { addresses: [None; 2], ..interface("home", 4, HOME_MAC, [0; 4], v6(0, 0), 1500) };
+    let bare: Vec<_> = addressed.iter().map(|i| Interface { addresses: [None; 2], ..i.clone() }).collect();
     let vlans = addressed.iter().zip([CLIENTS, SERVERS]).zip(tags);
     let vlans = vlans.map(|((interface, port), tags)| Vlan { interface: interface.clone(), port, tags });
     let vlans: Vec<Vlan> = vlans.filter(|_| is_tagged).collect();
@@ -422,14 +432,20 @@ fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Netw
     let routed = routers
         .iter()
         .map(|(to, gateway)| Route { gateway: Some(*gateway), ..route(to.address, to.length, servers_link) });
+    let at_home = own.map(|address| route(address, if address.is_ipv4() { 32 } else { 128 }, HOME.into()));
+    let interfaces: Vec<_> = if is_tagged { bare } else { addressed };
     Network::new(
-        if is_tagged { bare } else { addressed },
-        direct.into_iter().chain(routed),
+        interfaces.into_iter().chain([home]).collect(),
+        direct.into_iter().chain(routed).chain(at_home),
         clients.chain(servers).chain(clients6).chain(servers6),
     )
     .with_vlans(vlans)
     .on_machine(local, [true; 2])
+    .with_home(HOME.into())
 }
+
+/// Of the interface that is the way to the machine's own kernel.
+const HOME_MAC: [u8; 6] = [2, 0x1b, 0, 0, 0, 0x40];
 
 const fn v6(net: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host)

@@ -39,6 +39,8 @@ pub struct Mirror {
     interfaces: Vec<u32>,
     /// Their names.
     names: Vec<String>,
+    /// The one that the machine's own kernel is beyond.
+    home: Option<LinkId>,
 }
 
 /// What the mirror shows.
@@ -75,11 +77,14 @@ impl View {
 }
 
 impl Mirror {
-    /// Connects to the kernel and finds the interfaces. The stream yields when something has changed.
+    /// Connects to the kernel and finds the interfaces, the last one the way `home` if there is one. The stream yields when something has changed.
     ///
     /// # Errors
     /// When netlink is refused, or an interface does not exist.
-    pub async fn open(names: &[String]) -> anyhow::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
+    pub async fn open(
+        names: &[String],
+        home: Option<&str>,
+    ) -> anyhow::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
@@ -91,7 +96,8 @@ impl Mirror {
         .context("cannot open a netlink socket to follow addresses, routes and neighbours")?;
         tokio::spawn(connection);
         let mut interfaces = Vec::new();
-        for name in names {
+        let all = names.iter().map(String::as_str).chain(home);
+        for name in all.clone() {
             let index = index_of(&handle, name).await?;
             // One can have several names (ip link property add altname). Each frame would be taken twice.
             if interfaces.contains(&index) {
@@ -99,7 +105,9 @@ impl Mirror {
             }
             interfaces.push(index);
         }
-        Ok((Self { handle, interfaces, names: names.to_vec() }, messages.map(|_| ())))
+        let names: Vec<String> = all.map(str::to_owned).collect();
+        let home = home.map(|_| LinkId(names.len() as u16 - 1));
+        Ok((Self { handle, interfaces, names, home }, messages.map(|_| ())))
     }
 
     /// Waits until events have stopped coming for a moment.
@@ -139,6 +147,10 @@ impl Mirror {
         let network = Network::new(interfaces, self.routes(&indices).await?, neighbours)
             .with_vlans(vlans)
             .on_machine(local.iter().copied(), is_router());
+        let network = match self.home {
+            Some(home) => network.with_home(home),
+            None => network,
+        };
         Ok(View { network, local, broadcasts, failed, permanent })
     }
 
@@ -193,13 +205,13 @@ impl Mirror {
         let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
         messages.extend(v6);
         let mut routes: Vec<(u32, Route)> =
-            messages.iter().filter_map(|message| Self::route(message, links)).collect();
+            messages.iter().filter_map(|message| Self::route(message, links, self.home)).collect();
         // Of several routes to one prefix the kernel takes the one with the least metric.
         routes.sort_by_key(|(metric, _)| *metric);
         Ok(routes.into_iter().map(|(_, route)| route).collect())
     }
 
-    fn route(message: &RouteMessage, links: &Links) -> Option<(u32, Route)> {
+    fn route(message: &RouteMessage, links: &Links, home: Option<LinkId>) -> Option<(u32, Route)> {
         let mut table = u32::from(message.header.table);
         let any = match message.header.address_family {
             AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -236,6 +248,7 @@ impl Mirror {
         }
         let link = match message.header.kind {
             RouteType::Unicast => interface.and_then(|index| links.get(&index).copied()),
+            RouteType::Local => home,
             _ => None,
         };
         let length = message.header.destination_prefix_length;

@@ -14,6 +14,7 @@ pub mod backend;
 mod calls;
 mod claim;
 mod engine;
+mod home;
 mod mirror;
 mod watch;
 
@@ -33,6 +34,7 @@ use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director, Wish};
+use shunt_dataplane::port::tap::Tap;
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
@@ -49,6 +51,7 @@ use backend::Backend;
 use calls::{Answer, Call, Question};
 use claim::Claim;
 use engine::{Cursor, Engine};
+use home::Home;
 use mirror::{Mirror, View};
 use watch::Watch;
 
@@ -75,6 +78,10 @@ pub struct Options {
     /// Never let workers sleep, and (AF_XDP) let them do the receiving work of their queues' interrupts: for cores that nothing else is to run on.
     #[arg(long)]
     pub busy_poll: bool,
+    /// Serve by the director itself, too: real servers may have its own addresses. Makes a device, shunt-home, that leads to the machine's own kernel, and rules of
+    /// routing for what these servers send.
+    #[arg(long)]
+    pub local_servers: bool,
     /// The socket that ipvsadm talks to. [default: $SHUNT_SOCKET or /run/shunt.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -124,14 +131,15 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 async fn serve(options: Options) -> anyhow::Result<()> {
     // Everything that can be wrong with what was typed comes first, before anything is touched.
     let rules = read_rules(&options)?;
-    let (mirror, mut events) = Mirror::open(&options.interfaces).await?;
-    let view = mirror.read().await?;
     let cores = choose_cores(&options)?;
+    let home = if options.local_servers { Some(Home::open(cores.len()).await?) } else { None };
+    let (mirror, mut events) = Mirror::open(&options.interfaces, home.as_ref().map(|_| home::NAME)).await?;
+    let view = mirror.read().await?;
     let path = options.socket.clone().unwrap_or_else(socket::path);
     let listener = socket::bind(&path)?;
     let socket_file = SocketFile(path);
 
-    let mut control = Control::start(&options, rules, mirror, view, cores).await?;
+    let mut control = Control::start(&options, rules, mirror, view, cores, home).await?;
     let (calls, mut questions) = calls::channel();
     tokio::spawn(socket::serve(listener, calls));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -177,7 +185,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(socket_file);
-    control.stop();
+    control.stop().await;
     tracing::info!("stopped; interfaces are as they were");
     ended
 }
@@ -200,6 +208,8 @@ struct Control {
     /// Connections that a worker has room for.
     capacity: usize,
     watch: Watch,
+    /// The way to real servers on the director itself.
+    home: Option<Home>,
     /// The machine's addresses that are left to the kernel.
     kernels: Vec<IpAddr>,
     /// Whether the network has changed in a way that could not be followed yet.
@@ -217,16 +227,24 @@ impl Control {
         mirror: Mirror,
         view: View,
         cores: Vec<usize>,
+        home: Option<(Home, Vec<Tap>)>,
     ) -> anyhow::Result<Self> {
-        if let Some(address) =
-            rules.services().flat_map(|s| &s.servers).map(|s| s.key.address).find(|a| view.is_own(*a))
-        {
-            bail!("real server {address} is the director itself; that is not supported yet");
+        for service in rules.services() {
+            for server in &service.servers {
+                home::check(home.is_some(), &view, &service.config.key, server)?;
+            }
         }
         let claim = Claim::stake(view.network.interfaces())?;
         Watch::mtus(&view.network);
-        let Backend { ports, pools, steering, ways } =
-            backend::open(options.backend, view.network.interfaces(), cores.len(), options.busy_poll)?;
+        let (named, _) = view.network.interfaces().split_at(options.interfaces.len());
+        let Backend { mut ports, pools, steering, ways } =
+            backend::open(options.backend, named, cores.len(), options.busy_poll)?;
+        let home = home.map(|(home, queues)| {
+            for (ports, queue) in ports.iter_mut().zip(queues) {
+                ports.push((PortId(named.len() as u8), Box::new(queue)));
+            }
+            home
+        });
         for (name, way) in &ways {
             tracing::info!("{name}: {way}");
         }
@@ -319,6 +337,7 @@ impl Control {
             cores,
             capacity,
             watch: Watch::default(),
+            home,
             kernels: Vec::new(),
             is_behind: false,
             _claim: claim,
@@ -329,6 +348,9 @@ impl Control {
         control.steering.set_marked(control.publisher.marked())?;
         let targets = control.publisher.targets(&control.rules).collect();
         control.steer(targets)?;
+        if let Some(home) = &mut control.home {
+            home.follow(&control.rules, &control.view).await?;
+        }
         control.watch.network(&control.view.network, &control.rules);
         Ok(control)
     }
@@ -375,11 +397,10 @@ impl Control {
     async fn change(&mut self, request: &Request) -> Result<Response, Refusal> {
         let mut rules = self.rules.clone();
         let change = rules.apply(request)?;
-        if let Request::AddServer(_, server) | Request::EditServer(_, server) = request {
+        if let Request::AddServer(service, server) | Request::EditServer(service, server) = request {
             let address = server.key.address;
-            if self.view.is_own(address) {
-                let why = "A real server that is the director itself is not supported yet".to_owned();
-                return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why });
+            if let Err(why) = home::check(self.home.is_some(), &self.view, service, server) {
+                return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why: why.to_string() });
             }
             if self.view.broadcasts.contains(&address) {
                 let why = format!("{address} is the broadcast address of a network that this machine is on");
@@ -415,7 +436,11 @@ impl Control {
         // Without rules the director, like IPVS, lets go of everything.
         let wished = self.wished.keys().copied().filter(|_| rules.services().next().is_some());
         let targets = self.publisher.targets(rules).chain(wished).collect();
-        self.steer(targets)
+        self.steer(targets)?;
+        match &mut self.home {
+            Some(home) => home.follow(rules, &self.view).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes and releases the frames that workers wish to have or not to have. A target that the kernel refuses is as good as taken for the worker: its client learns
@@ -553,6 +578,8 @@ impl Control {
             .filter_map(|server| {
                 let address = server.key.address;
                 let route = self.view.network.route(address)?;
+                let route = Some(route)
+                    .filter(|route| !route.link.is_some_and(|link| self.view.network.is_home(link)))?;
                 Some((route.link?, route.gateway.unwrap_or(address)))
             })
             .collect()
@@ -570,9 +597,14 @@ impl Control {
     }
 
     /// Gives the frames back to the kernel, then stops the workers.
-    fn stop(self) {
-        let Self { steering, engine, .. } = self;
+    async fn stop(self) {
+        let Self { steering, engine, home, .. } = self;
         drop(steering);
+        if let Some(home) = home
+            && let Err(error) = home.clear().await
+        {
+            tracing::warn!("rules of routing for {} stay, and mean nothing: {error:#}", home::NAME);
+        }
         engine.stop();
     }
 }

@@ -28,22 +28,25 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
+        let is_home = network.is_home(packet.port);
         let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
             || is_from_data_port(shared, tuple);
         if is_servers && services.is_local(meta.tuple.destination) {
             return self.turn_away(shared, packet, meta, now);
         }
-        if !is_servers || network.is_local(meta.tuple.destination) {
+        if !(is_servers || is_home) || network.is_local(meta.tuple.destination) {
             return Verdict::Pass;
         }
-        if !network.forwards(meta.tuple.destination) {
+        if !(is_home || network.forwards(meta.tuple.destination)) {
             return Verdict::Drop(Reason::NotWanted);
         }
         let hop = match network.hop(meta.tuple.destination) {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
-        if forward::hops_left(packet, meta) <= 1 {
+        if is_home {
+            forward::spare(packet, meta);
+        } else if forward::hops_left(packet, meta) <= 1 {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         if forward::is_too_big(packet, meta, hop.mtu) {

@@ -181,8 +181,14 @@ impl<A: Near> Family<A> {
         // A tunnel may lead to the other family.
         let server = A::of(dest.address).unwrap_or_default();
         let tuple = &meta.tuple;
+        // What goes to the machine itself as it is, is translated to where it went: its replies come back the same way as those of others there.
+        let stays = !dest.forwarding.translates_replies() && shared.snapshot.network.is_at_home(dest.address);
+        let (forwarding, server) = match stays {
+            true => (Forwarding::Masq, tuple.destination),
+            false => (dest.forwarding, server),
+        };
         let mut marks = Marks::default();
-        marks.set(Marks::NO_OUTPUT, !dest.forwarding.translates_replies());
+        marks.set(Marks::NO_OUTPUT, !forwarding.translates_replies());
         let is_ftp =
             dest.forwarding == Forwarding::Masq && tuple.protocol == TCP && tuple.destination_port == FTP;
         marks.set(Marks::FTP, is_ftp);
@@ -194,13 +200,14 @@ impl<A: Near> Family<A> {
             virtual_port: tuple.destination_port,
             // To another port than the service's goes FTP's data: real servers have the same.
             server_port: match dest.port {
+                _ if stays => tuple.destination_port,
                 port if port != 0 && (tuple.destination_port == service.port || service.mark.is_some()) => {
                     port
                 }
                 _ => tuple.destination_port,
             },
             protocol: tuple.protocol,
-            forwarding: dest.forwarding,
+            forwarding,
             detail: if is_ftp { Detail::default() } else { dest.tunnel.into() },
             marks,
             dest: dest.id,

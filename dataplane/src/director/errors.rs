@@ -119,7 +119,9 @@ impl<A: Near> Family<A> {
             add(&counters.in_packets, 1);
             add(&counters.in_bytes, length);
         }
-        if forward::hops_left(packet, meta) <= 1 {
+        if shared.snapshot.network.is_home(hop.link) {
+            forward::spare(packet, meta);
+        } else if forward::hops_left(packet, meta) <= 1 {
             // Nobody answers an error with an error.
             return Verdict::Drop(Reason::StrayIcmp);
         }

@@ -200,7 +200,9 @@ impl<A: Near> Family<A> {
             }
             Err(_) => return Verdict::Drop(Reason::NoNeighbour),
         };
-        if forward::hops_left(packet, meta) <= 1 {
+        if shared.snapshot.network.is_home(hop.link) {
+            forward::spare(packet, meta);
+        } else if forward::hops_left(packet, meta) <= 1 {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
         let mtu = mtu(shared, &conn, &hop, now);
@@ -247,7 +249,9 @@ impl<A: Near> Family<A> {
             Err(why) => return why.into(),
         };
         // To the real server the director is a router, and a router looks at this before anything else.
-        if forward::hops_left(packet, meta) <= 1 {
+        if shared.snapshot.network.is_home(packet.port) {
+            forward::spare(packet, meta);
+        } else if forward::hops_left(packet, meta) <= 1 {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         let heard;

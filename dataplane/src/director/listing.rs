@@ -64,7 +64,9 @@ impl<A: Near> Family<A> {
             let left = conn.remaining(now);
             if left > 0 {
                 // A real server of the other family has its address only in the rules.
-                let elsewhere = conn.forwarding == Forwarding::Tunnel && conn.server == A::default();
+                let across = conn.forwarding == Forwarding::Tunnel && conn.server == A::default();
+                // One that is the director itself may have got the packets as they are.
+                let elsewhere = across || conn.server == conn.virtual_address;
                 let server = match conn.marks.has(Marks::ACROSS) {
                     true => Some(beyond::tuple::<A::Other>(shared, conn).source.into()),
                     false => services.dest(conn.dest).filter(|_| elsewhere).map(|dest| dest.address),

@@ -42,6 +42,11 @@ pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
     A::age(ip(packet, meta));
 }
 
+/// Has the packet keep its time to live when it is rewritten next: it goes to the machine's own kernel or comes from there, which is no hop.
+pub fn spare<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
+    A::spare(ip(packet, meta));
+}
+
 /// Whether the packet's sender forbids cutting it up.
 #[inline]
 pub fn forbids_fragments<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> bool {

@@ -72,8 +72,11 @@ pub trait Address:
     /// The type of service, or traffic class.
     fn tos(ip: &[u8]) -> u8;
 
-    /// Takes one from the time to live. The caller has seen that there is one.
+    /// Takes one from the time to live. The caller has seen that there is one, or [put it on](Self::spare).
     fn age(ip: &mut [u8]);
+
+    /// Puts one on the time to live, which is about to be taken off again.
+    fn spare(ip: &mut [u8]);
 
     /// Adjusts the header's own checksum, where it has one.
     fn adjust_header(ip: &mut [u8], change: Change);
@@ -201,7 +204,14 @@ impl Address for V4 {
     #[inline]
     fn age(ip: &mut [u8]) {
         let old = be16(ip, 8);
-        let new = old - 0x0100;
+        let new = old.wrapping_sub(0x0100);
+        put16(ip, 8, new);
+        Self::adjust_header(ip, Change::default().word(old, new));
+    }
+
+    fn spare(ip: &mut [u8]) {
+        let old = be16(ip, 8);
+        let new = old.wrapping_add(0x0100);
         put16(ip, 8, new);
         Self::adjust_header(ip, Change::default().word(old, new));
     }
@@ -348,7 +358,11 @@ impl Address for V6 {
 
     #[inline]
     fn age(ip: &mut [u8]) {
-        ip[7] -= 1;
+        ip[7] = ip[7].wrapping_sub(1);
+    }
+
+    fn spare(ip: &mut [u8]) {
+        ip[7] = ip[7].wrapping_add(1);
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 //!
 //! Every backend delivers frames in the same kind of memory ([`frame::FrameMemory`]): AF_XDP receives straight into
 //! it (it is the UMEM of all sockets), AF_PACKET copies between it and the kernel's rings, `memory` is a
-//! pair of queues for tests and benches. So a frame can leave by any port, or go to another worker, by its descriptor
+//! pair of queues for tests and benches, `tap` is the machine's own kernel. So a frame can leave by any port, or go to another worker, by its descriptor
 //! alone, and no other room knows where it came from.
 //!
 //! A port belongs to one worker and is never shared. `unsafe` is allowed in this room because its
@@ -20,6 +20,7 @@ pub mod memory;
 mod partial;
 mod ring;
 mod sockopt;
+pub mod tap;
 #[cfg(test)]
 mod testnet;
 mod tpacket;

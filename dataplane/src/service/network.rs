@@ -94,6 +94,7 @@ pub struct Network {
     neighbours: HashMap<(LinkId, IpAddr), Neighbour>,
     local: HashSet<IpAddr>,
     forwards: [bool; 2],
+    home: Option<LinkId>,
 }
 
 impl Network {
@@ -131,6 +132,24 @@ impl Network {
         self.local = local.into_iter().collect();
         self.forwards = forwards;
         self
+    }
+
+    /// The same network, where the machine's own kernel is beyond a link: the interface that is behind the director's.
+    #[must_use]
+    pub fn with_home(mut self, home: LinkId) -> Self {
+        self.home = Some(home);
+        self
+    }
+
+    /// Whether the machine's own kernel is beyond a link.
+    #[inline]
+    pub fn is_home(&self, link: impl Into<LinkId>) -> bool {
+        self.home == Some(link.into())
+    }
+
+    /// Whether an address is the machine's own, and packets to it can be given to the kernel.
+    pub fn is_at_home(&self, address: impl Into<IpAddr>) -> bool {
+        self.home.is_some() && self.is_local(address)
     }
 
     /// Whether an address is the machine's own.
@@ -182,7 +201,8 @@ impl Network {
         let link = route.link.ok_or(Unreachable::NoRoute)?;
         let (interface, port, tags) = self.link(link).ok_or(Unreachable::NoRoute)?;
         let next = route.gateway.unwrap_or(to);
-        match self.neighbours.get(&(link, next)) {
+        let own = Neighbour::Reachable(interface.mac);
+        match if self.is_home(link) { Some(&own) } else { self.neighbours.get(&(link, next)) } {
             Some(Neighbour::Reachable(mac)) => {
                 let mut macs = [0; 12];
                 macs[..6].copy_from_slice(mac);

@@ -106,13 +106,23 @@ pub fn start_workers<'t>(
     backend: Backend,
     workers: usize,
 ) -> Result<Option<Director<'t>>> {
+    start_workers_with(topology, backend, workers, &[])
+}
+
+/// The same with more options.
+pub fn start_workers_with<'t>(
+    topology: &'t Topology,
+    backend: Backend,
+    workers: usize,
+    args: &[&str],
+) -> Result<Option<Director<'t>>> {
     let cores = cores()?;
     let Some(first) = cores.len().checked_sub(workers) else {
         say(&format!("skip: {workers} workers: there are {} cores", cores.len()));
         return Ok(None);
     };
     let list: Vec<_> = cores[first..].iter().map(usize::to_string).collect();
-    start(topology, backend, &["--cores", &list.join(",")]).map(Some)
+    start(topology, backend, &[&["--cores", &*list.join(",")], args].concat()).map(Some)
 }
 
 /// Adds a service and both servers by their addresses of its family, as in any LVS tutorial. `how` is `-m` or `-g`.

@@ -16,6 +16,7 @@
 //!   rules        changes under load, rules from a file, the tools people know
 //!   refusals     what cannot be started says why and leaves nothing
 //!   lifecycle    ready, SIGTERM, SIGKILL, and the state of the machine afterwards
+//!   local_servers  real servers on the director itself
 //!   network      the kernel's network changes while the director runs
 //!   ipv6         what IPv6 has of its own
 //!   hostile      frames nobody should send
@@ -39,6 +40,7 @@ mod hostile;
 mod ipv6;
 mod lifecycle;
 mod listings;
+mod local_servers;
 mod marks;
 mod network;
 mod path_mtu;

@@ -1,0 +1,174 @@
+//! Real servers on the director itself: the way to the machine's own kernel, and back.
+//!
+//! The way there is a TAP device, the last of the director's ports. The way back is routing: what such a server sends from its address and port has a rule of its own, which
+//! leads to a table of routes that has nothing but the device in it. The device goes with the process; a rule that a killed one leaves leads to an empty table and so means nothing,
+//! and the next director removes it.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, bail};
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::IpProtocol;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
+use shunt_dataplane::port::tap::Tap;
+
+use super::mirror::View;
+use crate::api::{Forwarding, Protocol, ServerConfig, ServiceKey};
+use crate::rules::Rules;
+
+/// The device.
+pub const NAME: &str = "shunt-home";
+
+/// The table of routes: "sh" in ASCII. Nobody else's, as far as anybody knows.
+const TABLE: u32 = 0x7368;
+
+/// The way home.
+pub struct Home {
+    handle: Handle,
+    rules: HashSet<Source>,
+}
+
+/// Where servers on the director send from; port 0 is any.
+type Source = (IpAddr, Protocol, u16);
+
+impl Home {
+    /// Makes the device, with a queue for each worker, and its routes.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn open(workers: usize) -> anyhow::Result<(Self, Vec<Tap>)> {
+        let queues = Tap::open(NAME, workers)
+            .with_context(|| format!("cannot make the device {NAME} for real servers on the director"))?;
+        // Clients come in by it, though no route to them leads there; and it says nothing by itself. There may be no IPv6.
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{NAME}/rp_filter"), "2")
+            .with_context(|| format!("cannot set net.ipv4.conf.{NAME}.rp_filter"))?;
+        for (setting, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{NAME}/{setting}"), value);
+        }
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let link = handle.link().get().match_name(NAME.to_owned()).execute().try_next().await?;
+        let index = link.with_context(|| format!("{NAME} is gone"))?.header.index;
+        let up = LinkUnspec::new_with_index(index).arp(false).up().build();
+        handle.link().set(up).execute().await.with_context(|| format!("cannot set {NAME} up"))?;
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().table_id(TABLE).output_interface(index).build();
+        handle.route().add(v4).execute().await.with_context(|| format!("cannot route to {NAME}"))?;
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().table_id(TABLE).output_interface(index).build();
+        if let Err(error) = handle.route().add(v6).execute().await {
+            tracing::debug!(%error, "no IPv6 route to the device for real servers on the director");
+        }
+        let home = Self { handle, rules: HashSet::new() };
+        home.clear().await?;
+        Ok((home, queues))
+    }
+
+    /// Brings the rules of routing in line with the director's.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn follow(&mut self, rules: &Rules, view: &View) -> anyhow::Result<()> {
+        let wanted = sources(rules, view);
+        let (gone, new): (Vec<Source>, Vec<Source>) = (
+            self.rules.difference(&wanted).copied().collect(),
+            wanted.difference(&self.rules).copied().collect(),
+        );
+        for source in gone {
+            self.handle.rule().del(self.rule(&source)).execute().await?;
+            self.rules.remove(&source);
+        }
+        for source in new {
+            let mut request = self.handle.rule().add();
+            *request.message_mut() = self.rule(&source);
+            request
+                .execute()
+                .await
+                .with_context(|| format!("cannot add a rule of routing for {source:?}"))?;
+            self.rules.insert(source);
+        }
+        Ok(())
+    }
+
+    /// Removes all rules.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn clear(&self) -> anyhow::Result<()> {
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let all: Vec<RuleMessage> =
+                self.handle.rule().get(version).execute().try_collect().await.unwrap_or_default();
+            for rule in all {
+                if rule.attributes.contains(&RuleAttribute::Table(TABLE)) {
+                    self.handle.rule().del(rule).execute().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rule(&self, (address, protocol, port): &Source) -> RuleMessage {
+        let request = self.handle.rule().add().action(RuleAction::ToTable).table_id(TABLE);
+        let mut rule = match address {
+            IpAddr::V4(v4) => request.v4().source_prefix(*v4, 32).message_mut().clone(),
+            IpAddr::V6(v6) => request.v6().source_prefix(*v6, 128).message_mut().clone(),
+        };
+        rule.attributes.push(RuleAttribute::IpProtocol(match protocol {
+            Protocol::Tcp => IpProtocol::Tcp,
+            Protocol::Udp => IpProtocol::Udp,
+            Protocol::Sctp => IpProtocol::Sctp,
+        }));
+        if *port != 0 {
+            rule.attributes.push(RuleAttribute::SourcePortRange(RulePortRange { start: *port, end: *port }));
+        }
+        rule
+    }
+}
+
+/// Says if a real server is the director itself and cannot be one.
+///
+/// # Errors
+/// In words.
+pub fn check(has_home: bool, view: &View, service: &ServiceKey, server: &ServerConfig) -> anyhow::Result<()> {
+    let address = server.key.address;
+    if !view.is_own(address) {
+        return Ok(());
+    }
+    if address.is_loopback() {
+        bail!("A real server cannot be reached at {address}; use another address of the director");
+    }
+    if !has_home {
+        bail!("A real server that is the director itself ({address}) needs: shunt run --local-servers");
+    }
+    match (server.forwarding, service) {
+        (Forwarding::FullNat, _) => {
+            bail!("A real server that is the director itself is not reached by FullNAT")
+        }
+        (Forwarding::Masq, _) | (_, ServiceKey::Address { .. }) => Ok(()),
+        _ => {
+            bail!("A real server that is the director itself is reached by NAT only, in a service of a mark")
+        }
+    }
+}
+
+/// Where the real servers on the director send from: by NAT their own address and port, else the service's, which their packets keep.
+fn sources(rules: &Rules, view: &View) -> HashSet<Source> {
+    let mut sources = HashSet::new();
+    for service in rules.services() {
+        for server in service.servers.iter().filter(|server| view.is_own(server.key.address)) {
+            match (service.config.key, server.forwarding) {
+                (ServiceKey::Address { protocol, .. }, Forwarding::Masq) => {
+                    sources.insert((server.key.address, protocol, server.key.port));
+                }
+                (ServiceKey::Address { protocol, address, port }, _) => {
+                    sources.insert((address, protocol, port));
+                }
+                (ServiceKey::Mark { .. }, _) => {
+                    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+                    sources.extend(all.map(|protocol| (server.key.address, protocol, server.key.port)));
+                }
+            }
+        }
+    }
+    sources
+}

@@ -1,0 +1,161 @@
+//! Real servers on the director itself, beside others: by NAT and as they are, in both families, with what they say to those who ask them without the director.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use shunt_bench::director::Director;
+use shunt_bench::topology::{DIRECTOR_TO_SERVERS, Options, Topology, VIP, VIP6, server, server6};
+use shunt_bench::traffic::ECHO_PORT;
+use shunt_bench::traffic::server::Server;
+
+use crate::ground::{
+    Backend, echo, hear, permitted, run_to_end, say_to_all, source_for, start, start_workers_with, udp_from,
+};
+use crate::network::no_drops;
+
+/// Where all servers listen, and the service that leads there by NAT.
+const PORT: u16 = 8100;
+const BY_NAT: u16 = 80;
+
+/// Services that the director's own server gets as they are, by direct routing and by a tunnel.
+const AS_THEY_ARE: [(u16, &str); 2] = [(8200, "-g"), (8201, "-i")];
+
+/// The director's address of IPv6 towards the servers.
+const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
+
+#[test]
+fn the_director_serves_too_over_af_xdp() -> Result<()> {
+    serves_too(the_director_serves_too_over_af_xdp, Backend::AfXdp, 1)
+}
+
+#[test]
+fn the_director_serves_too_over_af_packet() -> Result<()> {
+    serves_too(the_director_serves_too_over_af_packet, Backend::AfPacket, 1)
+}
+
+#[test]
+fn the_director_serves_too_with_two_workers() -> Result<()> {
+    let backend = if Backend::AfXdp.works()? { Backend::AfXdp } else { Backend::AfPacket };
+    serves_too(the_director_serves_too_with_two_workers, backend, 2)
+}
+
+fn serves_too(test: impl Fn() -> Result<()>, backend: Backend, workers: usize) -> Result<()> {
+    if !permitted(test)? || !backend.works()? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options { queues: workers as u32 })?;
+    let before = routing(&topology)?;
+    let Some(director) = start_workers_with(&topology, backend, workers, &["--local-servers"])? else {
+        return Ok(());
+    };
+    for is_v4 in [true, false] {
+        let (vip, own): (IpAddr, IpAddr) =
+            if is_v4 { (VIP.into(), DIRECTOR_TO_SERVERS.into()) } else { (VIP6.into(), OWN6.into()) };
+        by_nat(&topology, &director, vip, own).with_context(|| format!("NAT at {vip}"))?;
+        for (port, how) in AS_THEY_ARE {
+            as_it_is(&topology, &director, (vip, port).into(), own, how)
+                .with_context(|| format!("{how} at {vip}"))?;
+        }
+    }
+    datagrams(&topology, &director)?;
+    no_drops(&topology)?;
+    director.stop()?;
+    let after = routing(&topology)?;
+    ensure!(before == after, "rules of routing were left: {after}");
+    Ok(())
+}
+
+/// A service of the director itself and another server.
+fn by_nat(topology: &Topology, director: &Director, vip: IpAddr, own: IpAddr) -> Result<()> {
+    let other: IpAddr = if vip.is_ipv4() { server(0).into() } else { server6(0).into() };
+    say_to_all(topology.director(), (own, PORT).into(), "own")?;
+    say_to_all(&topology.servers()[0], (other, PORT).into(), "other")?;
+    let service = SocketAddr::new(vip, BY_NAT);
+    director.ipvsadm(&["-A", "-t", &service.to_string(), "-s", "rr"])?;
+    for real in [own, other].map(|real| SocketAddr::new(real, PORT).to_string()) {
+        director.ipvsadm(&["-a", "-t", &service.to_string(), "-r", &real, "-m"])?;
+    }
+    let heard = all_heard(topology, service)?;
+    ensure!(heard == ["other", "own"].map(str::to_owned).into(), "{heard:?}");
+    let listed = director.ipvsadm(&["-Ln"])?;
+    let own = SocketAddr::new(own, PORT);
+    ensure!(
+        listed.lines().any(|line| line.contains(&format!("{own} ")) && line.contains("Masq")),
+        "{listed}"
+    );
+    // Its answers to others are routed, too.
+    let heard = topology.client().run_in(|| hear(own))??;
+    ensure!(heard == "own", "{heard:?} at {own}");
+    Ok(())
+}
+
+/// A service of the director alone, which has the virtual address itself.
+fn as_it_is(
+    topology: &Topology,
+    director: &Director,
+    service: SocketAddr,
+    own: IpAddr,
+    how: &str,
+) -> Result<()> {
+    say_to_all(topology.director(), service, "itself")?;
+    let real = SocketAddr::new(own, service.port()).to_string();
+    director.ipvsadm(&["-A", "-t", &service.to_string(), "-s", "rr"])?;
+    director.ipvsadm(&["-a", "-t", &service.to_string(), "-r", &real, how])?;
+    let heard = all_heard(topology, service)?;
+    ensure!(heard == ["itself".to_owned()].into(), "{heard:?}");
+    let listed = director.ipvsadm(&["-Lnc"])?;
+    ensure!(
+        listed.lines().any(|line| line.ends_with(&real) && line.contains(&service.to_string())),
+        "{listed}"
+    );
+    let counted = director.ipvsadm(&["-Ln", "--stats", "--exact", "-t", &service.to_string()])?;
+    let counts: Vec<&str> = counted.lines().last().unwrap_or_default().split_whitespace().collect();
+    ensure!(counts.len() == 7 && counts[3..].iter().all(|count| *count != "0"), "{counted}");
+    Ok(())
+}
+
+/// Echoes of datagrams by NAT.
+fn datagrams(topology: &Topology, director: &Director) -> Result<()> {
+    let own: IpAddr = DIRECTOR_TO_SERVERS.into();
+    let _server = Server::start(topology.director(), 0, &[own])?;
+    let service = SocketAddr::new(VIP.into(), 53);
+    let real = SocketAddr::new(own, ECHO_PORT).to_string();
+    director.ipvsadm(&["-A", "-u", &service.to_string(), "-s", "rr"])?;
+    director.ipvsadm(&["-a", "-u", &service.to_string(), "-r", &real, "-m"])?;
+    topology
+        .client()
+        .run_in(|| (0..8).try_for_each(|n| echo(&udp_from(source_for(service), service)?, &[n; 1400])))?
+}
+
+fn all_heard(topology: &Topology, at: SocketAddr) -> Result<BTreeSet<String>> {
+    topology.client().run_in(|| (0..8).map(|_| hear(at)).collect())?
+}
+
+/// The rules of routing.
+fn routing(topology: &Topology) -> Result<String> {
+    let mut all = String::new();
+    for family in ["-4", "-6"] {
+        let mut command = Command::new("ip");
+        command.args([family, "rule"]);
+        all += &String::from_utf8(run_to_end(topology.director(), command)?.stdout)?;
+    }
+    Ok(all)
+}
+
+#[test]
+fn without_the_way_home_it_is_refused_in_words() -> Result<()> {
+    if !permitted(without_the_way_home_it_is_refused_in_words)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let service = SocketAddr::new(VIP.into(), BY_NAT).to_string();
+    director.ipvsadm(&["-A", "-t", &service, "-s", "rr"])?;
+    let real = SocketAddr::new(DIRECTOR_TO_SERVERS.into(), PORT).to_string();
+    let refused = director.ipvsadm(&["-a", "-t", &service, "-r", &real, "-m"]);
+    let why = refused.err().context("it was not refused")?;
+    ensure!(format!("{why:#}").contains("shunt run --local-servers"), "{why:#}");
+    director.stop()
+}
