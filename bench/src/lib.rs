@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod core;
 pub mod director;
 pub mod interrupt;
 pub mod lab;
@@ -23,5 +24,6 @@ pub mod offload;
 pub mod peers;
 pub mod privilege;
 pub mod report;
+pub mod stand;
 pub mod topology;
 pub mod traffic;

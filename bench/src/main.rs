@@ -70,6 +70,10 @@ fn main() -> ExitCode {
         Some("child") => tie_to_keeper().and_then(|()| run_program(words.collect())),
         Some("inside") => return inside(words.collect()),
         Some("peers") => run_peers(&PeerOptions::parse_from(std::env::args_os().skip(1))),
+        Some("core") => {
+            shunt_bench::core::run();
+            return ExitCode::SUCCESS;
+        }
         _ => run_lab(&Options::parse()),
     };
     match outcome {

@@ -1,11 +1,11 @@
 //! The hash index of the connection table: from a packet's tuple to a connection and a direction.
 //!
 //! ```text
-//!   bucket = one cache line:  | overflow | tag,slot | tag,slot | ... 7 entries |
+//!   bucket = one cache line:  | 7 tags, 1 unused | 7 places | overflow |
 //! ```
 //!
-//! An entry is a word: 32 bits of the hash as a tag, 31 bits of slot, one bit of direction. A lookup reads one cache line and, if a tag fits,
-//! the connection's own; a false tag match costs one needless read in 2³² / 7. When a bucket is full its entries go to the
+//! An entry is a tag, 32 bits of the hash, and a place: 31 bits of slot, one bit of direction. The tags lie together, so that all are compared at once. A lookup reads one
+//! cache line and, if a tag fits, the connection's own; a false tag match costs one needless read in 2³² / 7. When a bucket is full its entries go to the
 //! next one, and every bucket passed over counts them, so a lookup stops at the first bucket that
 //! was never passed over, and a removal leaves no tombstone.
 //!
@@ -13,9 +13,9 @@
 
 use zerocopy::FromZeros;
 
-use super::memory::{Mapped, prefetch};
+use super::memory::{Mapped, equal, prefetch};
 
-/// Entries in a bucket: what remains of a 64-byte line after the overflow count.
+/// Entries in a bucket: eight do not leave room for the overflow count in a line of 64 bytes.
 const ENTRIES: usize = 7;
 
 /// Buckets tried before an insertion gives up. At the design load (2/3) a home bucket overflows for one insertion in five and a chain of 16
@@ -25,10 +25,18 @@ const MAX_PROBES: usize = 16;
 #[derive(FromZeros)]
 #[repr(C, align(64))]
 struct Bucket {
-    /// Entries that belong here or before, but are stored further on.
-    overflow: u64,
+    /// The eighth is nobody's; with it they are what processors compare at once.
+    tags: [u32; ENTRIES + 1],
     /// 0 is free: slots are stored plus one.
-    entries: [u64; ENTRIES],
+    places: [u32; ENTRIES],
+    /// Entries that belong here or before, but are stored further on.
+    overflow: u32,
+}
+
+impl Bucket {
+    fn put(&mut self, n: usize, tag: u32, place: u32) {
+        (self.tags[n], self.places[n]) = (tag, place);
+    }
 }
 
 /// Which way a packet goes.
@@ -76,13 +84,16 @@ impl Index {
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(Candidate) -> bool) -> Option<Candidate> {
         for probe in 0..MAX_PROBES {
             let bucket = &self.buckets[(hash as usize + probe) & self.mask];
-            for entry in bucket.entries {
-                if entry >> 32 == hash >> 32 && entry as u32 != 0 {
-                    let candidate = unpack(entry);
-                    if is_it(candidate) {
-                        return Some(candidate);
-                    }
+            // Free entries may be among them, and the eighth, which is none.
+            let mut fitting = equal(&bucket.tags, tag(hash));
+            while fitting != 0 {
+                let place = bucket.places.get(fitting.trailing_zeros() as usize);
+                if let Some(candidate) = place.and_then(|place| unpack(*place))
+                    && is_it(candidate)
+                {
+                    return Some(candidate);
                 }
+                fitting &= fitting - 1;
             }
             if bucket.overflow == 0 {
                 return None;
@@ -98,8 +109,9 @@ impl Index {
     pub fn insert(&mut self, hash: u64, slot: u32, direction: Direction) -> bool {
         for probe in 0..MAX_PROBES {
             let at = (hash as usize + probe) & self.mask;
-            if let Some(free) = self.buckets[at].entries.iter_mut().find(|e| **e == 0) {
-                *free = pack(hash, slot, direction);
+            let bucket = &mut self.buckets[at];
+            if let Some(free) = bucket.places.iter().position(|place| *place == 0) {
+                bucket.put(free, tag(hash), pack(slot, direction));
                 for passed in 0..probe {
                     self.buckets[(hash as usize + passed) & self.mask].overflow += 1;
                 }
@@ -111,11 +123,12 @@ impl Index {
 
     /// Removes an entry that was inserted with the same arguments.
     pub fn remove(&mut self, hash: u64, slot: u32, direction: Direction) {
-        let wanted = pack(hash, slot, direction);
+        let wanted = pack(slot, direction);
         for probe in 0..MAX_PROBES {
             let at = (hash as usize + probe) & self.mask;
-            if let Some(entry) = self.buckets[at].entries.iter_mut().find(|e| **e == wanted) {
-                *entry = 0;
+            let bucket = &mut self.buckets[at];
+            if let Some(n) = bucket.places.iter().position(|place| *place == wanted) {
+                bucket.put(n, 0, 0);
                 for passed in 0..probe {
                     self.buckets[(hash as usize + passed) & self.mask].overflow -= 1;
                 }
@@ -126,14 +139,20 @@ impl Index {
     }
 }
 
-fn pack(hash: u64, slot: u32, direction: Direction) -> u64 {
-    debug_assert!(slot < (1 << 31) - 1);
-    (hash >> 32) << 32 | u64::from(slot + 1) << 1 | u64::from(direction == Direction::Reply)
+#[inline]
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
-fn unpack(entry: u64) -> Candidate {
-    let direction = if entry & 1 == 0 { Direction::Request } else { Direction::Reply };
-    ((entry as u32 >> 1) - 1, direction)
+fn pack(slot: u32, direction: Direction) -> u32 {
+    debug_assert!(slot < (1 << 31) - 1);
+    (slot + 1) << 1 | u32::from(direction == Direction::Reply)
+}
+
+#[inline]
+fn unpack(place: u32) -> Option<Candidate> {
+    let direction = if place & 1 == 0 { Direction::Request } else { Direction::Reply };
+    Some(((place >> 1).checked_sub(1)?, direction))
 }
 
 #[cfg(test)]
@@ -170,7 +189,7 @@ mod tests {
             for (slot, hash) in &model {
                 index.remove(*hash, *slot, Direction::Reply);
             }
-            prop_assert!(index.buckets.iter().all(|b| b.overflow == 0 && b.entries == [0; ENTRIES]));
+            prop_assert!(index.buckets.iter().all(|b| b.overflow == 0 && b.places == [0; ENTRIES] && b.tags == [0; ENTRIES + 1]));
         }
     }
 }

@@ -83,9 +83,35 @@ pub fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
+/// Which of eight words are equal to one, a bit each, the first word's the lowest.
+#[inline]
+pub fn equal(words: &[u32; 8], word: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: both loads lie inside the array and ask for no alignment; SSE2 is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::*;
+        let halves = words.as_ptr().cast::<__m128i>();
+        let wanted = _mm_set1_epi32(word as i32);
+        let low = _mm_cmpeq_epi32(_mm_loadu_si128(halves), wanted);
+        let high = _mm_cmpeq_epi32(_mm_loadu_si128(halves.add(1)), wanted);
+        let bytes = _mm_packs_epi16(_mm_packs_epi32(low, high), _mm_setzero_si128());
+        _mm_movemask_epi8(bytes) as u32
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    words.iter().rev().fold(0, |bits, other| bits << 1 | u32::from(*other == word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_words_are_found() {
+        for bits in 0..256u32 {
+            let words = std::array::from_fn(|n| if bits >> n & 1 == 1 { 0xdead_beef } else { n as u32 });
+            assert_eq!(equal(&words, 0xdead_beef), bits);
+        }
+    }
 
     #[test]
     fn a_mapping_is_zero_and_keeps_what_is_written() {

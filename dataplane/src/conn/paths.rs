@@ -8,7 +8,7 @@
 //! of either: with a thousand real servers that happens to one pair in 70,000 directors.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::packet::{Address, V4, V6};
 use crate::service::Tick;
@@ -38,12 +38,14 @@ struct Bucket([AtomicU64; WAYS]);
 /// The table.
 pub struct Paths {
     buckets: Box<[Bucket]>,
+    /// Whether anything was ever learned. On most machines nothing is, and that is all a packet asks.
+    is_used: AtomicBool,
 }
 
 impl Default for Paths {
     fn default() -> Self {
         let bucket = |_| Bucket(std::array::from_fn(|_| AtomicU64::new(0)));
-        Self { buckets: (0..1 << BUCKET_BITS).map(bucket).collect() }
+        Self { buckets: (0..1 << BUCKET_BITS).map(bucket).collect(), is_used: AtomicBool::new(false) }
     }
 }
 
@@ -51,6 +53,10 @@ impl Paths {
     /// Bytes of IP that the path to an address carries, as far as is known; the most there can be if nothing is.
     #[inline]
     pub fn mtu(&self, to: IpAddr, now: Tick) -> u16 {
+        if self.is_used.load(Ordering::Relaxed) { self.known(to, now) } else { u16::MAX }
+    }
+
+    fn known(&self, to: IpAddr, now: Tick) -> u16 {
         let (bucket, tag) = self.place(to);
         // Acquire is not needed: the word is all the information there is.
         let words = bucket.0.iter().map(|word| word.load(Ordering::Relaxed));
@@ -62,7 +68,8 @@ impl Paths {
     pub fn learn(&self, to: IpAddr, mtu: u32, now: Tick) -> u16 {
         let least = if to.is_ipv4() { LEAST_V4 } else { LEAST_V6 };
         let mtu = mtu.clamp(least, u16::MAX.into()) as u16;
-        let known = self.mtu(to, now);
+        self.is_used.store(true, Ordering::Relaxed);
+        let known = self.known(to, now);
         if known < mtu {
             return known;
         }

@@ -122,25 +122,43 @@ impl<A: Address> Table<A> {
         self.index.prefetch(hash);
     }
 
-    /// Starts fetching the entry that a hash most likely leads to. Its index line should be there by now.
+    /// Starts fetching the entry that a hash most likely leads to, and says where that is. Its index line should be there by now.
     #[inline]
-    pub fn prefetch_entry(&self, hash: u64) {
-        if let Some((slot, _)) = self.index.candidate(hash) {
-            prefetch(&self.slab.entries[slot as usize]);
+    pub fn prefetch_entry(&self, hash: u64) -> Option<Candidate> {
+        let likely = self.index.candidate(hash)?;
+        prefetch(&self.slab.entries[likely.0 as usize]);
+        Some(likely)
+    }
+
+    /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`. The table may have changed since.
+    #[inline]
+    pub fn find_where(
+        &self,
+        likely: Option<Candidate>,
+        tuple: &Tuple<A>,
+        hash: u64,
+    ) -> Option<(ConnId, Direction)> {
+        match likely {
+            Some((slot, direction)) if self.is_of(slot, direction, tuple) => Some((ConnId(slot), direction)),
+            _ => self.find(tuple, hash),
         }
     }
 
     /// The connection that a packet belongs to, and which way the packet goes.
-    #[inline]
     pub fn find(&self, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
-        let (slot, direction) = self.index.find(hash, |(slot, direction): Candidate| {
-            let conn = &self.slab.entries[slot as usize];
-            match direction {
-                Direction::Request => conn.request() == *tuple,
-                Direction::Reply => conn.reply().as_ref() == Some(tuple),
-            }
-        })?;
+        let (slot, direction) =
+            self.index.find(hash, |(slot, direction): Candidate| self.is_of(slot, direction, tuple))?;
         Some((ConnId(slot), direction))
+    }
+
+    /// Whether the packets that go this way on the connection at a place have this tuple.
+    #[inline]
+    fn is_of(&self, slot: u32, direction: Direction, tuple: &Tuple<A>) -> bool {
+        let conn = &self.slab.entries[slot as usize];
+        match direction {
+            Direction::Request => conn.request() == *tuple,
+            Direction::Reply => conn.reply().as_ref() == Some(tuple),
+        }
     }
 
     /// A connection.

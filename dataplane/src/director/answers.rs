@@ -100,6 +100,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Tells the client what is wrong, from the virtual address.
+    #[cold]
     pub(super) fn refuse(
         &mut self,
         shared: &mut Shared,
@@ -128,6 +129,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Tells the sender what is wrong, from the director's own address on the sender's side.
+    #[cold]
     pub(super) fn refuse_as_router(
         &mut self,
         shared: &mut Shared,

@@ -144,7 +144,8 @@ impl<A: Near> Family<A> {
                     return self.send(shared, packet, &hop);
                 }
                 Forwarding::Tunnel => {
-                    return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now);
+                    let way = (conn.dest, conn.detail.tunnel(), hash);
+                    return self.tunnel(shared, packet, meta, way, &hop, now);
                 }
                 Forwarding::Masq | Forwarding::FullNat => icmp::Translated {
                     source: if is_full { conn.local } else { meta.tuple.source },

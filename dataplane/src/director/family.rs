@@ -7,6 +7,7 @@ use super::sending::mtu;
 use super::{Shared, Verdict, admission};
 use crate::conn::calls::Calls;
 use crate::conn::fragments::Fragments;
+use crate::conn::index::Candidate;
 use crate::conn::table::Secret;
 use crate::conn::{ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
 use crate::forward::icmp::Problem;
@@ -37,6 +38,17 @@ pub struct Family<A> {
     /// Control connections of FTP.
     pub(super) talks: Talks,
 }
+
+/// What is known of a packet of a burst before anything is decided.
+pub struct Looked<A> {
+    /// What it is.
+    pub meta: Meta<A>,
+    /// The hash of its tuple.
+    hash: u64,
+    /// Where that most likely leads to.
+    likely: Option<Candidate>,
+}
+
 impl<A: Near> Family<A> {
     /// A family without connections.
     ///
@@ -57,18 +69,18 @@ impl<A: Near> Family<A> {
         })
     }
 
-    /// The hash of a packet, whose index line is now being fetched.
+    /// A first look at a packet, whose index line is now being fetched.
     #[inline]
-    pub fn prepare(&self, meta: &Meta<A>) -> u64 {
+    pub fn look(&self, meta: Meta<A>) -> Looked<A> {
         let hash = self.conns.hash(&meta.tuple);
         self.conns.prefetch_index(hash);
-        hash
+        Looked { meta, hash, likely: None }
     }
 
-    /// Has the entry fetched that a hash most likely leads to.
+    /// Has the entry fetched that a packet most likely belongs to.
     #[inline]
-    pub fn fetch(&self, hash: u64) {
-        self.conns.prefetch_entry(hash);
+    pub fn fetch(&self, looked: &mut Looked<A>) {
+        looked.likely = self.conns.prefetch_entry(looked.hash);
     }
 
     /// Decides about a packet.
@@ -78,10 +90,10 @@ impl<A: Near> Family<A> {
         far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
-        meta: &Meta<A>,
-        hash: u64,
+        looked: &Looked<A>,
         now: Tick,
     ) -> Verdict {
+        let Looked { meta, hash, likely } = looked;
         if meta.tuple.protocol == A::ICMP {
             return match meta.fragment {
                 None => self.icmp(far, shared, packet, meta, now),
@@ -89,9 +101,9 @@ impl<A: Near> Family<A> {
             };
         }
         match meta.fragment {
-            None => self.packet(far, shared, packet, meta, hash, now),
+            None => self.packet(far, shared, packet, meta, (*hash, *likely), now),
             Some(part) if part.offset == 0 => {
-                self.first_fragment(far, shared, packet, meta, (&part, hash), now)
+                self.first_fragment(far, shared, packet, meta, (&part, *hash), now)
             }
             Some(part) => self.later_fragment(far, shared, packet, meta, &part, now),
         }
@@ -105,10 +117,11 @@ impl<A: Near> Family<A> {
         shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
-        hash: u64,
+        (hash, likely): (u64, Option<Candidate>),
         now: Tick,
     ) -> Verdict {
-        match self.find(shared, &meta.tuple, hash, now) {
+        let found = self.conns.find_where(likely, &meta.tuple, hash);
+        match found.and_then(|found| self.if_alive(shared, found, now)) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
             None => match (beyond::find(shared, &meta.tuple, hash), shared.owner_elsewhere(hash)) {
@@ -129,13 +142,28 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Option<(ConnId, Direction)> {
         let found = self.conns.find(tuple, hash)?;
+        self.if_alive(shared, found, now)
+    }
+
+    #[inline]
+    fn if_alive(
+        &mut self,
+        shared: &mut Shared,
+        found: (ConnId, Direction),
+        now: Tick,
+    ) -> Option<(ConnId, Direction)> {
         let entry = self.conns.conn(found.0);
         if entry.remaining(now) > 0 || entry.is_template() || entry.controls() > 0 {
             return Some(found);
         }
-        let old = self.conns.remove(found.0);
-        self.expired(shared, &old, now);
+        self.bury(shared, found.0, now);
         None
+    }
+
+    #[cold]
+    fn bury(&mut self, shared: &mut Shared, id: ConnId, now: Tick) {
+        let old = self.conns.remove(id);
+        self.expired(shared, &old, now);
     }
 
     /// A packet from the client of a known connection.
@@ -150,22 +178,35 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let conn = self.conns.conn(id);
-        if admission::replaces(meta, conn, &shared.snapshot) {
-            self.cut(shared, id, now);
-            return self.admit(shared, packet, meta, hash, now);
-        }
-        if !shared.snapshot.services.has_dest(conn.dest) && conn.has_server() {
-            // The connection stays: its real server may come back, and then it goes on.
-            if shared.snapshot.sysctls.expire_nodest_conn == 0 || meta.is_later_fragment() {
-                return Verdict::Drop(Reason::NoDest);
-            }
-            self.cut(shared, id, now);
-            return self.admit(shared, packet, meta, hash, now);
+        let is_replaced = admission::replaces(meta, conn, &shared.snapshot);
+        if is_replaced || !shared.snapshot.services.has_dest(conn.dest) && conn.has_server() {
+            return self.leave(shared, packet, meta, (hash, is_replaced), id, now);
         }
         self.deliver(shared, packet, meta, hash, id, now)
     }
 
+    /// A packet of a connection that another one takes the place of, or whose real server was removed.
+    #[cold]
+    fn leave(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        (hash, is_replaced): (u64, bool),
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        // A connection without its real server stays: that may come back, and then it goes on.
+        let is_kept = shared.snapshot.sysctls.expire_nodest_conn == 0 || meta.is_later_fragment();
+        if is_kept && !is_replaced {
+            return Verdict::Drop(Reason::NoDest);
+        }
+        self.cut(shared, id, now);
+        self.admit(shared, packet, meta, hash, now)
+    }
+
     /// A packet from the client of a connection that is the one for it, to its real server.
+    #[inline]
     pub(super) fn deliver(
         &mut self,
         shared: &mut Shared,
@@ -188,7 +229,6 @@ impl<A: Near> Family<A> {
         let conn = self.conns.conn_mut(id);
         // Past its end it goes on in the middle: one that counts few packets is a short one.
         conn.in_packets = conn.in_packets.checked_add(1).unwrap_or(1 << 15);
-        let conn = *conn;
         let counters = shared.mine().dest(conn.dest);
         add(&counters.in_packets, 1);
         add(&counters.in_bytes, length);
@@ -205,7 +245,8 @@ impl<A: Near> Family<A> {
         } else if forward::hops_left(packet, meta) <= 1 {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
-        let mtu = mtu(shared, &conn, &hop, now);
+        let conn = self.conns.conn(id);
+        let mtu = mtu(shared, conn, &hop, now);
         if forward::is_too_big(packet, meta, mtu) {
             // IPVS has aged the packet by now, and quotes it so.
             forward::age(packet, meta);
@@ -221,12 +262,16 @@ impl<A: Near> Family<A> {
                 {
                     return verdict;
                 }
+                let conn = self.conns.conn(id);
                 nat::request(packet, meta, (conn.server, conn.server_port), &hop);
             }
             Forwarding::FullNat => {
                 return self.request_by_full_nat(shared, packet, meta, id, &hop, mtu);
             }
-            Forwarding::Tunnel => return self.tunnel(shared, packet, meta, (&conn, hash), &hop, now),
+            Forwarding::Tunnel => {
+                let way = (conn.dest, conn.detail.tunnel(), hash);
+                return self.tunnel(shared, packet, meta, way, &hop, now);
+            }
         }
         self.send(shared, packet, &hop)
     }
@@ -319,11 +364,17 @@ impl<A: Near> Family<A> {
     /// Brings a connection into a state, with its timeout and counters.
     #[inline]
     pub(super) fn enter(&mut self, shared: &Shared, id: ConnId, new: State) {
-        let conn = self.conns.conn_mut(id);
-        let (old_timeout, timeout) = (conn.timeout, shared.snapshot.timeouts.of(new));
-        if (conn.state, old_timeout) == (new, timeout) {
-            return;
+        let conn = self.conns.conn(id);
+        let timeout = shared.snapshot.timeouts.of(new);
+        if (conn.state, conn.timeout) != (new, timeout) {
+            self.change(shared, id, new, timeout);
         }
+    }
+
+    #[inline(never)]
+    fn change(&mut self, shared: &Shared, id: ConnId, new: State, timeout: u32) {
+        let conn = self.conns.conn_mut(id);
+        let old_timeout = conn.timeout;
         (conn.state, conn.timeout) = (new, timeout);
         let (dest, was_active) = (conn.dest, conn.marks.has(Marks::ACTIVE));
         conn.marks.set(Marks::ACTIVE, new.is_active());

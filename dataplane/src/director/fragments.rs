@@ -26,7 +26,7 @@ impl<A: Near> Family<A> {
         if let Err(reason) = self.fragments.flow(&key, datagram, part, now) {
             return Verdict::Drop(reason);
         }
-        let verdict = self.packet(far, shared, packet, meta, hash, now);
+        let verdict = self.packet(far, shared, packet, meta, (hash, None), now);
         if let Verdict::Forward(_) = verdict {
             shared.claim(datagram);
             if let Some(displaced) = self.fragments.remember(key, datagram, meta.tuple, part, now) {

@@ -50,17 +50,28 @@ impl HopCache {
         toward: Toward,
         address: impl FnOnce() -> IpAddr,
     ) -> Result<Hop, Unreachable> {
-        if hops.generation != self.generation {
-            *hops = self.unknown();
-        }
         let known = match toward {
             Toward::Server => hops.to_server,
             Toward::Client => hops.to_client,
         };
-        if let Some(hop) = self.hops.get(known as usize) {
-            return Ok(*hop);
+        match self.hops.get(known as usize) {
+            Some(hop) if hops.generation == self.generation => Ok(*hop),
+            _ => self.remember(network, hops, toward, address()),
         }
-        let number = self.number(network, address())?;
+    }
+
+    #[cold]
+    fn remember(
+        &mut self,
+        network: &Network,
+        hops: &mut Hops,
+        toward: Toward,
+        address: IpAddr,
+    ) -> Result<Hop, Unreachable> {
+        if hops.generation != self.generation {
+            *hops = self.unknown();
+        }
+        let number = self.number(network, address)?;
         // `number` may have begun a new generation, in which case the other direction's number is void as well.
         if hops.generation != self.generation {
             *hops = self.unknown();

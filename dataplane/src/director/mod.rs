@@ -54,7 +54,7 @@ use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
 use beyond::Beyond;
 use defence::Defence;
-use family::Family;
+use family::{Family, Looked};
 pub use listing::{Listed, Place};
 use openings::Openings;
 pub use openings::Wish;
@@ -85,11 +85,20 @@ pub enum Verdict {
     Hold,
 }
 
+const AHEAD: usize = 12;
+
 /// One worker's director.
 pub struct Director {
     shared: Shared,
     v4: Family<V4>,
     v6: Family<V6>,
+}
+
+/// Which family a packet is of.
+#[derive(Clone, Copy)]
+enum Kind {
+    V4,
+    V6,
 }
 
 /// What both families of a director use.
@@ -174,41 +183,76 @@ impl Director {
     ) {
         self.shared.handed = handed;
         self.shared.outbox.clear();
-        let mut parsed: ArrayVec<(Result<Parsed, NotOurs>, u64), BURST> = ArrayVec::new();
+        let mut kinds: ArrayVec<Result<Kind, NotOurs>, BURST> = ArrayVec::new();
+        let mut v4: ArrayVec<Looked<V4>, BURST> = ArrayVec::new();
+        let mut v6: ArrayVec<Looked<V6>, BURST> = ArrayVec::new();
         for packet in packets.iter_mut().take(BURST) {
-            let what = parse(packet.data());
-            let hash = match &what {
-                Ok(Parsed::V4(meta)) => self.v4.prepare(meta),
-                Ok(Parsed::V6(meta)) => self.v6.prepare(meta),
-                Err(_) => 0,
-            };
-            parsed.push((what, hash));
+            kinds.push(match parse(packet.data()) {
+                Ok(Parsed::V4(meta)) => {
+                    v4.push(self.v4.look(meta));
+                    Ok(Kind::V4)
+                }
+                Ok(Parsed::V6(meta)) => {
+                    v6.push(self.v6.look(meta));
+                    Ok(Kind::V6)
+                }
+                Err(why) => Err(why),
+            });
         }
-        for (what, hash) in &parsed {
-            match what {
-                Ok(Parsed::V4(_)) => self.v4.fetch(*hash),
-                Ok(Parsed::V6(_)) => self.v6.fetch(*hash),
-                Err(_) => {}
-            }
-        }
+        v4.iter_mut().take(AHEAD).for_each(|looked| self.v4.fetch(looked));
+        v6.iter_mut().take(AHEAD).for_each(|looked| self.v6.fetch(looked));
+
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
-        for (packet, (what, hash)) in packets.iter_mut().zip(parsed) {
-            let verdict = match what {
+        let (mut at_v4, mut at_v6) = (0, 0);
+        let mut forwarded = 0;
+        for (packet, kind) in packets.iter_mut().zip(kinds) {
+            let verdict = match kind {
                 Ok(_) if is_idle => Verdict::Pass,
-                Ok(Parsed::V4(meta)) => match self.undelivered(packet, &meta, now) {
-                    Some(verdict) => verdict,
-                    None => self.v4.decide(&mut self.v6, &mut self.shared, packet, &meta, hash, now),
-                },
-                Ok(Parsed::V6(meta)) => match self.undelivered(packet, &meta, now) {
-                    Some(verdict) => verdict,
-                    None => self.v6.decide(&mut self.v4, &mut self.shared, packet, &meta, hash, now),
-                },
+                Ok(Kind::V4) => {
+                    if let Some(ahead) = v4.get_mut(at_v4 + AHEAD) {
+                        self.v4.fetch(ahead);
+                    }
+                    at_v4 += 1;
+                    self.decide_v4(packet, &v4[at_v4 - 1], now)
+                }
+                Ok(Kind::V6) => {
+                    if let Some(ahead) = v6.get_mut(at_v6 + AHEAD) {
+                        self.v6.fetch(ahead);
+                    }
+                    at_v6 += 1;
+                    self.decide_v6(packet, &v6[at_v6 - 1], now)
+                }
                 Err(NotOurs::Pass) => Verdict::Pass,
                 Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             };
-            self.shared.count(verdict);
-            verdicts.push(verdict);
+            match verdict {
+                Verdict::Forward(port) => {
+                    forwarded += 1;
+                    verdicts.push(Verdict::Forward(port));
+                }
+                verdict => {
+                    self.shared.count(verdict);
+                    verdicts.push(verdict);
+                }
+            }
+        }
+        self.shared.mine().count(Event::Forwarded, forwarded);
+    }
+
+    #[inline]
+    fn decide_v4(&mut self, packet: &mut Packet, looked: &Looked<V4>, now: Tick) -> Verdict {
+        match self.undelivered(packet, &looked.meta, now) {
+            Some(verdict) => verdict,
+            None => self.v4.decide(&mut self.v6, &mut self.shared, packet, looked, now),
+        }
+    }
+
+    #[inline]
+    fn decide_v6(&mut self, packet: &mut Packet, looked: &Looked<V6>, now: Tick) -> Verdict {
+        match self.undelivered(packet, &looked.meta, now) {
+            Some(verdict) => verdict,
+            None => self.v6.decide(&mut self.v4, &mut self.shared, packet, looked, now),
         }
     }
 
@@ -326,7 +370,8 @@ impl Shared {
     fn count(&self, verdict: Verdict) {
         let counters = self.mine();
         match verdict {
-            Verdict::Forward(_) => counters.count(Event::Forwarded, 1),
+            // A burst's are counted at its end, all at once.
+            Verdict::Forward(_) => {}
             Verdict::Reply(_) => counters.count(Event::Replied, 1),
             Verdict::Pass => counters.count(Event::Passed, 1),
             Verdict::Drop(reason) => counters.drop(reason),

@@ -8,7 +8,7 @@ use crate::forward::cut::Cut;
 use crate::forward::{across, mss, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Meta, Packet};
-use crate::service::{DestId, Forwarding, Hop, Protocol, Snapshot, Tick};
+use crate::service::{DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Tunnel};
 use crate::stats::{Event, Reason};
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -17,10 +17,14 @@ impl<A: Near> Family<A> {
     /// Holds a SYN to the segments that its service allows.
     #[inline]
     pub(super) fn limit_segments(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
-        if meta.tuple.protocol == TCP
-            && meta.flags & tcp_flags::SYN != 0
-            && let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss)
-        {
+        if meta.tuple.protocol == TCP && meta.flags & tcp_flags::SYN != 0 {
+            Self::limit_segment(shared, packet, meta, dest);
+        }
+    }
+
+    #[inline(never)]
+    fn limit_segment(shared: &Shared, packet: &mut Packet, meta: &Meta<A>, dest: DestId) {
+        if let Some(most) = shared.snapshot.services.dest(dest).and_then(|dest| dest.mss) {
             mss::clamp(packet, meta, most);
         }
     }
@@ -65,12 +69,12 @@ impl<A: Near> Family<A> {
         shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
-        (conn, hash): (&Conn<A>, u64),
+        (dest, tunnel, hash): (DestId, Tunnel, u64),
         hop: &Hop,
         now: Tick,
     ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
-        let Some(destination) = services.dest(conn.dest).map(|dest| dest.address) else {
+        let Some(destination) = services.dest(dest).map(|dest| dest.address) else {
             return Verdict::Drop(Reason::NoDest);
         };
         let source = network.link(hop.link).and_then(|(link, ..)| link.address_towards(destination));
@@ -78,7 +82,7 @@ impl<A: Near> Family<A> {
         let Some(source) = source else { return Verdict::Drop(Reason::NoRoute) };
         let id = self.id();
         let ends = tunnel::Ends { source, destination };
-        tunnel::request(packet, meta, conn.detail.tunnel(), ends, hop, (hash, id));
+        tunnel::request(packet, meta, tunnel, ends, hop, (hash, id));
         let mtu = hop.mtu.min(shared.paths.mtu(destination, now));
         self.send(shared, packet, &Hop { mtu, ..*hop })
     }
@@ -91,12 +95,17 @@ impl<A: Near> Family<A> {
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
+#[inline]
 pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
-    if conn.marks.has(Marks::ACROSS) {
-        return across::fits::<A>(hop.mtu);
+    match conn.forwarding {
+        Forwarding::Tunnel => mtu_inside(shared, conn, hop, now),
+        _ if conn.marks.has(Marks::ACROSS) => across::fits::<A>(hop.mtu),
+        _ => hop.mtu,
     }
-    let dest = shared.snapshot.services.dest(conn.dest);
-    let Some(dest) = dest.filter(|_| conn.forwarding == Forwarding::Tunnel) else { return hop.mtu };
+}
+
+fn mtu_inside<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
+    let Some(dest) = shared.snapshot.services.dest(conn.dest) else { return hop.mtu };
     let overhead = tunnel::overhead(conn.detail.tunnel(), dest.address);
     let path = shared.paths.mtu(dest.address, now);
     hop.mtu.saturating_sub(overhead).min(tunnel::room::<A>(path, overhead))

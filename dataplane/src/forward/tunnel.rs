@@ -59,6 +59,7 @@ pub fn room<A: Address>(path: u16, overhead: u16) -> u16 {
 }
 
 /// Bytes between the two IP headers.
+#[inline]
 fn wrapping(tunnel: Tunnel) -> usize {
     match tunnel.kind {
         TunnelKind::Ipip => 0,
@@ -92,7 +93,9 @@ pub fn request<A: Address>(
     let before = ETHERNET + usize::from(overhead(tunnel, ends.destination));
     let at = packet.start + usize::from(meta.network);
     let inner_at = at.max(before);
-    packet.chunk.copy_within(at..at + length, inner_at);
+    if inner_at != at {
+        packet.chunk.copy_within(at..at + length, inner_at);
+    }
     packet.start = inner_at - before;
     packet.len = before + length;
 

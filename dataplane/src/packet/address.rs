@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromZeros, Immutable};
 
-use super::checksum::{Change, Sum};
+use super::checksum::{Change, Sum, header_field};
 use super::parse::Fragment;
 use super::{be16, be32, put16, put32};
 
@@ -203,23 +203,17 @@ impl Address for V4 {
 
     #[inline]
     fn age(ip: &mut [u8]) {
-        let old = be16(ip, 8);
-        let new = old.wrapping_sub(0x0100);
-        put16(ip, 8, new);
-        Self::adjust_header(ip, Change::default().word(old, new));
+        set_ttl(ip, ip[8].wrapping_sub(1));
     }
 
     fn spare(ip: &mut [u8]) {
-        let old = be16(ip, 8);
-        let new = old.wrapping_add(0x0100);
-        put16(ip, 8, new);
-        Self::adjust_header(ip, Change::default().word(old, new));
+        set_ttl(ip, ip[8].wrapping_add(1));
     }
 
     #[inline]
     fn adjust_header(ip: &mut [u8], change: Change) {
-        let checksum = change.apply(be16(ip, V4_CHECKSUM));
-        put16(ip, V4_CHECKSUM, checksum);
+        let Some(field) = ip[V4_CHECKSUM..].first_chunk_mut() else { return };
+        *field = change.apply(u16::from_be_bytes(*field)).to_be_bytes();
     }
 
     fn lengthen(ip: &mut [u8], by: u16, change: Change) -> Change {
@@ -258,8 +252,7 @@ impl Address for V4 {
         put16(ip, V4_CHECKSUM, 0);
         source.write(ip, Self::SOURCE);
         destination.write(ip, Self::DESTINATION);
-        let checksum = Sum::default().bytes(&ip[..Self::HEADER]).field();
-        put16(ip, V4_CHECKSUM, checksum);
+        write_checksum(ip);
     }
 
     #[inline]
@@ -285,14 +278,30 @@ impl Address for V4 {
         put16(ip, V4_CHECKSUM, 0);
         source.write(ip, Self::SOURCE);
         destination.write(ip, Self::DESTINATION);
-        let checksum = Sum::default().bytes(&ip[..Self::HEADER]).field();
-        put16(ip, V4_CHECKSUM, checksum);
+        write_checksum(ip);
     }
 
     fn mark_ecn_capable(ip: &mut [u8]) {
         let old = be16(ip, 0);
         put16(ip, 0, old | 0x0002);
         Self::adjust_header(ip, Change::default().word(old, old | 0x0002));
+    }
+}
+
+/// Changes the time to live. The protocol, in the other half of its word, stays.
+#[inline]
+fn set_ttl(ip: &mut [u8], ttl: u8) {
+    let change = Change::default().word(u16::from(ip[8]) << 8, u16::from(ttl) << 8);
+    ip[8] = ttl;
+    V4::adjust_header(ip, change);
+}
+
+/// Puts the checksum into a header without options, where 0 is.
+#[inline]
+fn write_checksum(ip: &mut [u8]) {
+    if let Some(header) = ip.first_chunk_mut() {
+        let field = header_field(header);
+        header[V4_CHECKSUM..V4_CHECKSUM + 2].copy_from_slice(&field);
     }
 }
 

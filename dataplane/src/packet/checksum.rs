@@ -7,7 +7,7 @@
 //!
 //! Two types for two meanings: a [`Sum`] is a running sum, a field is a `u16` as it stands in a header.
 
-use super::{Address, be16};
+use super::Address;
 
 /// A running ones' complement sum, not folded and not complemented.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,18 +15,12 @@ pub struct Sum(u32);
 
 impl Sum {
     /// Adds bytes; an odd one at the end counts as followed by a zero.
-    pub fn bytes(mut self, bytes: &[u8]) -> Self {
-        let mut pairs = bytes.chunks_exact(2);
-        let mut sum = u64::from(self.0);
-        for pair in &mut pairs {
-            sum += u64::from(be16(pair, 0));
-        }
-        if let [last] = pairs.remainder() {
-            sum += u64::from(u16::from_be_bytes([*last, 0]));
-        }
-        // A frame has fewer than 2^15 words, so one fold leaves less than 2^17.
-        self.0 = ((sum & 0xffff) + (sum >> 16)) as u32;
-        self
+    pub fn bytes(self, bytes: &[u8]) -> Self {
+        let (words, rest) = bytes.as_chunks::<4>();
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        let native = words.iter().chain([&last]).map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+        Self(self.0 + u32::from(u16::from_be(fold_long(native))))
     }
 
     /// Adds a word.
@@ -48,6 +42,34 @@ impl Sum {
 /// The sum of the pseudo header of TCP, UDP and ICMPv6 (RFC 9293 §3.1, RFC 768, RFC 8200 §8.1).
 pub fn pseudo_header<A: Address>(source: A, destination: A, protocol: u8, length: u16) -> Sum {
     destination.sum(source.sum(Sum::default())).word(u16::from(protocol)).word(length)
+}
+
+/// Whether the checksum of an IPv4 header without options is right.
+#[inline]
+pub fn is_right_header(header: &[u8; 20]) -> bool {
+    sum_header(header) == 0xffff
+}
+
+/// The checksum field, as it is in memory, of an IPv4 header without options in whose place there is 0.
+#[inline]
+pub fn header_field(header: &[u8; 20]) -> [u8; 2] {
+    (!sum_header(header)).to_ne_bytes()
+}
+
+/// The sum of a header's words, in the machine's own order.
+#[inline]
+fn sum_header(header: &[u8; 20]) -> u16 {
+    let (words, _) = header.as_chunks::<4>();
+    fold_long(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum())
+}
+
+/// Folds a sum of fewer than 2^16 words of 32 bits. In the machine's own order, which may not be the wire's, the sum is the same but for the order of its
+/// bytes (RFC 1071 §2 B).
+#[inline]
+fn fold_long(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    fold(sum as u32)
 }
 
 /// How much a rewrite changes a sum: `~m + m'` over the words it touches.

@@ -4,7 +4,7 @@
 //! reason of its own; what is not for the director is passed.
 
 use super::address::FRAGMENT;
-use super::checksum::Sum;
+use super::checksum::{Sum, is_right_header};
 use super::{Address, Tuple, V4, V6, be16, be32, tags};
 use crate::stats::Reason;
 
@@ -131,16 +131,21 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, NotOurs> {
 
 #[inline]
 fn parse_v4(frame: &[u8], network: usize) -> Result<Meta<V4>, NotOurs> {
-    let ip = &frame[network..];
-    if ip.len() < V4::HEADER || ip[0] >> 4 != 4 {
+    let bytes = &frame[network..];
+    // As an array: what is read of it needs no check.
+    let Some(ip) = bytes.first_chunk::<{ V4::HEADER }>().filter(|ip| ip[0] >> 4 == 4) else {
         return Err(NotOurs::Drop(Reason::BadIpHeader));
-    }
+    };
     let header = usize::from(ip[0] & 0xf) * 4;
     let total = usize::from(be16(ip, 2));
-    if header < V4::HEADER || total < header || ip.len() < total {
+    if header < V4::HEADER || total < header || bytes.len() < total {
         return Err(NotOurs::Drop(Reason::BadIpHeader));
     }
-    if Sum::default().bytes(&ip[..header]).field() != 0 {
+    let is_right = match header {
+        V4::HEADER => is_right_header(ip),
+        _ => Sum::default().bytes(&bytes[..header]).field() == 0,
+    };
+    if !is_right {
         return Err(NotOurs::Drop(Reason::BadIpChecksum));
     }
     let part = be16(ip, 6);
