@@ -222,11 +222,10 @@ impl Stand {
         took
     }
 
-    /// Lets `milliseconds` pass and what is over expire. Gives the time that this took.
-    pub fn pass(&mut self, milliseconds: u32) -> Duration {
-        self.now = self.now.plus(milliseconds);
+    /// Has what is over expire, of `budget` connections that are looked at. Gives the time that this took.
+    pub fn expire(&mut self, budget: usize) -> Duration {
         let start = Instant::now();
-        self.director.expire(self.now, usize::MAX);
+        self.director.expire(self.now, budget);
         start.elapsed()
     }
 }

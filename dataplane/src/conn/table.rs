@@ -3,6 +3,7 @@
 //! All memory is mapped when the table is made and pages are touched as they are used; nothing is allocated, rehashed or moved
 //! afterwards. A full table refuses.
 
+use arrayvec::ArrayVec;
 use siphasher::sip::SipHasher13;
 
 use super::index::{Candidate, Direction, Index};
@@ -43,7 +44,14 @@ pub struct Table<A> {
     secret: Secret,
     /// By connection, the template that made it. Touched only for connections that one did make.
     controllers: Mapped<u32>,
+    /// Hashes of replies that are not in the index yet, with their connections: their lines are on their way.
+    fresh: ArrayVec<(u64, u32), BATCH>,
+    /// Connections that are about to expire, taken out of the wheel: their index lines are on their way.
+    due: ArrayVec<u32, BATCH>,
 }
+
+/// Lines that are asked for together, for connections that begin or end.
+const BATCH: usize = 8;
 
 struct Slab<A> {
     entries: Mapped<Conn<A>>,
@@ -101,6 +109,8 @@ impl<A: Address> Table<A> {
             // An even multiplier would lose its lowest bits.
             secret: Secret([secret.0[0], secret.0[1], secret.0[2] | 1]),
             controllers: Mapped::zeroed(capacity)?,
+            fresh: ArrayVec::new(),
+            due: ArrayVec::new(),
         })
     }
 
@@ -146,8 +156,11 @@ impl<A: Address> Table<A> {
 
     /// The connection that a packet belongs to, and which way the packet goes.
     pub fn find(&self, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
-        let (slot, direction) =
-            self.index.find(hash, |(slot, direction): Candidate| self.is_of(slot, direction, tuple))?;
+        let is_it = |(slot, direction): Candidate| self.is_of(slot, direction, tuple);
+        let (slot, direction) = self.index.find(hash, is_it).or_else(|| {
+            let fresh = self.fresh.iter().filter(|(reply, _)| *reply == hash);
+            fresh.map(|(_, slot)| (*slot, Direction::Reply)).find(|candidate| is_it(*candidate))
+        })?;
         Some((ConnId(slot), direction))
     }
 
@@ -180,21 +193,25 @@ impl<A: Address> Table<A> {
     pub fn insert(&mut self, conn: Conn<A>) -> Result<ConnId, Full> {
         let slot = self.slab.take().ok_or(Full)?;
         let request = self.hash(&conn.request());
-        if !self.index.insert(request, slot, Direction::Request) {
-            self.slab.give(slot);
-            return Err(Full);
-        }
+        self.index.insert(request, slot, Direction::Request);
         if let Some(reply) = conn.reply() {
-            let reply = self.hash(&reply);
-            if !self.index.insert(reply, slot, Direction::Reply) {
-                self.index.remove(request, slot, Direction::Request);
-                self.slab.give(slot);
-                return Err(Full);
+            if self.fresh.is_full() {
+                self.settle();
             }
+            let reply = self.hash(&reply);
+            self.index.prefetch(reply);
+            self.fresh.push((reply, slot));
         }
         self.slab.entries[slot as usize] = conn;
         self.wheel.insert(&mut self.slab, slot, conn.last_seen.plus(conn.timeout + conn.lingers()));
         Ok(ConnId(slot))
+    }
+
+    /// Puts the latest connections' replies into the index, whose lines have come by now. To be called after each burst; they are found before, too, only not as fast.
+    pub fn settle(&mut self) {
+        for (reply, slot) in self.fresh.take() {
+            self.index.insert(reply, slot, Direction::Reply);
+        }
     }
 
     /// Takes a connection out of the table.
@@ -206,24 +223,51 @@ impl<A: Address> Table<A> {
     /// Removes one connection whose time is over and that controls no others; one that does lives on for [`REPRIEVE`]. `None` when there is none, or when `budget` visits were not enough to find one;
     /// the rest waits for the next call.
     pub fn expire(&mut self, now: Tick, budget: &mut usize) -> Option<Conn<A>> {
-        while *budget > 0 {
-            let slot = self.wheel.next_due(&mut self.slab, now)?;
-            *budget -= 1;
-            let conn = &mut self.slab.entries[slot as usize];
-            match conn.remaining(now) {
-                0 if conn.controls() > 0 => {
-                    conn.reprieve(now);
-                    let at = now.plus(REPRIEVE + conn.lingers());
-                    self.wheel.insert(&mut self.slab, slot, at);
-                }
-                0 => return Some(self.forget(ConnId(slot))),
-                left => {
-                    let at = now.plus(left + conn.lingers());
-                    self.wheel.insert(&mut self.slab, slot, at);
+        loop {
+            while let Some(slot) = self.due.pop() {
+                // What was done about one that was due may have changed another.
+                if self.at(slot).is_some() && self.is_over(slot, now) {
+                    return Some(self.remove(ConnId(slot)));
                 }
             }
+            while *budget > 0
+                && !self.due.is_full()
+                && let Some(slot) = self.wheel.next_due(&mut self.slab, now)
+            {
+                if let Some(next) = self.wheel.then_due() {
+                    prefetch(&self.slab.entries[next as usize]);
+                }
+                *budget -= 1;
+                if self.is_over(slot, now) {
+                    self.due.push(slot);
+                }
+            }
+            if self.due.is_empty() {
+                return None;
+            }
+            for slot in &self.due {
+                let conn = &self.slab.entries[*slot as usize];
+                self.index.prefetch(self.hash(&conn.request()));
+                conn.reply().iter().for_each(|reply| self.index.prefetch(self.hash(reply)));
+            }
         }
-        None
+    }
+
+    /// Whether the time of a connection that is not in the wheel is over. If not, it is put back where it will be.
+    fn is_over(&mut self, slot: u32, now: Tick) -> bool {
+        let conn = &mut self.slab.entries[slot as usize];
+        let left = match conn.remaining(now) {
+            0 if conn.controls() > 0 => {
+                conn.reprieve(now);
+                REPRIEVE
+            }
+            0 => return true,
+            left => left,
+        };
+        let at = now.plus(left + conn.lingers());
+        self.wheel.remove(&mut self.slab, slot);
+        self.wheel.insert(&mut self.slab, slot, at);
+        false
     }
 
     /// Brings a connection's visit forward after its timeout became shorter: the wheel would otherwise come by only
@@ -320,6 +364,7 @@ impl<A: Address> Table<A> {
     }
 
     fn forget(&mut self, id: ConnId) -> Conn<A> {
+        self.settle();
         let conn = *self.conn(id);
         if !conn.marks.has(Marks::RETIRED) {
             let request = self.hash(&conn.request());

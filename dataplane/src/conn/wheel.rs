@@ -21,7 +21,13 @@ const SLOT: u32 = 250;
 /// No neighbour. Slot numbers are stored plus one, so that zeroed memory is a valid, unlinked entry.
 const END: u32 = 0;
 
-/// A connection's place in the wheel.
+/// With this bit the neighbour before is a head: that of a slot, or of the list of those that are due.
+const HEAD: u32 = 1 << 31;
+
+/// The number of the head of those that are due, behind the slots'.
+const DUE: usize = SLOTS;
+
+/// A connection's place in the wheel. One that has no neighbour before it is not in the wheel.
 #[derive(Clone, Copy, Debug, Default, FromZeros)]
 pub struct Links {
     next: u32,
@@ -36,19 +42,18 @@ pub trait Linked {
 
 /// The wheel.
 pub struct Wheel {
-    heads: Box<[u32; SLOTS]>,
+    /// Of each slot, and of the one under work, whose entries are due.
+    heads: Box<[u32; SLOTS + 1]>,
     /// Everything before this moment has been visited.
     reached: Tick,
     /// Slots visited so far; the wheel's hand.
     hand: u32,
-    /// Entries of the slot under work that are yet to be visited.
-    due: u32,
 }
 
 impl Wheel {
     /// An empty wheel that starts at `now`.
     pub fn new(now: Tick) -> Self {
-        Self { heads: Box::new([END; SLOTS]), reached: now, hand: 0, due: END }
+        Self { heads: Box::new([END; SLOTS + 1]), reached: now, hand: 0 }
     }
 
     /// Puts an entry where it will be visited when `at` has passed, or at the horizon if that is nearer.
@@ -56,51 +61,51 @@ impl Wheel {
         let ahead = at.since(self.reached) / SLOT + 1;
         let place = self.head(ahead.clamp(1, SLOTS as u32 - 1));
         let next = self.heads[place];
-        *entries.links(slot) = Links { next, prev: END };
+        *entries.links(slot) = Links { next, prev: HEAD | place as u32 };
         if next != END {
             entries.links(next - 1).prev = slot + 1;
         }
         self.heads[place] = slot + 1;
     }
 
-    /// Takes an entry out.
-    ///
-    /// `at` need not be known: an entry without a predecessor is the head of its slot's list, which is found by looking.
+    /// Takes an entry out, if it is in.
     pub fn remove(&mut self, entries: &mut impl Linked, slot: u32) {
-        let Links { next, prev } = *entries.links(slot);
+        let Links { next, prev } = std::mem::take(entries.links(slot));
+        if prev == END {
+            return;
+        }
         if next != END {
             entries.links(next - 1).prev = prev;
         }
-        if prev != END {
-            entries.links(prev - 1).next = next;
-        } else if self.due == slot + 1 {
-            self.due = next;
-        } else if let Some(head) = self.heads.iter_mut().find(|head| **head == slot + 1) {
-            *head = next;
+        match prev & HEAD {
+            0 => entries.links(prev - 1).next = next,
+            _ => self.heads[(prev & !HEAD) as usize] = next,
         }
-        *entries.links(slot) = Links::default();
     }
 
     /// The next entry to visit, taken out of the wheel: its moment, as it was inserted, has passed. `None` when there
     /// is none by `now`.
     pub fn next_due(&mut self, entries: &mut impl Linked, now: Tick) -> Option<u32> {
-        while self.due == END {
+        while self.heads[DUE] == END {
             if now.since(self.reached) < SLOT || now.is_before(self.reached) {
                 return None;
             }
             let place = self.head(0);
-            self.due = std::mem::replace(&mut self.heads[place], END);
+            self.heads[DUE] = std::mem::replace(&mut self.heads[place], END);
+            if let Some(first) = self.heads[DUE].checked_sub(1) {
+                entries.links(first).prev = HEAD | DUE as u32;
+            }
             self.reached = self.reached.plus(SLOT);
             self.hand = self.hand.wrapping_add(1);
         }
-        let slot = self.due - 1;
-        let Links { next, .. } = *entries.links(slot);
-        if next != END {
-            entries.links(next - 1).prev = END;
-        }
-        self.due = next;
-        *entries.links(slot) = Links::default();
+        let slot = self.heads[DUE] - 1;
+        self.remove(entries, slot);
         Some(slot)
+    }
+
+    /// The entry that [`next_due`](Self::next_due) gives next, if it is of the same slot.
+    pub fn then_due(&self) -> Option<u32> {
+        self.heads[DUE].checked_sub(1)
     }
 
     fn head(&self, ahead: u32) -> usize {

@@ -55,15 +55,8 @@ impl<A: Near> Family<A> {
         if conn.is_template() {
             return self.forget_template(shared, conn);
         }
-        if !conn.marks.has(Marks::RETIRED) {
-            shared.withdraw(self.conns.hash(&conn.request()));
-        }
-        if let Some(reply) = conn.reply() {
-            let hash = self.conns.hash(&reply);
-            // The client's connection by another virtual address may be on the same real server and port.
-            if self.conns.find(&reply, hash).is_none() {
-                shared.withdraw(hash);
-            }
+        if shared.directory.is_some() {
+            self.withdraw(shared, conn);
         }
         let counters = shared.mine().dest(conn.dest);
         sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
@@ -73,6 +66,20 @@ impl<A: Near> Family<A> {
         }
         if conn.marks.has(Marks::FTP_ANY) {
             self.end_of_ftp(shared, conn);
+        }
+    }
+
+    /// Takes a connection's tuples out of the directory of owners.
+    fn withdraw(&self, shared: &Shared, conn: &Conn<A>) {
+        if !conn.marks.has(Marks::RETIRED) {
+            shared.withdraw(self.conns.hash(&conn.request()));
+        }
+        if let Some(reply) = conn.reply() {
+            let hash = self.conns.hash(&reply);
+            // The client's connection by another virtual address may be on the same real server and port.
+            if self.conns.find(&reply, hash).is_none() {
+                shared.withdraw(hash);
+            }
         }
     }
 

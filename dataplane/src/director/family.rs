@@ -69,12 +69,17 @@ impl<A: Near> Family<A> {
         })
     }
 
-    /// A first look at a packet, whose index line is now being fetched.
+    /// A first look at a packet.
     #[inline]
     pub fn look(&self, meta: Meta<A>) -> Looked<A> {
         let hash = self.conns.hash(&meta.tuple);
-        self.conns.prefetch_index(hash);
         Looked { meta, hash, likely: None }
+    }
+
+    /// Has the index line of a packet fetched.
+    #[inline]
+    pub fn aim(&self, looked: &Looked<A>) {
+        self.conns.prefetch_index(looked.hash);
     }
 
     /// Has the entry fetched that a packet most likely belongs to.

@@ -16,6 +16,7 @@
 
 mod across;
 mod admission;
+mod ahead;
 mod answers;
 mod beginning;
 mod beyond;
@@ -47,11 +48,12 @@ use crate::conn::directory::{Announced, Directory};
 use crate::conn::paths::Paths;
 use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
-use crate::packet::{Packet, Parsed, V4, V6, parse};
+use crate::packet::{Packet, V4, V6};
 use crate::port::BURST;
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
+use ahead::{GROUP, Kind, Seen};
 use beyond::Beyond;
 use defence::Defence;
 use family::{Family, Looked};
@@ -85,20 +87,11 @@ pub enum Verdict {
     Hold,
 }
 
-const AHEAD: usize = 12;
-
 /// One worker's director.
 pub struct Director {
     shared: Shared,
     v4: Family<V4>,
     v6: Family<V6>,
-}
-
-/// Which family a packet is of.
-#[derive(Clone, Copy)]
-enum Kind {
-    V4,
-    V6,
 }
 
 /// What both families of a director use.
@@ -183,46 +176,23 @@ impl Director {
     ) {
         self.shared.handed = handed;
         self.shared.outbox.clear();
-        let mut kinds: ArrayVec<Result<Kind, NotOurs>, BURST> = ArrayVec::new();
-        let mut v4: ArrayVec<Looked<V4>, BURST> = ArrayVec::new();
-        let mut v6: ArrayVec<Looked<V6>, BURST> = ArrayVec::new();
-        for packet in packets.iter_mut().take(BURST) {
-            kinds.push(match parse(packet.data()) {
-                Ok(Parsed::V4(meta)) => {
-                    v4.push(self.v4.look(meta));
-                    Ok(Kind::V4)
-                }
-                Ok(Parsed::V6(meta)) => {
-                    v6.push(self.v6.look(meta));
-                    Ok(Kind::V6)
-                }
-                Err(why) => Err(why),
-            });
-        }
-        v4.iter_mut().take(AHEAD).for_each(|looked| self.v4.fetch(looked));
-        v6.iter_mut().take(AHEAD).for_each(|looked| self.v6.fetch(looked));
-
+        let mut seen = Seen::default();
+        let count = packets.len().min(BURST);
+        seen.look(self, packets, 2 * GROUP);
+        seen.fetch(self, GROUP);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
-        let (mut at_v4, mut at_v6) = (0, 0);
         let mut forwarded = 0;
-        for (packet, kind) in packets.iter_mut().zip(kinds) {
-            let verdict = match kind {
+        for n in 0..count {
+            if n % GROUP == 0 {
+                seen.look(self, packets, n + 3 * GROUP);
+                seen.fetch(self, n + 2 * GROUP);
+            }
+            let packet = &mut packets[n];
+            let verdict = match seen.kinds[n] {
                 Ok(_) if is_idle => Verdict::Pass,
-                Ok(Kind::V4) => {
-                    if let Some(ahead) = v4.get_mut(at_v4 + AHEAD) {
-                        self.v4.fetch(ahead);
-                    }
-                    at_v4 += 1;
-                    self.decide_v4(packet, &v4[at_v4 - 1], now)
-                }
-                Ok(Kind::V6) => {
-                    if let Some(ahead) = v6.get_mut(at_v6 + AHEAD) {
-                        self.v6.fetch(ahead);
-                    }
-                    at_v6 += 1;
-                    self.decide_v6(packet, &v6[at_v6 - 1], now)
-                }
+                Ok(Kind::V4(place)) => self.decide_v4(packet, &seen.v4[usize::from(place)], now),
+                Ok(Kind::V6(place)) => self.decide_v6(packet, &seen.v6[usize::from(place)], now),
                 Err(NotOurs::Pass) => Verdict::Pass,
                 Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             };
@@ -237,6 +207,8 @@ impl Director {
                 }
             }
         }
+        self.v4.conns.settle();
+        self.v6.conns.settle();
         self.shared.mine().count(Event::Forwarded, forwarded);
     }
 
