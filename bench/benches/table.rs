@@ -58,7 +58,7 @@ fn lookups(c: &mut Criterion) {
                     let tuples = tuples(first);
                     let hashes = tuples.map(|tuple| table.hash(&tuple));
                     hashes.iter().for_each(|hash| table.prefetch_index(*hash));
-                    hashes.iter().for_each(|hash| table.prefetch_entry(*hash));
+                    hashes.iter().for_each(|hash| _ = table.prefetch_entry(*hash));
                     let both = tuples.iter().zip(hashes);
                     let hits = both.filter(|(tuple, hash)| table.find(tuple, *hash).is_some());
                     assert_eq!(black_box(hits.count()), found);

@@ -50,6 +50,12 @@ impl Machine {
     }
 }
 
+/// Bytes of memory that this process has in use; 0 where that cannot be found out.
+pub fn resident() -> u64 {
+    let kib = |status: &str| field(status, "VmRSS")?.split(' ').next()?.parse::<u64>().ok();
+    fs::read_to_string("/proc/self/status").ok().and_then(|status| kib(&status)).unwrap_or(0) * 1024
+}
+
 /// The processors this process may use, by their numbers, which in a container rarely are 0 to n.
 pub fn cores() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("asking for the processors to use")?;

@@ -63,6 +63,13 @@ pub struct Metric {
     heading: &'static str,
 }
 
+impl Metric {
+    /// One that is no column of the lab's tables.
+    pub const fn new(name: &'static str, unit: &'static str) -> Self {
+        Self { name, unit, heading: "" }
+    }
+}
+
 /// What was measured: how packets went, or were to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Way {

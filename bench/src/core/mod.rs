@@ -1,47 +1,132 @@
-//! `shunt-lab core`: what the director itself costs, without NIC, kernel or generator, beside the floor of any program like it.
+//! `shunt-lab core`: what the director itself costs, without NIC, kernel or generator, beside the floor under any program like it.
+//!
+//! Frames and tables are in memory. What is compared takes turns in slices of some milliseconds, so that what disturbs the one disturbs the other. A
+//! slice's figure is that of its median burst: a burst in which the scheduler gave the core to somebody else says nothing about the director.
 
 mod floor;
+mod packets;
+mod pair;
+mod publishing;
+mod turnover;
 
 use std::time::Duration;
 
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
-use shunt_dataplane::port::BURST;
+use anyhow::Result;
+use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use crate::stand::frames::FRAME;
-use crate::stand::{CLIENTS, MODES, Stand};
-use floor::Floor;
+use crate::interrupt;
+use crate::report::{Metric, Report, Way, median_and_spread};
+use crate::stand::MODES;
 
-/// Bursts of a repetition that are drawn, and run, at a time: director and floor take turns, so that what disturbs one disturbs the other.
-const SLICE: usize = 1024;
+/// From bytes to verdict.
+pub const DIRECTOR: Metric = Metric::new("director_ns_per_packet", "ns");
+/// What any program pays that looks up one line a packet in as much memory.
+pub const FLOOR: Metric = Metric::new("floor_ns_per_packet", "ns");
+/// UDP connections that begin and end.
+pub const INSERTS: Metric = Metric::new("udp_inserts_per_second", "connections/s");
+/// TCP connections from SYN to expiry, of ten packets.
+pub const LIVES: Metric = Metric::new("tcp_lives_per_second", "connections/s");
+/// Memory of a connection, index included.
+pub const BYTES: Metric = Metric::new("bytes_per_connection", "bytes");
+/// Two workers' packets a second ÷ one's.
+pub const SPEEDUP: Metric = Metric::new("two_worker_speedup", "ratio");
+/// The same where every reply comes to the worker that has not its connection.
+pub const SPEEDUP_HANDOFF: Metric = Metric::new("two_worker_speedup_handoff", "ratio");
+/// From an edit's request until every worker obeys it.
+pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 
-/// Prints.
-pub fn run() {
-    for connections in [1, 1000, 1_000_000, 10_000_000] {
-        for (name, forwarding) in MODES {
-            let mut stand = Stand::new(forwarding, connections);
-            let mut floor = Floor::new(connections as usize * 98);
-            let mut random = SmallRng::seed_from_u64(1);
-            let mut results = Vec::new();
-            for _ in 0..5 {
-                let (mut director, mut ground) = (Duration::ZERO, Duration::ZERO);
-                for _ in 0..4 {
-                    for turn in 0..SLICE {
-                        let bytes: [[u8; FRAME]; BURST] =
-                            std::array::from_fn(|_| stand.request(random.random_range(0..connections)));
-                        director += stand.burst(CLIENTS, turn, &bytes);
-                    }
-                    for turn in 0..SLICE {
-                        let bytes: [[u8; FRAME]; BURST] =
-                            std::array::from_fn(|_| stand.request(random.random_range(0..connections)));
-                        ground += floor.burst(turn, &bytes);
-                    }
-                }
-                let per = |d: Duration| d.as_nanos() as f64 / (4 * SLICE * BURST) as f64;
-                results.push((per(director), per(ground)));
-            }
-            results.sort_by(|a, b| a.0.total_cmp(&b.0));
-            println!("{name} {connections} {:.1?}", results);
-        }
+/// How much is measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Repetitions of each.
+    pub repetitions: usize,
+    /// Connections among which packets are spread evenly.
+    pub connections: Vec<u32>,
+    /// Connections that begin and end in a repetition.
+    pub turnover: u32,
+    /// How long workers work in a repetition.
+    pub window: Duration,
+}
+
+impl Plan {
+    /// What the targets are about.
+    pub fn full() -> Self {
+        let connections = vec![1, 1_000_000, 10_000_000];
+        Self { repetitions: 5, connections, turnover: 1_000_000, window: Duration::from_millis(500) }
     }
+
+    /// Whether it works.
+    pub fn quick() -> Self {
+        let connections = vec![1, 100_000];
+        Self { repetitions: 2, connections, turnover: 100_000, window: Duration::from_millis(100) }
+    }
+
+    /// Steps that [`measure`] tells of.
+    pub fn steps(&self) -> usize {
+        self.connections.len() * MODES.len() + 6
+    }
+}
+
+/// A row of the table: a measurement and what it is held against.
+struct Row {
+    what: String,
+    values: Vec<f64>,
+    digits: usize,
+    beside: String,
+    target: &'static str,
+    is_met: bool,
+}
+
+/// Measures all; gives the report, and the table for people.
+///
+/// # Errors
+/// When memory, threads or namespaces cannot be had, or the user interrupts.
+pub fn measure(plan: &Plan, mut report: Report, mut step: impl FnMut(&str)) -> Result<(Report, String)> {
+    let mut rows = Vec::new();
+    packets::measure(plan, &mut report, &mut rows, &mut step)?;
+    turnover::measure(plan, &mut report, &mut rows, &mut step)?;
+    pair::measure(plan, &mut report, &mut rows, &mut step)?;
+    publishing::measure(plan, &mut report, &mut rows, &mut step)?;
+    interrupt::check()?;
+    let text = table(&rows).to_string();
+    Ok((
+        report,
+        text + "\nMedians, ± half the spread, of repetitions that took turns. A slice's figure is its median burst's, of 64 packets.\n",
+    ))
+}
+
+fn way(mode: &'static str) -> Way {
+    Way { family: "ipv4", mode, backend: "memory" }
+}
+
+/// A figure's median.
+fn median(values: &[f64]) -> f64 {
+    median_and_spread(values).0
+}
+
+/// The median of what bursts took, in nanoseconds a packet.
+fn per_packet(bursts: &mut [Duration], packets: usize) -> f64 {
+    bursts.sort_unstable();
+    bursts[bursts.len() / 2].as_nanos() as f64 / packets as f64
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["", "measured", "beside", "target", ""]);
+    for row in rows {
+        let (value, spread) = median_and_spread(&row.values);
+        let digits = row.digits;
+        let measured = format!("{value:.digits$} ±{:.0}%", spread * 50.0);
+        let verdict = if row.is_met { "met" } else { "missed" };
+        let verdict = if row.target.is_empty() { "" } else { verdict };
+        table.add_row([
+            Cell::new(&row.what),
+            Cell::new(measured).set_alignment(CellAlignment::Right),
+            Cell::new(&row.beside).set_alignment(CellAlignment::Right),
+            Cell::new(row.target),
+            Cell::new(verdict),
+        ]);
+    }
+    table
 }

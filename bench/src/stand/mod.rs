@@ -4,6 +4,7 @@
 //! a busy worker has under way, so that their headers lie in the second-level cache.
 
 pub mod frames;
+pub mod team;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use shunt_dataplane::service::{
 };
 use shunt_dataplane::stats::Counters;
 
-use frames::{End, FRAME, datagram};
+use frames::{End, FRAME, datagram, segment};
 
 /// The virtual service: UDP and TCP at the same address and port.
 pub const VIP: End = (Ipv4Addr::new(10, 9, 0, 1), 80);
@@ -172,12 +173,9 @@ impl Stand {
             let bytes: ArrayVec<_, BURST> = numbers.iter().map(|n| datagram(client(*n), VIP)).collect();
             stand.burst(CLIENTS, 0, &bytes);
             for (place, n) in numbers.iter().enumerate() {
-                // Its last byte says which one, where it goes by its address; otherwise its MAC's.
-                let chunk = &stand.chunks[place];
-                stand.chosen[*n as usize] = match forwarding {
-                    Forwarding::Masq | Forwarding::FullNat => chunk[HEADROOM + 33] - 1,
-                    Forwarding::Route | Forwarding::Tunnel => 0,
-                };
+                if forwarding.translates_replies() {
+                    stand.chosen[*n as usize] = stand.server_in(0, place);
+                }
             }
         }
         assert_eq!(stand.connections(), u64::from(connections));
@@ -198,6 +196,22 @@ impl Stand {
     /// Its real server's answer by NAT.
     pub fn reply(&self, n: u32) -> [u8; FRAME] {
         datagram((server(self.chosen[n as usize]), 8080), client(n))
+    }
+
+    /// A segment of a client's, without data.
+    pub fn segment(&self, n: u32, flags: u8) -> [u8; FRAME] {
+        segment(client(n), VIP, flags)
+    }
+
+    /// A segment that a real server answers a client by NAT.
+    pub fn answer(&self, server_number: u8, n: u32, flags: u8) -> [u8; FRAME] {
+        segment((server(server_number), 8080), client(n), flags)
+    }
+
+    /// The real server that frame `n` of the last burst of this turn went to by NAT.
+    pub fn server_in(&self, turn: usize, n: usize) -> u8 {
+        // The last byte of its address.
+        self.chunks[turn % BURSTS * BURST + n][HEADROOM + 33] - 1
     }
 
     /// Puts a burst of frames through the director. Gives the time that this took.

@@ -1,0 +1,95 @@
+//! What does each stage of a packet cost by itself? Nanoseconds per packet of parsing, of rewriting by each method, of checksums. Look-ups and expiry are
+//! in `table`, choices in `schedulers`.
+
+#![allow(missing_docs, reason = "criterion's macro makes a public function")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use shunt_bench::stand::frames::{FRAME, datagram, segment};
+use shunt_bench::stand::{VIP, client};
+use shunt_dataplane::forward::{dr, nat, tunnel};
+use shunt_dataplane::packet::checksum::Sum;
+use shunt_dataplane::packet::{Meta, Packet, Parsed, Tags, V4, parse};
+use shunt_dataplane::port::BURST;
+use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
+use shunt_dataplane::service::{Hop, LinkId, PortId, Tunnel};
+
+fn parsing(c: &mut Criterion) {
+    let mut group = c.benchmark_group("parse");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for (name, make) in [
+        ("udp", (|n| datagram(client(n), VIP)) as fn(u32) -> [u8; FRAME]),
+        ("tcp", |n| segment(client(n), VIP, 0x10)),
+    ] {
+        let frames: Vec<_> = (0..BURST as u32).map(make).collect();
+        group.bench_function(name, |b| {
+            b.iter(|| frames.iter().for_each(|frame| _ = black_box(parse(black_box(frame)))));
+        });
+    }
+    group.finish();
+}
+
+/// A burst of frames that can be rewritten again and again.
+fn rewriting(c: &mut Criterion) {
+    let hop = Hop { port: PortId(1), link: LinkId(1), mtu: 1500, macs: [2; 12], tags: Tags::default() };
+    let ends = tunnel::Ends { source: V4(0x0a01_ff01).into(), destination: V4(0x0a01_0001).into() };
+    type Rewrite<'a> = &'a dyn Fn(&mut Packet, &Meta<V4>);
+    let methods: [(&str, Rewrite); 4] = [
+        ("dr", &|packet, meta| dr::request(packet, meta, &hop)),
+        ("nat", &|packet, meta| nat::request(packet, meta, (V4(0x0a01_0001), 8080), &hop)),
+        ("fullnat", &|packet, meta| {
+            nat::both(packet, meta, (V4(0x0a01_0101), 2000), (V4(0x0a01_0001), 8080), &hop);
+        }),
+        ("tun", &|packet, meta| tunnel::request(packet, meta, Tunnel::default(), ends, &hop, (7, 8))),
+    ];
+    let mut group = c.benchmark_group("rewrite");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for (name, rewrite) in methods {
+        let mut chunks = vec![[0; CHUNK]; BURST];
+        for (n, chunk) in chunks.iter_mut().enumerate() {
+            chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(&datagram(client(n as u32), VIP));
+        }
+        let metas: Vec<_> = chunks
+            .iter()
+            .map(|chunk| match parse(&chunk[HEADROOM..HEADROOM + FRAME]) {
+                Ok(Parsed::V4(meta)) => meta,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                for (chunk, meta) in chunks.iter_mut().zip(&metas) {
+                    // Its time to live would run out.
+                    chunk[HEADROOM + 22] = 64;
+                    let mut packet = Packet { chunk, start: HEADROOM, len: FRAME, port: PortId(0) };
+                    rewrite(&mut packet, black_box(meta));
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+fn checksums(c: &mut Criterion) {
+    let mut group = c.benchmark_group("checksum");
+    for bytes in [20, 60, 1480] {
+        let data = vec![0x5a; bytes];
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
+            b.iter(|| Sum::default().bytes(black_box(&data)).field());
+        });
+    }
+    group.finish();
+}
+
+fn briefly() -> Criterion {
+    Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+}
+
+criterion_group! { name = benches; config = briefly(); targets = parsing, rewriting, checksums }
+criterion_main!(benches);

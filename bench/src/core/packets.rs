@@ -1,0 +1,88 @@
+//! A packet of a connection that is there, by each mode, beside the floor.
+
+use anyhow::Result;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use shunt_dataplane::port::BURST;
+use shunt_dataplane::service::Forwarding;
+
+use super::floor::Floor;
+use super::{DIRECTOR, FLOOR, Plan, Row, median, per_packet, way};
+use crate::interrupt;
+use crate::report::Report;
+use crate::stand::frames::FRAME;
+use crate::stand::{CLIENTS, MODES, Stand};
+
+/// Bursts of a slice, and slices of each in a repetition.
+const SLICE: usize = 1024;
+const SLICES: usize = 4;
+
+/// Bytes of a connection by NAT, index included, as `bytes_per_connection` has it.
+const BYTES_EACH: usize = 99;
+
+pub(super) fn measure(
+    plan: &Plan,
+    report: &mut Report,
+    rows: &mut Vec<Row>,
+    step: &mut impl FnMut(&str),
+) -> Result<()> {
+    for &connections in &plan.connections {
+        for (name, forwarding) in MODES {
+            step(&format!("{name}, {connections} connections"));
+            let (director, floor) = beside_the_floor(plan, forwarding, connections)?;
+            report.add_for(connections.into(), way(name), DIRECTOR, &director);
+            report.add_for(connections.into(), way(name), FLOOR, &floor);
+            let (ours, ground) = (median(&director), median(&floor));
+            let ratio = ours / ground;
+            let (target, is_met) = match (connections, forwarding) {
+                (1, Forwarding::Route) => ("≤ 45 ns", ours <= 45.0),
+                (1, _) => ("≤ 60 ns", ours <= 60.0),
+                (1_000_000, Forwarding::Route) => ("≤ 2.0 × floor, ≤ 100 ns", ratio <= 2.0 && ours <= 100.0),
+                (1_000_000, _) => ("≤ 2.0 × floor", ratio <= 2.0),
+                (10_000_000, _) => ("≤ 2.5 × floor", ratio <= 2.5),
+                _ => ("", true),
+            };
+            rows.push(Row {
+                what: format!("{name} request, {connections} connections, ns"),
+                values: director,
+                digits: 1,
+                beside: format!("floor {ground:.1}: {ratio:.1} ×"),
+                target,
+                is_met,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Nanoseconds a packet of the director and of the floor, in turns, for each repetition.
+fn beside_the_floor(plan: &Plan, forwarding: Forwarding, connections: u32) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mut stand = Stand::new(forwarding, connections);
+    let mut floor = Floor::new(connections as usize * BYTES_EACH);
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut both = (Vec::new(), Vec::new());
+    // The first repetition warms up.
+    for repetition in 0..=plan.repetitions {
+        interrupt::check()?;
+        let (mut director, mut ground) = (Vec::new(), Vec::new());
+        for _ in 0..SLICES {
+            for turn in 0..SLICE {
+                let bytes = burst(&stand, &mut random, connections);
+                director.push(stand.burst(CLIENTS, turn, &bytes));
+            }
+            for turn in 0..SLICE {
+                let bytes = burst(&stand, &mut random, connections);
+                ground.push(floor.burst(turn, &bytes));
+            }
+        }
+        if repetition > 0 {
+            both.0.push(per_packet(&mut director, BURST));
+            both.1.push(per_packet(&mut ground, BURST));
+        }
+    }
+    Ok(both)
+}
+
+fn burst(stand: &Stand, random: &mut SmallRng, connections: u32) -> [[u8; FRAME]; BURST] {
+    std::array::from_fn(|_| stand.request(random.random_range(0..connections)))
+}

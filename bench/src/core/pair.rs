@@ -1,0 +1,62 @@
+//! What a second worker adds, also where every reply comes to the wrong one.
+
+use anyhow::Result;
+use shunt_dataplane::worker::link::Handle;
+
+use super::{Plan, Row, SPEEDUP, SPEEDUP_HANDOFF, median, way};
+use crate::interrupt;
+use crate::machine;
+use crate::report::Report;
+use crate::stand::team::Team;
+
+pub(super) fn measure(
+    plan: &Plan,
+    report: &mut Report,
+    rows: &mut Vec<Row>,
+    step: &mut impl FnMut(&str),
+) -> Result<()> {
+    step("two workers beside one");
+    let cores = machine::cores()?;
+    let [.., first, second] = cores[..] else {
+        for metric in [SPEEDUP, SPEEDUP_HANDOFF] {
+            report.skip_one(way("nat"), metric, "there is one core, and a worker wants one of its own");
+        }
+        return Ok(());
+    };
+    let cores = [first, second];
+    let (mut one, mut two, mut crossed) = (Team::new(1)?, Team::new(2)?, Team::new(2)?);
+    crossed.cross();
+    let (mut own, mut handed, mut alone_rates) = (Vec::new(), Vec::new(), Vec::new());
+    for repetition in 0..=plan.repetitions {
+        interrupt::check()?;
+        let rest = |_: &[Handle]| std::thread::sleep(plan.window);
+        let (alone, both, apart) =
+            (one.work(&cores, rest), two.work(&cores, rest), crossed.work(&cores, rest));
+        if repetition > 0 {
+            alone_rates.push(alone);
+            own.push(both / alone);
+            handed.push(apart / alone);
+        }
+    }
+    let handed_over = crossed.counters.totals().find(|(name, _)| *name == "packets.handed_off");
+    let beside = format!("one: {:.1} M packets/s", median(&alone_rates) / 1e6);
+    report.add(way("nat"), SPEEDUP, &own);
+    report.add(way("nat"), SPEEDUP_HANDOFF, &handed);
+    rows.push(Row {
+        what: "two workers ÷ one, own queues".to_owned(),
+        is_met: median(&own) >= 1.9,
+        values: own,
+        digits: 2,
+        beside,
+        target: "≥ 1.9",
+    });
+    rows.push(Row {
+        what: "two workers ÷ one, replies at the wrong one".to_owned(),
+        is_met: median(&handed) >= 1.5,
+        values: handed,
+        digits: 2,
+        beside: handed_over.map_or_else(String::new, |(_, n)| format!("{:.0} M handed over", n as f64 / 1e6)),
+        target: "≥ 1.5",
+    });
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! Whole workers over ports in memory.
+//!
+//! A port here feeds its worker without end: each frame it gives is a copy of one of its tray's, and what it is to send it takes back. So each worker is its own
+//! generator, on its own core, and a worker alone and two side by side do the same work a packet.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use shunt_dataplane::conn::directory::Directory;
+use shunt_dataplane::director::{self, Director};
+use shunt_dataplane::port::frame::HEADROOM;
+use shunt_dataplane::port::{Burst, FrameMemory, Losses, Pool, Port};
+use shunt_dataplane::service::{Forwarding, Tick, WorkerId};
+use shunt_dataplane::stats::{Counters, Event};
+use shunt_dataplane::worker::link::{self, Handle};
+use shunt_dataplane::worker::{self, Clock, Worker};
+
+use super::frames::{FRAME, datagram};
+use super::{CLIENTS, SECRET, SERVERS, VIP, client, snapshot};
+
+/// Clients of each worker: their connections and frames stay in its caches.
+const EACH: u32 = 1024;
+
+/// Frames of each worker.
+const FRAMES: u32 = 16_384;
+
+/// What comes in by a port, over and over, and the last frames that it sent.
+#[derive(Default)]
+struct Tray {
+    frames: Vec<[u8; FRAME]>,
+    next: usize,
+    /// Whether sent frames are to be kept.
+    listens: bool,
+    heard: Vec<[u8; FRAME]>,
+}
+
+struct Feed(Arc<Mutex<Tray>>);
+
+impl Port for Feed {
+    fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
+        let mut tray = self.0.lock().expect("nobody panics with a tray in hand");
+        while !tray.frames.is_empty()
+            && !burst.is_full()
+            && let Some(mut frame) = pool.take()
+        {
+            frame.set_data(HEADROOM, FRAME);
+            let next = tray.next % tray.frames.len();
+            pool.memory().data(&mut frame).copy_from_slice(&tray.frames[next]);
+            tray.next = next + 1;
+            burst.push(frame);
+        }
+    }
+
+    fn transmit(&mut self, pool: &mut Pool, burst: &mut Burst) {
+        let mut tray = self.0.lock().expect("nobody panics with a tray in hand");
+        for mut frame in burst.drain(..) {
+            if tray.listens
+                && let Some(bytes) = pool.memory().data(&mut frame).first_chunk()
+            {
+                tray.heard.push(*bytes);
+            }
+            pool.give(frame);
+        }
+    }
+
+    fn flush(&mut self, _: &mut Pool) {}
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn losses(&self) -> Losses {
+        Losses::default()
+    }
+}
+
+/// Workers with connections of their own, and what is fed to them.
+pub struct Team {
+    workers: Vec<Worker>,
+    /// By worker: from clients, from real servers.
+    trays: Vec<[Arc<Mutex<Tray>>; 2]>,
+    /// Control's ends of their lines.
+    pub handles: Vec<Handle>,
+    /// Everybody's counters.
+    pub counters: Arc<Counters>,
+    /// Keeps the workers' answering line open.
+    _bell: UnixStream,
+}
+
+impl Team {
+    /// So many workers that work by NAT.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn new(count: usize) -> Result<Self> {
+        let counters = Arc::new(Counters::new(count).context("memory for counters")?);
+        let (_, pools) = FrameMemory::with_pools(count as u32, FRAMES).context("memory for frames")?;
+        let directory = match count {
+            1 => None,
+            _ => Some(Arc::new(Directory::with_capacity(1 << 20).context("memory for the directory")?)),
+        };
+        let first = Arc::new(snapshot(Forwarding::Masq, count));
+        let (bell, answers) = UnixStream::pair().context("a socket pair")?;
+        let lines = (0..count).map(|_| link::channel(first.epoch, answers.try_clone()?));
+        let (links, handles): (Vec<_>, Vec<_>) =
+            lines.collect::<std::io::Result<Vec<_>>>().context("socket pairs")?.into_iter().unzip();
+        let bells: Vec<_> = handles.iter().map(Handle::bell).collect();
+        let clock = Clock::start();
+        let (mut workers, mut trays) = (Vec::new(), Vec::new());
+        let parts = pools.into_iter().zip(links).zip(worker::connect(&bells)).enumerate();
+        for (n, ((pool, link), peers)) in parts {
+            let id = WorkerId(n as u8);
+            let parts = director::Parts {
+                worker: id,
+                snapshot: Arc::clone(&first),
+                capacity: 1 << 16,
+                secret: SECRET,
+                directory: directory.clone(),
+                paths: Arc::default(),
+                counters: Arc::clone(&counters),
+            };
+            let director = Director::new(parts, Tick(0)).context("memory for connections")?;
+            let pair: [Arc<Mutex<Tray>>; 2] = Default::default();
+            let ports = [CLIENTS, SERVERS]
+                .into_iter()
+                .zip(&pair)
+                .map(|(port, tray)| (port, Box::new(Feed(Arc::clone(tray))) as Box<dyn Port>))
+                .collect();
+            trays.push(pair);
+            let counters = Arc::clone(&counters);
+            workers.push(Worker::new(worker::Parts {
+                id,
+                director,
+                ports,
+                pool,
+                peers,
+                link,
+                counters,
+                clock,
+            }));
+        }
+        let mut team = Self { workers, trays, handles, counters, _bell: bell };
+        team.acquaint();
+        Ok(team)
+    }
+
+    /// Lets each worker meet its clients, and fills the trays with their frames and the real servers' answers.
+    fn acquaint(&mut self) {
+        for (n, worker) in self.workers.iter_mut().enumerate() {
+            let [clients, servers] = &self.trays[n];
+            let first = n as u32 * EACH;
+            clients.lock().expect("free").frames =
+                (first..first + EACH).map(|n| datagram(client(n), VIP)).collect();
+            servers.lock().expect("free").listens = true;
+            for _ in 0..EACH / 32 {
+                worker.turn();
+            }
+            let mut servers = servers.lock().expect("free");
+            servers.listens = false;
+            // What went to a real server comes back with its ends exchanged.
+            let mut heard = std::mem::take(&mut servers.heard);
+            heard.truncate(EACH as usize);
+            for frame in &mut heard {
+                let (from, to) = frame[26..34].split_at_mut(4);
+                from.swap_with_slice(to);
+                let (from, to) = frame[34..38].split_at_mut(2);
+                from.swap_with_slice(to);
+            }
+            servers.frames = heard;
+        }
+    }
+
+    /// Has every worker get the other's answers. Only for two.
+    ///
+    /// # Panics
+    /// When a worker has panicked.
+    pub fn cross(&mut self) {
+        let [first, second] = &self.trays[..] else { return };
+        let (mut first, mut second) = (first[1].lock().expect("free"), second[1].lock().expect("free"));
+        std::mem::swap(&mut first.frames, &mut second.frames);
+    }
+
+    /// Has the workers work, each on a core of its own, while `meanwhile` goes on. Gives the packets that they forwarded a second, together.
+    ///
+    /// # Panics
+    /// When a worker panics.
+    pub fn work(&mut self, cores: &[usize], meanwhile: impl FnOnce(&[Handle])) -> f64 {
+        let (stop, counters) = (AtomicBool::new(false), &self.counters);
+        let handles = &self.handles;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .workers
+                .iter_mut()
+                .zip(cores)
+                .enumerate()
+                .map(|(n, (worker, core))| {
+                    let stop = &stop;
+                    scope.spawn(move || {
+                        core_affinity::set_for_current(core_affinity::CoreId { id: *core });
+                        let forwarded = || counters.worker(WorkerId(n as u8)).event(Event::Forwarded);
+                        let (before, start) = (forwarded(), Instant::now());
+                        while !stop.load(Ordering::Relaxed) {
+                            worker.turn();
+                        }
+                        (forwarded() - before) as f64 / start.elapsed().as_secs_f64()
+                    })
+                })
+                .collect();
+            meanwhile(handles);
+            stop.store(true, Ordering::Relaxed);
+            threads.into_iter().map(|thread| thread.join().expect("workers do not panic")).sum()
+        })
+    }
+
+    /// One turn of the first worker.
+    pub fn turn(&mut self) {
+        self.workers[0].turn();
+    }
+
+    /// Frames lost so far, for whatever reason.
+    pub fn lost(&self) -> u64 {
+        self.counters.totals().filter(|(name, _)| name.starts_with("drop.")).map(|(_, count)| count).sum()
+    }
+}
