@@ -19,6 +19,9 @@ const CONNECTIONS: [u32; 4] = [1, 1000, 1_000_000, 10_000_000];
 /// Exponent of Zipf's law: a little more than what web sites' clients are found to follow.
 const SKEW: f64 = 1.1;
 
+/// Which connection comes next.
+type Draw<'a> = &'a dyn Fn(&mut SmallRng) -> u32;
+
 fn requests(c: &mut Criterion) {
     for (name, forwarding) in MODES {
         let mut group = c.benchmark_group(format!("director/{name}"));
@@ -29,8 +32,7 @@ fn requests(c: &mut Criterion) {
             let uniform = |random: &mut SmallRng| random.random_range(0..connections);
             let zipf = Zipf::new(f64::from(connections), SKEW).expect("it is a law");
             let skewed = |random: &mut SmallRng| zipf.sample(random) as u32 - 1;
-            let draws: [(&str, &dyn Fn(&mut SmallRng) -> u32); 2] =
-                [("uniform", &uniform), ("zipf", &skewed)];
+            let draws: [(&str, Draw); 2] = [("uniform", &uniform), ("zipf", &skewed)];
             for (law, draw) in draws {
                 group.bench_function(BenchmarkId::new(law, connections), |b| {
                     b.iter_custom(|bursts| {
