@@ -17,7 +17,7 @@ use shunt_dataplane::port::{Burst, FrameMemory, Losses, Pool, Port};
 use shunt_dataplane::service::{Forwarding, Tick, WorkerId};
 use shunt_dataplane::stats::{Counters, Event};
 use shunt_dataplane::worker::link::{self, Handle};
-use shunt_dataplane::worker::{self, Clock, Worker};
+use shunt_dataplane::worker::{self, Clock, Polling, Worker};
 
 use super::frames::{FRAME, datagram};
 use super::{CLIENTS, SECRET, SERVERS, VIP, client, snapshot};
@@ -131,7 +131,7 @@ impl Team {
                 .map(|(port, tray)| (port, Box::new(Feed(Arc::clone(tray))) as Box<dyn Port>))
                 .collect();
             trays.push(pair);
-            let counters = Arc::clone(&counters);
+            let (counters, polling) = (Arc::clone(&counters), Polling::Busy);
             workers.push(Worker::new(worker::Parts {
                 id,
                 director,
@@ -141,6 +141,7 @@ impl Team {
                 link,
                 counters,
                 clock,
+                polling,
             }));
         }
         let mut team = Self { workers, trays, handles, counters, _bell: bell };
