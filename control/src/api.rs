@@ -491,6 +491,8 @@ pub struct Status {
     pub table_size: u64,
     /// Each interface, with the way it is driven, such as `af-xdp (native, copy)`.
     pub interfaces: Vec<(String, String)>,
+    /// What frames are kept in: how much, and in what pages.
+    pub memory: String,
     /// The cores the workers are pinned to.
     pub cores: Vec<usize>,
     /// The snapshot every worker has reached.

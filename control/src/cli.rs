@@ -179,6 +179,7 @@ fn status(json: bool) -> anyhow::Result<()> {
     for (interface, way) in &status.interfaces {
         println!("{interface}: {way}");
     }
+    println!("{}", status.memory);
     let cores: Vec<String> = status.cores.iter().map(usize::to_string).collect();
     println!(
         "{} worker(s), on core(s) {}; tables for {} connections",

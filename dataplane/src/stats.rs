@@ -198,7 +198,7 @@ pub struct WorkerCounters {
 }
 
 /// The names of [`Losses`]' counters, in order.
-const LOSSES: [&str; 3] = ["port.rx_overrun", "port.rx_oversized", "port.tx_refused"];
+const LOSSES: [&str; 4] = ["port.rx_overrun", "port.rx_no_buffer", "port.rx_oversized", "port.tx_refused"];
 
 /// The counters of all workers.
 pub struct Counters {
@@ -320,8 +320,8 @@ impl WorkerCounters {
 
     /// Notes what the worker's ports have lost so far.
     pub fn note(&self, losses: Losses) {
-        let Losses { rx_overrun, rx_oversized, tx_refused } = losses;
-        for (counter, total) in self.losses.iter().zip([rx_overrun, rx_oversized, tx_refused]) {
+        let Losses { rx_overrun, rx_no_buffer, rx_oversized, tx_refused } = losses;
+        for (counter, total) in self.losses.iter().zip([rx_overrun, rx_no_buffer, rx_oversized, tx_refused]) {
             counter.store(total, Ordering::Relaxed);
         }
     }

@@ -4,11 +4,13 @@
 //! workers; queues beyond that are dealt out in turn, or their frames would stay with the kernel. With AF_PACKET the kernel
 //! deals the frames out to any number of workers.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, bail};
 use shunt_dataplane::port::af_xdp::{AfXdp, Attach, Queue};
 use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 use shunt_dataplane::port::{FrameMemory, Pool, Port, af_packet, af_xdp};
-use shunt_dataplane::service::{Interface, PortId};
+use shunt_dataplane::service::{Interface, PortId, Protocol, Spread, WorkerId};
 use shunt_dataplane::steer::{self, Filter, Mode, Preference, Steering, Xdp};
 use shunt_dataplane::worker::MAX_PORTS;
 
@@ -47,6 +49,8 @@ pub struct Backend {
     pub steering: Box<dyn Steering>,
     /// Each interface, with the way it is driven.
     pub ways: Vec<(String, String)>,
+    /// How the interfaces deal frames out to the workers, where they say, and all do it alike.
+    pub spread: Option<Arc<Spread>>,
 }
 
 /// Queues that frames of an interface may come in by.
@@ -145,7 +149,8 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
         xdp.register(port, queue.queue, std::os::fd::AsFd::as_fd(&socket))?;
         ports[queue.worker].push((port, Box::new(socket)));
     }
-    Ok(Backend { ports, pools, steering: Box::new(xdp), ways })
+    let spread = spread(interfaces, workers);
+    Ok(Backend { ports, pools, steering: Box::new(xdp), ways, spread })
 }
 
 fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
@@ -161,7 +166,46 @@ fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backe
         }
     }
     let ways = interfaces.iter().map(|interface| (interface.name.clone(), "af-packet".to_owned())).collect();
-    Ok(Backend { ports, pools, steering: Box::new(filter), ways })
+    // The kernel's own hash deals out here.
+    Ok(Backend { ports, pools, steering: Box::new(filter), ways, spread: None })
+}
+
+/// How the interfaces' receive hash deals frames out to workers, as [`open_xdp`] gives them queues.
+fn spread(interfaces: &[Interface], workers: usize) -> Option<Arc<Spread>> {
+    if workers == 1 {
+        return None;
+    }
+    let of = |interface: &Interface| {
+        let ethtool = Ethtool::open(&interface.name).ok()?;
+        let (key, table) = ethtool.receive_hash().ok()?;
+        let [with_tcp, with_udp] = [false, true].map(|udp| ethtool.hashes_ports(udp).unwrap_or(false));
+        let table = table.into_iter().map(|queue| WorkerId((queue as usize % workers) as u8)).collect();
+        if with_tcp { Spread::new(key, table, with_udp) } else { None }
+    };
+    let mut all = interfaces.iter().map(of);
+    let first = all.next()??;
+    let alike = all.all(|other| other.as_ref() == Some(&first));
+    if alike {
+        tracing::info!(
+            "the receive hash is known: FullNAT takes ports whose replies come to the right worker{}",
+            if first.hashes_ports_of(Protocol::Udp as u8) {
+                ""
+            } else {
+                ", but for UDP, whose ports are not hashed"
+            }
+        );
+    }
+    alike.then(|| Arc::new(first))
+}
+
+/// What frames are kept in, for people.
+pub fn describe(memory: &FrameMemory) -> String {
+    let pages = if memory.is_huge() {
+        "reserved huge pages"
+    } else {
+        "ordinary pages, joined to huge ones where the kernel can (vm.nr_hugepages reserves some)"
+    };
+    format!("{} MiB of frames in {pages}", memory.size() >> 20)
 }
 
 fn frames(workers: usize, per_worker: u32) -> anyhow::Result<Vec<Pool>> {

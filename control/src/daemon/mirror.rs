@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -20,7 +21,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
-use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Vlan};
+use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Spread, Vlan};
 
 /// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
 /// takes about 1 ms to read.
@@ -41,6 +42,8 @@ pub struct Mirror {
     names: Vec<String>,
     /// The one that the machine's own kernel is beyond.
     home: Option<LinkId>,
+    /// How they deal frames out to the workers.
+    spread: Option<Arc<Spread>>,
 }
 
 /// What the mirror shows.
@@ -107,7 +110,12 @@ impl Mirror {
         }
         let names: Vec<String> = all.map(str::to_owned).collect();
         let home = home.map(|_| LinkId(names.len() as u16 - 1));
-        Ok((Self { handle, interfaces, names, home }, messages.map(|_| ())))
+        Ok((Self { handle, interfaces, names, home, spread: None }, messages.map(|_| ())))
+    }
+
+    /// Notes how the interfaces deal frames out to the workers: from now on a part of what is read.
+    pub fn note_spread(&mut self, spread: Option<Arc<Spread>>) {
+        self.spread = spread;
     }
 
     /// Waits until events have stopped coming for a moment.
@@ -146,6 +154,7 @@ impl Mirror {
         let (neighbours, failed, permanent) = self.neighbours(&indices).await?;
         let network = Network::new(interfaces, self.routes(&indices).await?, neighbours)
             .with_vlans(vlans)
+            .with_spread(self.spread.clone())
             .on_machine(local.iter().copied(), is_router());
         let network = match self.home {
             Some(home) => network.with_home(home),

@@ -16,6 +16,7 @@ mod claim;
 mod engine;
 mod home;
 mod mirror;
+mod placement;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -53,6 +54,7 @@ use claim::Claim;
 use engine::{Cursor, Engine};
 use home::Home;
 use mirror::{Mirror, View};
+use placement::{Machine, Setup};
 use watch::Watch;
 
 /// How often control looks after things: workers alive, neighbours that did not answer asked again.
@@ -72,7 +74,7 @@ pub struct Options {
     /// How to get at the frames.
     #[arg(long, value_enum, default_value_t)]
     pub backend: backend::Choice,
-    /// Cores for the workers, one worker each, such as 1,2. By default as many as there are queues, from the last core down.
+    /// Cores for the workers, one worker each, such as 1,2. By default as many as there are queues, from the last core down, on the NUMA nodes of the interfaces first.
     #[arg(long, value_delimiter = ',', value_name = "CORES")]
     pub cores: Vec<usize>,
     /// Never let workers sleep, and (AF_XDP) let them do the receiving work of their queues' interrupts: for cores that nothing else is to run on.
@@ -204,6 +206,8 @@ struct Control {
     /// Workers that are still to be told of targets that were granted to them.
     granted: Vec<(usize, Target)>,
     ways: Vec<(String, String)>,
+    /// What frames are kept in.
+    memory: String,
     cores: Vec<usize>,
     /// Connections that a worker has room for.
     capacity: usize,
@@ -224,8 +228,8 @@ impl Control {
     async fn start(
         options: &Options,
         rules: Rules,
-        mirror: Mirror,
-        view: View,
+        mut mirror: Mirror,
+        mut view: View,
         cores: Vec<usize>,
         home: Option<(Home, Vec<Tap>)>,
     ) -> anyhow::Result<Self> {
@@ -237,7 +241,7 @@ impl Control {
         let claim = Claim::stake(view.network.interfaces())?;
         Watch::mtus(&view.network);
         let (named, _) = view.network.interfaces().split_at(options.interfaces.len());
-        let Backend { mut ports, pools, steering, ways } =
+        let Backend { mut ports, pools, steering, ways, spread } =
             backend::open(options.backend, named, cores.len(), options.busy_poll)?;
         let home = home.map(|(home, queues)| {
             for (ports, queue) in ports.iter_mut().zip(queues) {
@@ -248,6 +252,13 @@ impl Control {
         for (name, way) in &ways {
             tracing::info!("{name}: {way}");
         }
+        let setup = Setup { ways: &ways, cores: &cores, busy_poll: options.busy_poll };
+        for complaint in Machine::here().complaints(&setup) {
+            tracing::warn!("{complaint}");
+        }
+        view.network = view.network.with_spread(spread.clone());
+        mirror.note_spread(spread);
+        let memory = pools.first().map_or_else(String::new, |pool| backend::describe(pool.memory()));
 
         let counters = Arc::new(Counters::new(cores.len()).context("cannot map memory for counters")?);
         let mut publisher = Publisher::new(options.interfaces.clone());
@@ -334,6 +345,7 @@ impl Control {
             wished: HashMap::new(),
             granted: Vec::new(),
             ways,
+            memory,
             cores,
             capacity,
             watch: Watch::default(),
@@ -590,6 +602,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             table_size: (self.capacity * self.cores.len()) as u64,
             interfaces: self.ways.clone(),
+            memory: self.memory.clone(),
             cores: self.cores.clone(),
             epoch: self.engine.epoch().0,
             counters: self.engine.counters().totals().map(|(name, n)| (name.to_owned(), n)).collect(),
@@ -654,6 +667,7 @@ fn choose_cores(options: &Options) -> anyhow::Result<Vec<usize>> {
         return Ok(options.cores.clone());
     }
     let queues = options.interfaces.iter().map(|name| backend::queues(name)).min().unwrap_or(1) as usize;
+    let allowed = Machine::here().by_nearness(&allowed, &options.interfaces);
     let mut cores: Vec<usize> = allowed.iter().rev().take(queues).copied().collect();
     cores.sort_unstable();
     Ok(cores)

@@ -112,6 +112,7 @@ fn connections() -> Vec<ConnectionEntry> {
 pub fn status() -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
+        memory: "48 MiB of frames in reserved huge pages".to_owned(),
         table_size: 2 << 20,
         interfaces: vec![("eth0".into(), "af-xdp (native, copy)".into())],
         cores: vec![2, 3],

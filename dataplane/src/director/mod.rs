@@ -140,7 +140,7 @@ impl Director {
         let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
         let mut pools = Pools::new(worker, counters.workers(), secret);
-        pools.adopt(&snapshot.services);
+        pools.adopt(&snapshot.services, snapshot.network.spread());
         let beyond = Beyond::with_capacity(capacity, secret, now)?;
         let (limiter, outbox, defence) = Default::default();
         Ok(Self {
@@ -238,7 +238,7 @@ impl Director {
         let shared = &mut self.shared;
         shared.schedulers.adopt(Some(&shared.snapshot.services), &snapshot.services);
         if !Arc::ptr_eq(&shared.snapshot.services, &snapshot.services) {
-            shared.pools.adopt(&snapshot.services);
+            shared.pools.adopt(&snapshot.services, snapshot.network.spread());
         }
         if !Arc::ptr_eq(&shared.snapshot.network, &snapshot.network) {
             self.v4.forget_hops();

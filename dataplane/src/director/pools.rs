@@ -6,7 +6,8 @@
 //! asks for, and then after all other free ports. A connection that ends earlier, because a SYN of its client's takes its place, has the rest of its wait
 //! kept by its port. Nothing is searched for, and a used-up queue says so at once.
 //!
-//! The workers share the ports out by their numbers, so none has to ask another. Queues are made when rules change, never for a packet.
+//! The workers share the ports out, so none has to ask another. Where it is known how the NICs deal frames out ([`Spread`]), a worker has the ports
+//! whose replies come to it; elsewhere by their numbers, and replies are handed over. Queues are made when rules change, never for a packet.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -16,7 +17,8 @@ use hashbrown::{HashMap, HashSet};
 use siphasher::sip::SipHasher13;
 
 use crate::conn::table::Secret;
-use crate::service::{Dest, DestId, Forwarding, Local, Services, Tick, WorkerId};
+use crate::service::spread::Ends;
+use crate::service::{Dest, DestId, Forwarding, Local, Services, Spread, Tick, WorkerId};
 
 /// The first local port. Those below are for the machine's own services.
 const FIRST: u16 = 1024;
@@ -31,6 +33,22 @@ pub struct Pools {
     secret: Secret,
     queues: HashMap<Way, Queue>,
     turns: HashMap<DestId, Turn>,
+    sorted: Option<Sorted>,
+}
+
+/// All ports, sorted by what they add to the place that a reply's hash leads to.
+struct Sorted {
+    spread: Arc<Spread>,
+    /// For IPv4 and IPv6: the ports, and where those that add 0, 1, 2 … begin among them, and where the last end.
+    families: [(Vec<u16>, Vec<u16>); 2],
+}
+
+/// The ports of a way that a worker has, by the order of its places.
+enum Deal {
+    /// Every so many-th.
+    ByNumber,
+    /// Those that add certain values, each value with its first place.
+    ByHash(Box<[(u16, u16)]>),
 }
 
 /// From where to where: what has a queue of ports.
@@ -56,6 +74,7 @@ struct Turn {
 
 /// Free ports of a way.
 struct Queue {
+    deal: Deal,
     /// Ports from this place on were never used.
     fresh: u16,
     /// Where in the worker's ports the first one stands: two servers' connections do not begin at the same port.
@@ -77,7 +96,7 @@ impl Pools {
     /// No ports yet, for one of some workers.
     pub fn new(worker: WorkerId, workers: usize, secret: Secret) -> Self {
         let workers = workers.clamp(1, 256) as u16;
-        Self { worker, workers, secret, queues: HashMap::new(), turns: HashMap::new() }
+        Self { worker, workers, secret, queues: HashMap::new(), turns: HashMap::new(), sorted: None }
     }
 
     /// Takes a port for a new connection to this port of a real server at `now`. Addresses take turns; one whose ports are used up is passed over, and counts
@@ -91,10 +110,15 @@ impl Pools {
             if !self.queues.contains_key(&way) {
                 way.server.1 = 0;
             }
-            match self.queues.get_mut(&way).and_then(|queue| queue.take(now)) {
-                Some(place) => {
+            let queue = self.queues.get_mut(&way);
+            match queue.and_then(|queue| queue.take(now).map(|place| (&queue.deal, place))) {
+                Some((deal, place)) => {
                     local.begin(self.worker);
-                    return Some((way, self.port(place)));
+                    let port = match (deal, &self.sorted) {
+                        (Deal::ByHash(shares), Some(sorted)) => sorted.port(&way, shares, place),
+                        _ => FIRST + u16::from(self.worker.0) + place * self.workers,
+                    };
+                    return Some((way, port));
                 }
                 None => local.exhaust(self.worker),
             }
@@ -104,8 +128,11 @@ impl Pools {
 
     /// Gives a connection's port back, which may be used again from the moment `from` on. The way is the one it was taken for.
     pub fn give(&mut self, dest: DestId, way: &Way, port: u16, from: Tick, now: Tick) {
-        let place = (port - FIRST) / self.workers;
         if let Some(queue) = self.queues.get_mut(way) {
+            let place = match (&queue.deal, &self.sorted) {
+                (Deal::ByHash(shares), Some(sorted)) => sorted.place(way, shares, port),
+                _ => (port - FIRST) / self.workers,
+            };
             queue.give(place, from, now);
         }
         let turn = self.turns.get(&dest);
@@ -116,8 +143,11 @@ impl Pools {
     }
 
     /// Learns what local addresses and real servers there are now. What is gone stays for as long as connections have ports of it.
-    pub fn adopt(&mut self, services: &Services) {
-        let share = PORTS / self.workers;
+    pub fn adopt(&mut self, services: &Services, spread: Option<&Arc<Spread>>) {
+        // A port must go back to the queue it came from, so the order they are in does not change any more.
+        if self.queues.is_empty() && self.sorted.as_ref().map(|sorted| &sorted.spread) != spread {
+            self.sorted = spread.map(Sorted::new);
+        }
         let mut wanted = HashSet::new();
         let mut turns = std::mem::take(&mut self.turns);
         for service in services.iter() {
@@ -133,8 +163,13 @@ impl Pools {
                 });
                 for way in ways {
                     wanted.insert(way);
+                    if self.queues.contains_key(&way) {
+                        continue;
+                    }
+                    let by_hash = self.sorted.as_ref().and_then(|s| s.deal(&way, self.worker, self.workers));
+                    let (deal, share) = by_hash.unwrap_or((Deal::ByNumber, PORTS / self.workers));
                     let start = self.start(&way, share);
-                    self.queues.entry(way).or_insert_with(|| Queue::new(share, start));
+                    self.queues.insert(way, Queue::new(deal, share, start));
                 }
                 self.turns.insert(dest.id, turn);
             }
@@ -155,9 +190,61 @@ impl Pools {
         std::hash::Hash::hash(way, &mut hash);
         (hash.finish() % u64::from(share)) as u16
     }
+}
 
-    fn port(&self, place: u16) -> u16 {
-        FIRST + u16::from(self.worker.0) + place * self.workers
+impl Sorted {
+    fn new(spread: &Arc<Spread>) -> Self {
+        let families = [true, false].map(|is_ipv4| {
+            let mut ports: Vec<(usize, u16)> =
+                (FIRST..=u16::MAX).map(|port| (spread.of_port(is_ipv4, port), port)).collect();
+            ports.sort_unstable();
+            let begin = |value| ports.partition_point(|(adds, _)| *adds < value) as u16;
+            let starts = (0..=spread.places()).map(begin).collect();
+            (ports.iter().map(|(_, port)| *port).collect(), starts)
+        });
+        Self { spread: Arc::clone(spread), families }
+    }
+
+    /// What a worker has of a way's ports, and how many. `None` where the hash does not see ports, or would leave somebody short of them: then
+    /// for all workers.
+    fn deal(&self, way: &Way, worker: WorkerId, workers: u16) -> Option<(Deal, u16)> {
+        if way.server.1 == 0 || !self.spread.hashes_ports_of(way.protocol) {
+            return None;
+        }
+        let place = self.spread.place(&Ends { source: way.server, destination: (way.local, 0) });
+        let (_, starts) = self.family(way);
+        let (mut shares, mut counts) = (Vec::new(), [0u16; 256]);
+        for (value, ends) in starts.windows(2).enumerate() {
+            let owner = self.spread.worker_at(place ^ value);
+            let count = &mut counts[usize::from(owner.0)];
+            if owner == worker && ends[0] != ends[1] {
+                shares.push((value as u16, *count));
+            }
+            *count += ends[1] - ends[0];
+        }
+        let least = counts[..usize::from(workers)].iter().min().copied().unwrap_or(0);
+        let share = counts[usize::from(worker.0)];
+        (least >= PORTS / workers / 2).then(|| (Deal::ByHash(shares.into()), share))
+    }
+
+    fn port(&self, way: &Way, shares: &[(u16, u16)], place: u16) -> u16 {
+        let (ports, starts) = self.family(way);
+        let (value, first) = shares[shares.partition_point(|(_, first)| *first <= place) - 1];
+        ports[usize::from(starts[usize::from(value)] + (place - first))]
+    }
+
+    /// The place of a port that [`Sorted::port`] gave.
+    fn place(&self, way: &Way, shares: &[(u16, u16)], port: u16) -> u16 {
+        let (ports, starts) = self.family(way);
+        let value = self.spread.of_port(way.local.is_ipv4(), port);
+        let [start, end] = [starts[value], starts[value + 1]].map(usize::from);
+        let within = ports[start..end].partition_point(|other| *other < port) as u16;
+        let share = shares.partition_point(|(other, _)| usize::from(*other) < value);
+        shares.get(share).map_or(0, |(_, first)| first + within)
+    }
+
+    fn family(&self, way: &Way) -> &(Vec<u16>, Vec<u16>) {
+        &self.families[usize::from(way.local.is_ipv6())]
     }
 }
 
@@ -171,8 +258,8 @@ impl Turn {
 }
 
 impl Queue {
-    fn new(share: u16, start: u16) -> Self {
-        Self { fresh: 0, start, back: Ring::new(share), waiting: Ring::new(share) }
+    fn new(deal: Deal, share: u16, start: u16) -> Self {
+        Self { deal, fresh: 0, start, back: Ring::new(share), waiting: Ring::new(share) }
     }
 
     fn take(&mut self, now: Tick) -> Option<u16> {
@@ -292,7 +379,7 @@ mod tests {
 
     fn pools(worker: u8, services: &Services) -> Pools {
         let mut pools = Pools::new(WorkerId(worker), 4, Secret([1, 2, 3]));
-        pools.adopt(services);
+        pools.adopt(services, None);
         pools
     }
 
@@ -307,6 +394,46 @@ mod tests {
             }
         }
         assert_eq!(seen.len(), usize::from(PORTS / 4 * 4));
+    }
+
+    #[test]
+    fn a_ports_reply_comes_to_the_worker_that_has_it() {
+        let (services, dest) = services(&[&local(2)]);
+        let key: Vec<u8> = (0..40).map(|n| (n * 37 + 11) as u8).collect();
+        let table = (0..128).map(|place| WorkerId(place / 32)).collect();
+        let spread = Arc::new(Spread::new(key, table, false).unwrap());
+        let mut seen = HashSet::new();
+        for worker in (0..4).map(WorkerId) {
+            let mut pools = Pools::new(worker, 4, Secret([1, 2, 3]));
+            pools.adopt(&services, Some(&spread));
+            let mut own = Vec::new();
+            while let Some((way, port)) = pools.take(&dest, 6, 80, NOW) {
+                let reply = Ends { source: way.server, destination: (way.local, port) };
+                assert_eq!(spread.worker(&reply), worker);
+                assert!(port >= FIRST && seen.insert(port), "{port} twice");
+                own.push(port);
+            }
+            // They come back to where they were.
+            own.iter().for_each(|port| pools.give(dest.id, &WAY, *port, NOW, NOW));
+            let again: Vec<_> =
+                std::iter::from_fn(|| pools.take(&dest, 6, 80, NOW)).map(|(_, port)| port).collect();
+            assert_eq!(again, own);
+        }
+        assert_eq!(seen.len(), usize::from(PORTS));
+    }
+
+    #[test]
+    fn a_hash_that_leaves_a_worker_short_of_ports_is_not_followed() {
+        let (services, dest) = services(&[&local(2)]);
+        // Four workers, of which the table knows two.
+        let table = (0..128).map(|place| WorkerId(place % 2)).collect();
+        let spread = Arc::new(Spread::new((0..40).collect(), table, true).unwrap());
+        for worker in 0..4 {
+            let mut pools = Pools::new(WorkerId(worker), 4, Secret([1, 2, 3]));
+            pools.adopt(&services, Some(&spread));
+            let (_, port) = pools.take(&dest, 6, 80, NOW).unwrap();
+            assert_eq!((port - FIRST) % 4, u16::from(worker));
+        }
     }
 
     #[test]
@@ -331,15 +458,15 @@ mod tests {
         let (without, _) = services(&[]);
         let mut pools = pools(0, &with);
         let (_, first) = pools.take(&dest, 6, 80, NOW).unwrap();
-        pools.adopt(&without);
+        pools.adopt(&without, None);
         assert_eq!(pools.take(&dest, 6, 80, NOW), None);
-        pools.adopt(&with);
+        pools.adopt(&with, None);
         assert_ne!(pools.take(&dest, 6, 80, NOW).unwrap().1, first);
-        pools.adopt(&without);
+        pools.adopt(&without, None);
         pools.give(dest.id, &WAY, first, NOW, NOW);
         pools.give(dest.id, &WAY, first + 4, NOW, NOW);
         assert_eq!(one.conns(), 0);
-        pools.adopt(&without);
+        pools.adopt(&without, None);
         assert!(pools.queues.is_empty() && pools.turns[&dest.id].leaving.is_empty());
     }
 
@@ -367,7 +494,7 @@ mod tests {
             share in 1u16..20, start in 0u16..20,
             steps in prop::collection::vec(prop_oneof![Just(None), (0u32..9).prop_map(Some)], 0..200),
         ) {
-            let mut queue = Queue::new(share, start % share);
+            let mut queue = Queue::new(Deal::ByNumber, share, start % share);
             let mut free: VecDeque<u16> = (0..share).map(|n| (start % share + n) % share).collect();
             let (mut waiting, mut out) = (VecDeque::new(), VecDeque::new());
             let mut now = Tick(u32::MAX - 50);

@@ -213,7 +213,12 @@ impl Port for AfPacket {
         // A link that goes down leaves an error on the socket, and poll(2) would return at once until somebody
         // takes it.
         let _ = option::<i32>(&self.fd, libc::SOL_SOCKET, libc::SO_ERROR);
-        Losses { rx_overrun: self.overrun.get(), rx_oversized: self.oversized, tx_refused: self.refused }
+        Losses {
+            rx_overrun: self.overrun.get(),
+            rx_no_buffer: 0, // its ring is its buffers
+            rx_oversized: self.oversized,
+            tx_refused: self.refused,
+        }
     }
 }
 

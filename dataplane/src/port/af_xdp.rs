@@ -234,7 +234,8 @@ impl Port for AfXdp {
         {
             let no_buffer = statistics.rx_fill_ring_empty_descs;
             self.losses.set(Losses {
-                rx_overrun: statistics.rx_ring_full + no_buffer,
+                rx_overrun: statistics.rx_ring_full,
+                rx_no_buffer: no_buffer,
                 rx_oversized: statistics.rx_dropped.saturating_sub(no_buffer),
                 tx_refused: statistics.tx_invalid_descs,
             });
@@ -464,7 +465,7 @@ mod tests {
             (held.len() == 160).then_some(())
         });
         assert_eq!((held.len(), b.lent), (160, 0));
-        assert_eq!(b.losses(), Losses { rx_overrun: 200 - 128, ..Losses::default() });
+        assert_eq!(b.losses(), Losses { rx_no_buffer: 200 - 128, ..Losses::default() });
         held.into_iter().for_each(|frame| pool.give(frame));
         b.receive(&mut pool, &mut burst);
         assert_eq!(b.lent, 128);

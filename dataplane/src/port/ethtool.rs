@@ -24,7 +24,9 @@ const GFLAGS: u32 = 0x25;
 const SFLAGS: u32 = 0x26;
 const GGRO: u32 = 0x2b;
 const SGRO: u32 = 0x2c;
+const GRXFH: u32 = 0x29;
 const GCHANNELS: u32 = 0x3c;
+const GRSSH: u32 = 0x46;
 const FLAG_TXVLAN: u32 = 1 << 7;
 const FLAG_LRO: u32 = 1 << 15;
 
@@ -168,6 +170,45 @@ impl Ethtool {
         Ok(Channels { rx: counts.rx, tx: counts.tx, combined: counts.combined })
     }
 
+    /// The key and the indirection table (of queues) of the receive hash, if that is Toeplitz's and nothing is done to its input.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when the driver has no such hash, does not say, or has another; ENODEV when there is no such interface.
+    pub fn receive_hash(&self) -> io::Result<(Vec<u8>, Vec<u32>)> {
+        let unsupported = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        let mut hash = Box::new(ReceiveHash::default());
+        // The first question is about the sizes.
+        self.ask(&mut *hash)?;
+        let (places, key) = (hash.places as usize, hash.key as usize);
+        if places + key.div_ceil(4) > hash.config.len() || places == 0 {
+            return Err(unsupported());
+        }
+        (hash.command, hash.function) = (GRSSH, 0);
+        self.ask(&mut *hash)?;
+        if hash.function != TOEPLITZ || hash.change != 0 {
+            return Err(unsupported());
+        }
+        let bytes = hash.config[places..].iter().flat_map(|word| word.to_ne_bytes());
+        Ok((bytes.take(key).collect(), hash.config[..places].to_vec()))
+    }
+
+    /// Whether the receive hash of TCP (or UDP), over IPv4 and over IPv6, is of addresses and ports, and of nothing else.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when the driver does not say; ENODEV when there is no such interface.
+    pub fn hashes_ports(&self, of_udp: bool) -> io::Result<bool> {
+        // TCP_V4_FLOW, UDP_V4_FLOW, TCP_V6_FLOW, UDP_V6_FLOW.
+        let flows = if of_udp { [2, 6] } else { [1, 5] };
+        for flow in flows {
+            let mut fields = HashedFields { command: GRXFH, flow, fields: 0, rest: [0; 22] };
+            self.ask(&mut fields)?;
+            if fields.fields != ADDRESSES_AND_PORTS {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn value(&self, command: u32) -> io::Result<u32> {
         let mut value = Value { command, data: 0 };
         self.ask(&mut value)?;
@@ -220,6 +261,59 @@ struct ChannelCounts {
     combined: u32,
 }
 
+/// Words of indirection table and key that we have room for; the largest table known has 4096.
+const HASH_WORDS: usize = 4096 + 64;
+
+/// `ETH_RSS_HASH_TOP`.
+const TOEPLITZ: u8 = 1;
+
+/// `RXH_IP_SRC | RXH_IP_DST | RXH_L4_B_0_1 | RXH_L4_B_2_3`.
+const ADDRESSES_AND_PORTS: u64 = 0xf0;
+
+/// `struct ethtool_rxfh`: the kernel writes as much of `config` as `places` and `key` say, which it fills in when they are zero.
+#[repr(C)]
+struct ReceiveHash {
+    command: u32,
+    context: u32,
+    places: u32,
+    key: u32,
+    function: u8,
+    change: u8,
+    reserved: [u8; 2],
+    reserved_too: u32,
+    config: [u32; HASH_WORDS],
+}
+
+impl Default for ReceiveHash {
+    fn default() -> Self {
+        Self {
+            command: GRSSH,
+            context: 0,
+            places: 0,
+            key: 0,
+            function: 0,
+            change: 0,
+            reserved: [0; 2],
+            reserved_too: 0,
+            config: [0; HASH_WORDS],
+        }
+    }
+}
+
+/// `struct ethtool_rxnfc`: 192 bytes, of which the command for fields uses the first 16.
+#[repr(C)]
+struct HashedFields {
+    command: u32,
+    flow: u32,
+    fields: u64,
+    rest: [u64; 22],
+}
+
+// SAFETY: the fixed fields are those of the header, 24 bytes; behind them is room for more than `receive_hash` lets the kernel write.
+unsafe impl Question for ReceiveHash {}
+// SAFETY: u32, u32, u64 and as many bytes as the header's struct has, 192 in all.
+unsafe impl Question for HashedFields {}
+
 // SAFETY: two u32, as in the header.
 unsafe impl Question for Value {}
 // SAFETY: 4 + 5 × 32 + 12 + 5 × 4 = 196 bytes, as in the header; `driver` follows the command.
@@ -227,6 +321,7 @@ unsafe impl Question for DriverInfo {}
 // SAFETY: nine u32 in the header's order.
 unsafe impl Question for ChannelCounts {}
 
+const _: () = assert!(size_of::<HashedFields>() == 192 && size_of::<ReceiveHash>() == 24 + 4 * HASH_WORDS);
 const _: () = assert!(size_of::<DriverInfo>() == 196 && size_of::<ChannelCounts>() == 36);
 
 #[cfg(test)]
@@ -251,6 +346,14 @@ mod tests {
         for offload in Offload::ALL {
             ethtool.offload(offload).unwrap();
         }
+    }
+
+    #[test]
+    fn a_veth_has_no_receive_hash_to_be_read() {
+        let Some(net) = Net::with_veth(2) else { return };
+        let ethtool = Ethtool::open(net.a.name).unwrap();
+        assert_eq!(ethtool.receive_hash().unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+        assert_eq!(ethtool.hashes_ports(false).unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
     }
 
     #[test]

@@ -16,7 +16,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::worker::ring::{self, Receiver, Sender};
 
@@ -71,8 +71,8 @@ pub struct Pool {
 impl FrameMemory {
     /// Maps memory for `workers` × `per_worker` frames, and makes a pool for each worker.
     ///
-    /// Huge pages are used when the machine has enough reserved; otherwise normal ones, populated at once so that no
-    /// page fault happens on the packet path.
+    /// Huge pages are used when the machine has enough reserved; otherwise those that the kernel finds by itself, and normal ones, populated at once
+    /// so that no page fault happens on the packet path.
     ///
     /// # Errors
     /// When the kernel refuses the mapping (`ENOMEM`).
@@ -85,7 +85,14 @@ impl FrameMemory {
         let is_huge = huge.is_ok();
         let map = MmapRaw::from(match huge {
             Ok(map) => map,
-            Err(_) => MmapOptions::new().len(bytes).populate().map_anon()?,
+            Err(_) => {
+                let map = MmapOptions::new().len(bytes).map_anon()?;
+                // Advice first, pages then. Without transparent huge pages, or before Linux 5.14, the kernel says EINVAL; what is not populated here
+                // is when it is first used.
+                let _ = map.advise(Advice::HugePage);
+                let _ = map.advise(Advice::PopulateWrite);
+                map
+            }
         });
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let memory = Arc::new(Self { id, map, frames, per_worker, huge: is_huge });
@@ -124,7 +131,7 @@ impl FrameMemory {
         self.frames as usize * CHUNK
     }
 
-    /// Whether the mapping is backed by huge pages.
+    /// Whether the mapping is backed by reserved huge pages.
     pub fn is_huge(&self) -> bool {
         self.huge
     }

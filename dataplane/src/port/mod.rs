@@ -64,8 +64,10 @@ pub trait Port: Send {
 /// Frames a port lost before the director saw them, or after it let them go. All counts are totals since the port was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// The kernel had a frame but no empty buffer or no room in the receive ring.
+    /// The kernel had a frame but no room in the receive ring: the worker was too slow.
     pub rx_overrun: u64,
+    /// The kernel had a frame but no empty buffer for it: the fill ring was empty, because the worker was too slow or short of frames.
+    pub rx_no_buffer: u64,
     /// A received frame was longer than one chunk of frame memory (GRO, jumbo frames).
     pub rx_oversized: u64,
     /// The kernel refused a frame that was to be sent, or an invalid descriptor was seen.

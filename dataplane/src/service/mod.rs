@@ -20,12 +20,14 @@ use crate::stats::MAX_DESTS;
 mod local;
 mod marking;
 mod network;
+pub mod spread;
 mod sysctl;
 
 pub use local::Local;
 use marking::Markings;
 pub use marking::{EVERY_PORT, MAX_MARKINGS, Marking, Pattern, Prefix};
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable, Vlan};
+pub use spread::Spread;
 pub use sysctl::{SysctlError, Sysctls, absent};
 
 /// Counts snapshots. A worker that has reached an epoch has forgotten everything older.

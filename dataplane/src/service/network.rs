@@ -4,10 +4,11 @@
 //! The answer is cached in connections and valid for one network's life.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{LinkId, PortId};
+use super::{LinkId, PortId, Spread};
 use crate::packet::Tags;
 
 /// An interface of the machine: one of the director's, or a VLAN on one of those.
@@ -95,6 +96,7 @@ pub struct Network {
     local: HashSet<IpAddr>,
     forwards: [bool; 2],
     home: Option<LinkId>,
+    spread: Option<Arc<Spread>>,
 }
 
 impl Network {
@@ -124,6 +126,18 @@ impl Network {
     pub fn with_vlans(mut self, vlans: Vec<Vlan>) -> Self {
         self.vlans = vlans;
         self
+    }
+
+    /// The same network, whose NICs deal frames out to the workers like this.
+    #[must_use]
+    pub fn with_spread(mut self, spread: Option<Arc<Spread>>) -> Self {
+        self.spread = spread;
+        self
+    }
+
+    /// How the NICs deal frames out to the workers, if that is known and the same for all.
+    pub fn spread(&self) -> Option<&Arc<Spread>> {
+        self.spread.as_ref()
     }
 
     /// The same network, on a machine that has these addresses and forwards IPv4 and IPv6 between its interfaces or not.

@@ -390,6 +390,7 @@ impl Worker {
         let all = self.ports.iter().map(|(_, port)| port.losses());
         let sum = all.fold(Losses::default(), |sum, losses| Losses {
             rx_overrun: sum.rx_overrun + losses.rx_overrun,
+            rx_no_buffer: sum.rx_no_buffer + losses.rx_no_buffer,
             rx_oversized: sum.rx_oversized + losses.rx_oversized,
             tx_refused: sum.tx_refused + losses.tx_refused,
         });

@@ -1,0 +1,193 @@
+//! Where workers run, and where their NICs' work is done: NUMA nodes, interrupts, settings; and what of it costs speed, in plain words.
+//!
+//! All of it is read from /sys and /proc. What a machine does not say (virtual interfaces have neither node nor interrupts) is no reason to warn.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The machine, as its files tell of it.
+pub struct Machine {
+    root: PathBuf,
+}
+
+/// How the director is set up, for [`Machine::complaints`].
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'s> {
+    /// Each interface, with the way it is driven.
+    pub ways: &'s [(String, String)],
+    /// The workers' cores.
+    pub cores: &'s [usize],
+    /// Whether workers do the receiving work themselves.
+    pub busy_poll: bool,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        Self { root: "/".into() }
+    }
+
+    /// Cores in the order of their worth for these interfaces, the best last: those on their NUMA nodes behind the others.
+    pub fn by_nearness(&self, cores: &[usize], interfaces: &[String]) -> Vec<usize> {
+        let nodes: Vec<_> = interfaces.iter().filter_map(|name| self.node_of(name)).collect();
+        let mut cores = cores.to_vec();
+        cores.sort_by_key(|core| self.node_of_core(*core).is_some_and(|node| nodes.contains(&node)));
+        cores
+    }
+
+    /// What costs speed, a sentence each.
+    pub fn complaints(&self, setup: &Setup<'_>) -> Vec<String> {
+        let mut said = Vec::new();
+        for (name, way) in setup.ways {
+            let is_hardware = self.file(&format!("sys/class/net/{name}/device")).exists();
+            if way.contains("generic") {
+                said.push(format!(
+                    "{name}: its driver has no native XDP, so the kernel makes a socket buffer of every frame before the director \
+                     gets it; another driver or NIC would be several times as fast"
+                ));
+            } else if way.contains("copy") && !way.contains("zero-copy") && is_hardware {
+                said.push(format!(
+                    "{name}: the kernel copies every frame, because the driver of this or another of the director's interfaces has \
+                     no zero-copy for AF_XDP"
+                ));
+            }
+            self.complain_of_nodes(name, setup.cores, &mut said);
+            if way.starts_with("af-xdp") {
+                self.complain_of_interrupts(name, setup, &mut said);
+            }
+        }
+        said
+    }
+
+    fn complain_of_nodes(&self, name: &str, cores: &[usize], said: &mut Vec<String>) {
+        let Some(node) = self.node_of(name) else { return };
+        let is_far = |core: &&usize| self.node_of_core(**core).is_some_and(|other| other != node);
+        let far: Vec<String> = cores.iter().filter(is_far).map(usize::to_string).collect();
+        if !far.is_empty() {
+            said.push(format!(
+                "{name} is on NUMA node {node}, but the worker(s) on core(s) {} are not: every frame crosses between nodes; choose \
+                 cores of that node with --cores (lscpu shows them)",
+                far.join(",")
+            ));
+        }
+    }
+
+    fn complain_of_interrupts(&self, name: &str, setup: &Setup<'_>, said: &mut Vec<String>) {
+        if setup.busy_poll {
+            let is_zero = |setting: &str| {
+                self.read(&format!("sys/class/net/{name}/{setting}")).is_none_or(|v| v == "0")
+            };
+            if is_zero("napi_defer_hard_irqs") || is_zero("gro_flush_timeout") {
+                said.push(format!(
+                    "--busy-poll: {name} is still interrupted for every burst; echo 2 > /sys/class/net/{name}/napi_defer_hard_irqs and \
+                     echo 200000 > /sys/class/net/{name}/gro_flush_timeout leave receiving to the workers"
+                ));
+            }
+            return;
+        }
+        for (interrupt, core) in self.interrupts_of(name) {
+            if setup.cores.contains(&core) {
+                said.push(format!(
+                    "{name}: interrupt {interrupt} is served on core {core}, where a worker runs: they take turns; move it to another \
+                     core of the same NUMA node (/proc/irq/{interrupt}/smp_affinity_list), or use --busy-poll"
+                ));
+            }
+        }
+    }
+
+    /// The NUMA node of an interface; none for virtual ones, and where there is only one.
+    fn node_of(&self, interface: &str) -> Option<u32> {
+        // -1 says that it does not matter.
+        self.read(&format!("sys/class/net/{interface}/device/numa_node"))?.parse().ok()
+    }
+
+    fn node_of_core(&self, core: usize) -> Option<u32> {
+        let entries = fs::read_dir(self.file(&format!("sys/devices/system/cpu/cpu{core}"))).ok()?;
+        entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+    }
+
+    /// The interrupts of an interface, each with the core that serves it, where it is one.
+    fn interrupts_of(&self, interface: &str) -> Vec<(u32, usize)> {
+        let directory = self.file(&format!("sys/class/net/{interface}/device/msi_irqs"));
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut found: Vec<(u32, usize)> = entries
+            .filter_map(|entry| {
+                let number: u32 = entry.file_name().to_str()?.parse().ok()?;
+                let core = self.read(&format!("proc/irq/{number}/effective_affinity_list"))?.parse().ok()?;
+                Some((number, core))
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn read(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.file(path)).ok().map(|text| text.trim().to_owned())
+    }
+
+    fn file(&self, path: &str) -> PathBuf {
+        Path::new(&self.root).join(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two nodes of two cores; eth0 on the second, with an interrupt on core 3; v0 is virtual.
+    fn machine() -> (tempfile::TempDir, Machine) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        for core in 0..4 {
+            fs::create_dir_all(root.join(format!("sys/devices/system/cpu/cpu{core}/node{}", core / 2)))
+                .unwrap();
+        }
+        for (path, text) in [
+            ("sys/class/net/eth0/device/numa_node", "1\n"),
+            ("sys/class/net/eth0/device/msi_irqs/41", ""),
+            ("sys/class/net/eth0/napi_defer_hard_irqs", "2\n"),
+            ("sys/class/net/eth0/gro_flush_timeout", "0\n"),
+            ("sys/class/net/v0/napi_defer_hard_irqs", "0\n"),
+            ("proc/irq/41/effective_affinity_list", "3\n"),
+        ] {
+            let file = root.join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        let root = root.to_owned();
+        (directory, Machine { root })
+    }
+
+    fn complaints(way: &str, cores: &[usize], busy_poll: bool) -> Vec<String> {
+        let (_directory, machine) = machine();
+        let ways = [("eth0".to_owned(), way.to_owned())];
+        machine.complaints(&Setup { ways: &ways, cores, busy_poll })
+    }
+
+    #[test]
+    fn the_cores_of_the_nics_node_come_last() {
+        let (_directory, machine) = machine();
+        assert_eq!(machine.by_nearness(&[3, 2, 1, 0], &["eth0".to_owned()]), [1, 0, 3, 2]);
+        assert_eq!(machine.by_nearness(&[0, 1, 2, 3], &["v0".to_owned()]), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_good_place_is_no_reason_to_complain() {
+        assert!(complaints("af-xdp (native, zero-copy)", &[2], false).is_empty());
+        assert!(complaints("af-packet", &[3], false).is_empty());
+    }
+
+    #[test]
+    fn what_costs_speed_is_said_with_what_to_do() {
+        for (way, cores, busy_poll, told) in [
+            ("af-xdp (generic, copy)", 2, false, "socket buffer of every frame"),
+            ("af-xdp (native, copy)", 2, false, "copies every frame"),
+            ("af-xdp (native, zero-copy)", 0, false, "NUMA node 1, but the worker(s) on core(s) 0"),
+            ("af-xdp (native, zero-copy)", 3, false, "/proc/irq/41/smp_affinity_list"),
+            ("af-xdp (native, zero-copy)", 3, true, "/sys/class/net/eth0/gro_flush_timeout"),
+        ] {
+            let said = complaints(way, &[cores], busy_poll);
+            assert!(said.len() == 1 && said[0].contains(told), "{way}, core {cores}: {said:?}");
+        }
+    }
+}
