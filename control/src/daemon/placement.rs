@@ -85,13 +85,15 @@ impl Machine {
             }
             return;
         }
-        for (interrupt, core) in self.interrupts_of(name) {
-            if setup.cores.contains(&core) {
-                said.push(format!(
-                    "{name}: interrupt {interrupt} is served on core {core}, where a worker runs: they take turns; move it to another \
-                     core of the same NUMA node (/proc/irq/{interrupt}/smp_affinity_list), or use --busy-poll"
-                ));
-            }
+        let found = self.interrupts_of(name);
+        let shared = found.iter().filter(|(_, core)| setup.cores.contains(core));
+        let listed: Vec<String> = shared.map(|(number, core)| format!("{number} on core {core}")).collect();
+        if !listed.is_empty() {
+            said.push(format!(
+                "{name}: interrupts are served where workers run ({}): they take turns; move them to other cores of the same NUMA node \
+                 (/proc/irq/NUMBER/smp_affinity_list), or use --busy-poll",
+                listed.join(", ")
+            ));
         }
     }
 
@@ -183,7 +185,7 @@ mod tests {
             ("af-xdp (generic, copy)", 2, false, "socket buffer of every frame"),
             ("af-xdp (native, copy)", 2, false, "copies every frame"),
             ("af-xdp (native, zero-copy)", 0, false, "NUMA node 1, but the worker(s) on core(s) 0"),
-            ("af-xdp (native, zero-copy)", 3, false, "/proc/irq/41/smp_affinity_list"),
+            ("af-xdp (native, zero-copy)", 3, false, "(41 on core 3)"),
             ("af-xdp (native, zero-copy)", 3, true, "/sys/class/net/eth0/gro_flush_timeout"),
         ] {
             let said = complaints(way, &[cores], busy_poll);
