@@ -3,6 +3,7 @@
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
+use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -11,8 +12,10 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 use shunt_bench::stand::team::Team;
 use shunt_bench::stand::{CLIENTS, MODES, SERVERS, Stand};
+use shunt_dataplane::director::Place;
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Forwarding;
+use shunt_dataplane::worker::LISTING_STEP;
 
 const CONNECTIONS: [u32; 4] = [1, 1000, 1_000_000, 10_000_000];
 
@@ -78,6 +81,20 @@ fn turns(c: &mut Criterion) {
     group.finish();
 }
 
+/// What a listing of a million connections takes of one turn of a worker: how much longer a burst may wait that comes just then.
+fn listing(c: &mut Criterion) {
+    let stand = Stand::new(Forwarding::Masq, 1_000_000);
+    let (mut page, mut from) = (Vec::with_capacity(LISTING_STEP), Place::default());
+    c.bench_function("director/page of a listing", |b| {
+        b.iter(|| {
+            page.clear();
+            let next = stand.director.connections(from, LISTING_STEP, stand.now, |listed| page.push(listed));
+            from = next.unwrap_or_default();
+            black_box(&page);
+        });
+    });
+}
+
 fn briefly() -> Criterion {
     Criterion::default()
         .sample_size(20)
@@ -85,5 +102,5 @@ fn briefly() -> Criterion {
         .measurement_time(Duration::from_secs(1))
 }
 
-criterion_group! { name = benches; config = briefly(); targets = requests, replies, turns }
+criterion_group! { name = benches; config = briefly(); targets = requests, replies, turns, listing }
 criterion_main!(benches);

@@ -50,6 +50,12 @@ pub fn request(bytes: &[u8]) {
         let _ = rig.apply(&message.request);
         assert_eq!(rig.connections().count(), 0);
     }
+    for listing in ["-L", "-G"] {
+        let (code, listed, _) = tool(&mut everything, &[listing, "-n", "--json"].map(str::to_owned), "");
+        assert_eq!(code, 0);
+        let listed: Result<serde_json::Value, _> = serde_json::from_str(&listed);
+        assert!(listed.is_ok(), "{listing} --json is none");
+    }
 }
 
 fn fits(response: &Response) {

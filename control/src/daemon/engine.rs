@@ -11,14 +11,12 @@ use shunt_dataplane::director::{Listed, Place, Wish};
 use shunt_dataplane::service::{Epoch, LinkId, Network, Services, Snapshot, Sysctls, Timeouts};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::Target;
+use shunt_dataplane::worker::LISTING_STEP;
 use shunt_dataplane::worker::link::{Answer, Command, Handle};
 
 /// How long a worker may take to answer. It looks at its commands between bursts, some microseconds apart; one that is silent for
 /// this long is stuck, and so is the director.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Connections fetched from a worker at once.
-const PAGE: usize = 1024;
 
 /// Where a listing of connections has got to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -107,7 +105,7 @@ impl Engine {
     /// When a worker does not answer.
     pub async fn connections(&mut self, from: Cursor) -> anyhow::Result<(Vec<Listed>, Option<Cursor>)> {
         let Cursor { worker, place } = from;
-        self.send(worker, Command::List { from: place, connections: Vec::with_capacity(PAGE) })?;
+        self.send(worker, Command::List { from: place, connections: Vec::with_capacity(LISTING_STEP) })?;
         let (next, connections) = loop {
             self.listen().await?;
             if let Some(page) = self.listed.pop() {
