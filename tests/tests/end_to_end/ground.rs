@@ -310,10 +310,13 @@ pub fn ask(topology: &Topology, request: &Request) -> Result<Vec<Response>> {
     topology.director().run_in(|| Ok(Client::connect(SOCKET)?.call(request)?))?
 }
 
-/// What the director says of itself.
+/// What the director says of itself; of the counters those that are not zero.
 pub fn status(topology: &Topology) -> Result<Status> {
     match ask(topology, &Request::Status)?.pop() {
-        Some(Response::Status(status)) => Ok(status),
+        Some(Response::Status(mut status)) => {
+            status.counters.retain(|(_, n)| *n > 0);
+            Ok(status)
+        }
         other => bail!("no status but {other:?}"),
     }
 }
