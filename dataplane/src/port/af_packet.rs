@@ -78,6 +78,9 @@ pub struct AfPacket {
     unsent: bool,
     oversized: u64,
     refused: u64,
+    name: [libc::c_char; libc::IFNAMSIZ],
+    /// The longest packet that the interface sends.
+    mtu: Cell<usize>,
     /// Drops the kernel has reported so far; reading them sets the kernel's own count to zero.
     overrun: Cell<u64>,
 }
@@ -102,6 +105,8 @@ impl AfPacket {
         let set = |name, value: i32| set_option(&fd, libc::SOL_PACKET, name, &value);
         set(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)
             .map_err(failed("choose TPACKET_V2"))?;
+        // Frames to be sent begin with how much of them the kernel is to copy.
+        set(libc::PACKET_VNET_HDR, 1).map_err(failed("describe frames to be sent"))?;
         // Our own frames, and those of the machine itself, are not to be received.
         set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
         // Straight to the driver: the ring is queue enough, and the discipline's lock is not taken for each frame.
@@ -123,7 +128,14 @@ impl AfPacket {
         let rings = Rings::new(map.map_err(failed("map the rings"))?, rx, tx);
 
         bind(&fd, index).map_err(failed("bind a packet socket"))?;
-        let mut port = Self { fd, rings, unsent: false, oversized: 0, refused: 0, overrun: Cell::new(0) };
+        let mut name = [0; libc::IFNAMSIZ];
+        // The last byte stays zero. The index was found by the same name, so it is not too long.
+        for (to, from) in name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let mtu = Cell::new(mtu(&fd, &name).map_err(failed("ask for the MTU"))?);
+        let mut port =
+            Self { fd, rings, unsent: false, oversized: 0, refused: 0, name, mtu, overrun: Cell::new(0) };
         if let Some(group) = options.fanout {
             join(&port.fd, group).map_err(failed("join the fanout group"))?;
             // Until now we got every frame; those are other workers' as well.
@@ -170,7 +182,10 @@ impl Port for AfPacket {
         let mut done = 0;
         for frame in burst.iter_mut() {
             let bytes = pool.memory().data(frame);
-            if bytes.len() < MIN_FRAME || bytes.len() > MAX_SEND {
+            // The kernel does not look at the length of a frame that it has been told of.
+            let tag = if bytes.get(TAG_AT..TAG_AT + 2) == Some(&TPID_8021Q.to_be_bytes()) { TAG } else { 0 };
+            let longest = (self.mtu.get() + MIN_FRAME + tag).min(MAX_SEND);
+            if bytes.len() < MIN_FRAME || bytes.len() > longest {
                 self.refused += 1;
             } else if self.rings.enqueue(bytes) {
                 self.unsent = true;
@@ -209,6 +224,9 @@ impl Port for AfPacket {
             option::<libc::tpacket_stats>(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS)
         {
             self.overrun.set(self.overrun.get() + statistics.tp_drops as u64);
+        }
+        if let Ok(mtu) = mtu(&self.fd, &self.name) {
+            self.mtu.set(mtu);
         }
         // A link that goes down leaves an error on the socket, and poll(2) would return at once until somebody
         // takes it.
@@ -273,6 +291,18 @@ fn socket() -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Asks for an interface's MTU.
+fn mtu(fd: &OwnedFd, name: &[libc::c_char; libc::IFNAMSIZ]) -> io::Result<usize> {
+    let mut request = libc::ifreq { ifr_name: *name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 } };
+    // SAFETY: SIOCGIFMTU reads the name of an ifreq, which ends in a zero, and writes its MTU.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just written this member.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0) as usize)
 }
 
 fn ring(slots: usize) -> libc::tpacket_req {

@@ -10,7 +10,7 @@
 //!                                                       └─ refused ─▶ WRONG_FORMAT
 //!
 //!   slot:  | tpacket2_hdr | sockaddr_ll | gap | frame ...... |     received: frame at tp_mac
-//!          | tpacket2_hdr | frame .......................... |     to send
+//!          | tpacket2_hdr | virtio_net_hdr | frame ......... |     to send
 //! ```
 
 #![allow(unsafe_code)]
@@ -32,8 +32,16 @@ pub(super) const BLOCK: usize = 64 << 10;
 /// Where a received frame's `sockaddr_ll` lies in its slot, and where a frame to be sent begins.
 const AFTER_HEADER: usize = size_of::<tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
 
+/// Bytes of `virtio_net_hdr` before a frame to be sent: what the kernel is told of it.
+const TOLD: usize = 10;
+
+/// Offset of `hdr_len` in it, the bytes that the kernel copies into its buffer; it takes the others as pages, each allocated anew if the way leads
+/// through a veth. So small frames are copied whole, and of others the headers.
+const COPIED_AT: usize = 2;
+const MOST_COPIED: usize = 256;
+
 /// The longest frame that fits a transmit slot.
-pub(super) const MAX_SEND: usize = SLOT - AFTER_HEADER;
+pub(super) const MAX_SEND: usize = SLOT - AFTER_HEADER - TOLD;
 
 /// Offset of `sll_pkttype` in `sockaddr_ll`.
 const PACKET_TYPE: usize = std::mem::offset_of!(libc::sockaddr_ll, sll_pkttype);
@@ -174,14 +182,18 @@ impl Slot<'_> {
         // else reads or writes it until its status changes. The header's length field is aligned.
         unsafe {
             let header = self.ptr().cast::<tpacket2_hdr>();
-            (&raw mut (*header).tp_len).write(frame.len() as u32);
-            self.ptr().add(AFTER_HEADER).copy_from_nonoverlapping(frame.as_ptr(), frame.len());
+            (&raw mut (*header).tp_len).write((TOLD + frame.len()) as u32);
+            let told = self.ptr().add(AFTER_HEADER);
+            told.write_bytes(0, TOLD);
+            let copied = frame.len().min(MOST_COPIED) as u16;
+            told.add(COPIED_AT).copy_from_nonoverlapping(copied.to_ne_bytes().as_ptr(), 2);
+            told.add(TOLD).copy_from_nonoverlapping(frame.as_ptr(), frame.len());
         }
     }
 
     /// Copies a frame to be sent from another slot.
     fn copy_from(&self, other: &Self) {
-        let len = (other.header().tp_len as usize).min(MAX_SEND);
+        let len = (other.header().tp_len as usize).min(TOLD + MAX_SEND);
         // SAFETY: both slots lie inside the mapping and do not overlap, or are the same (`copy` allows both); the
         // length is bounded. Both are ours: the kernel looks at transmit slots during send only.
         unsafe {
@@ -233,7 +245,7 @@ mod tests {
     fn sent(rings: &Rings, index: usize) -> Option<u8> {
         let slot = rings.slot(&rings.tx, index);
         let mut byte = [0];
-        (slot.send_status() == libc::TP_STATUS_SEND_REQUEST && slot.read(AFTER_HEADER, &mut byte))
+        (slot.send_status() == libc::TP_STATUS_SEND_REQUEST && slot.read(AFTER_HEADER + TOLD, &mut byte))
             .then_some(byte[0])
     }
 
