@@ -377,6 +377,7 @@ pub struct Condition {
     interfaces: Vec<Way>,
     cores: Vec<usize>,
     connection_places: u64,
+    frame_memory: String,
     counters: BTreeMap<String, u64>,
 }
 
@@ -396,6 +397,7 @@ impl From<Status> for Condition {
             interfaces: status.interfaces.into_iter().map(way).collect(),
             cores: status.cores,
             connection_places: status.table_size,
+            frame_memory: status.memory,
             counters: status.counters.into_iter().collect(),
         }
     }
