@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{
-    InfoData, InfoIpTunnel, InfoKind, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State, VlanProtocol,
+    InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State, VlanProtocol,
 };
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleAction;
-use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
 };
@@ -71,22 +71,6 @@ impl Netlink {
         self.runtime
             .block_on(self.handle.link().add(link.build()).execute())
             .with_context(|| format!("making the VLAN {name} on {below}"))
-    }
-
-    /// Makes the far end of IP in IP, up: what anybody wraps and sends to `local` is unwrapped.
-    pub fn tunnel_end(&self, name: &str, local: IpAddr) -> Result<()> {
-        let local_end = InfoIpTunnel::Local(local);
-        let (kind, data) = match local {
-            IpAddr::V4(_) => (InfoKind::IpIp, vec![local_end]),
-            IpAddr::V6(_) => (InfoKind::Ip6Tnl, vec![local_end, InfoIpTunnel::Protocol(IpProtocol::Ipv6)]),
-        };
-        let device = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind.clone())
-            .name(name.to_owned())
-            .set_info_data(InfoData::IpTunnel(data))
-            .up();
-        self.runtime
-            .block_on(self.handle.link().add(device.build()).execute())
-            .with_context(|| format!("the kernel made no {kind:?} device"))
     }
 
     /// Removes an interface.

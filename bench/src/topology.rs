@@ -35,7 +35,6 @@ use crate::netlink::{MAIN, Netlink};
 use crate::offload;
 use crate::traffic::decapsulator::{Decapsulator, Tunnel};
 use crate::traffic::server::Server;
-use crate::traffic::unwrapping::Unwrapping;
 
 /// The virtual address, on `lo` of the director and of every real server.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -203,25 +202,12 @@ impl Topology {
         Ok([start(0)?, start(1)?])
     }
 
-    /// Makes both servers the far ends of IP in IP, over both families: by the kernel's devices if it has them.
-    pub fn start_unwrapping(&self) -> Result<[Unwrapping; SERVERS]> {
-        let start = |n: usize| {
-            Unwrapping::start(&self.servers[n], &self.tunnel_ends(n))
-                .with_context(|| format!("unwrapping at server {n}"))
-        };
-        Ok([start(0)?, start(1)?])
-    }
-
-    /// A server's addresses that tunnels lead to.
-    fn tunnel_ends(&self, n: usize) -> Vec<IpAddr> {
-        let addresses = [IpAddr::from(server(n)), server6(n).into()];
-        addresses.into_iter().filter(|address| address.is_ipv4() || self.has_ipv6).collect()
-    }
-
-    /// Makes both servers the far ends of these tunnels, over both families, by the lab's own program, which looks closely at what comes.
+    /// Makes both servers the far ends of these tunnels, over both families.
     pub fn start_decapsulators(&self, tunnels: &[Tunnel]) -> Result<[Decapsulator; SERVERS]> {
         let start = |n: usize| {
-            Decapsulator::start(&self.servers[n], &self.tunnel_ends(n), tunnels)
+            let addresses = [IpAddr::from(server(n)), server6(n).into()];
+            let families = if self.has_ipv6 { 2 } else { 1 };
+            Decapsulator::start(&self.servers[n], &addresses[..families], tunnels)
                 .with_context(|| format!("unwrapping at server {n}"))
         };
         Ok([start(0)?, start(1)?])
