@@ -70,6 +70,9 @@ fn main() -> ExitCode {
         Some("child") => tie_to_keeper().and_then(|()| run_program(words.collect())),
         Some("inside") => return inside(words.collect()),
         Some("peers") => run_peers(&PeerOptions::parse_from(std::env::args_os().skip(1))),
+        Some("burst") => {
+            return counted(&words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>());
+        }
         Some("core") => run_core(&CoreOptions::parse_from(std::env::args_os().skip(1))),
         _ => run_lab(&Options::parse()),
     };
@@ -136,6 +139,10 @@ struct CoreOptions {
     #[arg(long)]
     quick: bool,
 
+    /// Instead, count instructions a packet with valgrind, and fail where they are more than was recorded
+    #[arg(long)]
+    budget: bool,
+
     /// Also write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -143,6 +150,9 @@ struct CoreOptions {
 
 fn run_core(options: &CoreOptions) -> Result<ExitCode> {
     interrupt::listen()?;
+    if options.budget {
+        return Ok(if core::budget::check()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let plan = if options.quick { core::Plan::quick() } else { core::Plan::full() };
     let mut progress = Display::new();
     progress.begin(plan.steps());
@@ -216,6 +226,17 @@ fn run_program(words: Vec<OsString>) -> Result<ExitCode> {
     let (program, args) = words.split_first().context("no program named")?;
     let error = Command::new(program).args(args).exec();
     Err(error).with_context(|| format!("running {}", program.display()))
+}
+
+/// Is what the lab counts the instructions of.
+fn counted(words: &[String]) -> ExitCode {
+    match core::budget::run(words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shunt-lab burst: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn inside(words: Vec<OsString>) -> ExitCode {

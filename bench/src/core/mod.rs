@@ -3,6 +3,7 @@
 //! Frames and tables are in memory. What is compared takes turns in slices of some milliseconds, so that what disturbs the one disturbs the other. A
 //! slice's figure is that of its median burst: a burst in which the scheduler gave the core to somebody else says nothing about the director.
 
+pub mod budget;
 mod floor;
 mod packets;
 mod pair;

@@ -80,7 +80,7 @@ fn repeat(
     forwarding: Forwarding,
     once: impl Fn(&mut Stand, u32, u32) -> f64,
 ) -> Result<Vec<f64>> {
-    let mut stand = Stand::new(forwarding, 1);
+    let mut stand = Stand::new(forwarding, 0);
     let mut rates = Vec::new();
     for repetition in 0..=plan.repetitions as u32 {
         interrupt::check()?;
