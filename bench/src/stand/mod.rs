@@ -123,7 +123,8 @@ fn network() -> Network {
     let route =
         |prefix, length, gateway, port: PortId| Route { prefix, length, gateway, link: Some(port.into()) };
     let router = IpAddr::V4(ROUTER);
-    let servers = (0..REAL_SERVERS)
+    // Also of those that only a publication has.
+    let servers = (0..100)
         .map(|n| ((SERVERS.into(), IpAddr::V4(server(n))), Neighbour::Reachable([2, 0, 0, 0, 1, 2 + n])));
     Network::new(
         vec![interface("c0", 1), interface("s0", 2)],

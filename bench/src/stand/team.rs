@@ -222,8 +222,8 @@ impl Team {
         self.workers[0].turn();
     }
 
-    /// Frames lost so far, for whatever reason.
-    pub fn lost(&self) -> u64 {
-        self.counters.totals().filter(|(name, _)| name.starts_with("drop.")).map(|(_, count)| count).sum()
+    /// Frames lost so far, by reason.
+    pub fn lost(&self) -> Vec<(&'static str, u64)> {
+        self.counters.totals().filter(|(name, count)| name.starts_with("drop.") && *count > 0).collect()
     }
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use crate::conn::memory::prefetch;
 use crate::director::{Director, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
@@ -286,7 +287,10 @@ impl Worker {
             .iter_mut()
             .map(|frame| {
                 let (start, len, port) = (frame.start(), frame.len(), PortId(frame.port));
-                Packet { chunk: memory.chunk(frame), start, len, port }
+                let chunk = memory.chunk(frame);
+                // It was written by another core, or by the NIC.
+                chunk.get(start).into_iter().for_each(prefetch);
+                Packet { chunk, start, len, port }
             })
             .collect();
         self.director.burst(&mut packets, handed, now, &mut verdicts);
