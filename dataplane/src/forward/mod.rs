@@ -60,7 +60,7 @@ pub fn is_too_big<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> 
 }
 
 /// Puts the hop's addresses and VLAN tags on, in place of those that the frame came with, and drops Ethernet padding.
-#[inline]
+#[inline(always)]
 fn frame<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     let tags = usize::from(meta.network) - ETHERNET;
     packet.len = usize::from(meta.end) - tags;
@@ -79,6 +79,7 @@ pub fn address(packet: &mut Packet, hop: &Hop) {
 }
 
 /// Puts tags on, over where the addresses are: those come anew.
+#[cold]
 fn tag(packet: &mut Packet, tags: &Tags) {
     // There is room before the frame, as there is before every frame that a port received.
     if packet.start < tags.len() {
