@@ -59,9 +59,9 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Frames in a second of the core's time: what others took of the core is not counted. On a quiet machine a second is a second.
+    /// Frames forwarded in a second. What of its core forwarding [had](Self::had) is shown beside it: on a machine that others keep busy it is not all.
     pub fn rate(&self) -> f64 {
-        if self.had > 0.0 { self.forwarded / self.had } else { 0.0 }
+        self.forwarded
     }
 }
 

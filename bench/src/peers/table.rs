@@ -77,7 +77,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
         column.set_padding((0, 1));
     }
     format!(
-        "{table}\nMedians, ± half the spread, for a whole core's time; \"core\" is what forwarding had of it. Ratios are of neighbours in one round. \"generator\" is what it does alone, into a \
+        "{table}\nMedians, ± half the spread; \"core\" is what forwarding had of its core, as far as the kernel accounts for it. Ratios are of neighbours in one round. \"generator\" is what it does alone, into a \
          program that drops.\nThe limit is what the forwarding core is busy with: the kernel (sending copies each frame into a \
          socket buffer), or its own code.\n"
     )
