@@ -4,7 +4,7 @@
 //! number, and allocates nothing per packet. The same director runs behind AF_XDP, AF_PACKET and memory.
 //!
 //! ```text
-//!   parse all ─▶ hash all, prefetch ─▶ for each:  find ─┬─ request ─▶ track ─▶ rewrite ─▶ Forward
+//!   parse, hash and fetch ahead ─▶ then each:     find ─┬─ request ─▶ track ─▶ rewrite ─▶ Forward
 //!                                                       ├─ reply ───▶ track ─▶ rewrite ─▶ Forward
 //!                                                       ├─ elsewhere ──────────────────▶ HandOff
 //!                                                       └─ admit: service? choose, insert, then as a request;
