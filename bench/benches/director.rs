@@ -3,9 +3,9 @@
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
-use std::hint::black_box;
-use std::time::Duration;
+mod briefly;
 
+use briefly::briefly;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -16,6 +16,7 @@ use shunt_dataplane::director::Place;
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Forwarding;
 use shunt_dataplane::worker::LISTING_STEP;
+use std::hint::black_box;
 
 const CONNECTIONS: [u32; 4] = [1, 1000, 1_000_000, 10_000_000];
 
@@ -93,13 +94,6 @@ fn listing(c: &mut Criterion) {
             black_box(&page);
         });
     });
-}
-
-fn briefly() -> Criterion {
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
 }
 
 criterion_group! { name = benches; config = briefly(); targets = requests, replies, turns, listing }

@@ -3,9 +3,9 @@
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
-use std::hint::black_box;
-use std::time::Duration;
+mod briefly;
 
+use briefly::briefly;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shunt_bench::stand::frames::{FRAME, datagram, segment};
 use shunt_bench::stand::{VIP, client};
@@ -15,6 +15,7 @@ use shunt_dataplane::packet::{Meta, Packet, Parsed, Tags, V4, parse};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{Hop, LinkId, PortId, Tunnel};
+use std::hint::black_box;
 
 fn parsing(c: &mut Criterion) {
     let mut group = c.benchmark_group("parse");
@@ -82,13 +83,6 @@ fn checksums(c: &mut Criterion) {
         });
     }
     group.finish();
-}
-
-fn briefly() -> Criterion {
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
 }
 
 criterion_group! { name = benches; config = briefly(); targets = parsing, rewriting, checksums }

@@ -3,15 +3,16 @@
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
-use std::hint::black_box;
-use std::time::Duration;
+mod briefly;
 
+use briefly::briefly;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, Table};
 use shunt_dataplane::packet::{Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Tick;
+use std::hint::black_box;
 
 /// A prime that is no neighbour of a power of two, so that look-ups jump.
 const STRIDE: u32 = 7_368_787;
@@ -93,13 +94,6 @@ fn turnover(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(alive), |b| b.iter(&mut turn));
     }
     group.finish();
-}
-
-fn briefly() -> Criterion {
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
 }
 
 criterion_group! { name = benches; config = briefly(); targets = lookups, turnover }

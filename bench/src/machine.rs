@@ -50,10 +50,11 @@ impl Machine {
     }
 }
 
-/// Bytes of memory that this process has in use; 0 where that cannot be found out.
-pub fn resident() -> u64 {
-    let kib = |status: &str| field(status, "VmRSS")?.split(' ').next()?.parse::<u64>().ok();
-    fs::read_to_string("/proc/self/status").ok().and_then(|status| kib(&status)).unwrap_or(0) * 1024
+/// Bytes of memory that this process has in use.
+pub fn resident() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
+    let kib = field(&status, "VmRSS").and_then(|value| value.split(' ').next()?.parse::<u64>().ok());
+    Ok(kib.context("no VmRSS in /proc/self/status")? * 1024)
 }
 
 /// The processors this process may use, by their numbers, which in a container rarely are 0 to n.

@@ -1,5 +1,6 @@
 //! What connections cost in memory, index included, of a process that holds a million of them.
 
+use shunt_bench::machine::resident;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, Table};
 use shunt_dataplane::packet::{Address, V4, V6};
@@ -7,17 +8,10 @@ use shunt_dataplane::service::{Forwarding, Tick};
 
 const MILLION: u32 = 1_000_000;
 
-/// Bytes of memory that the process has in use.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("proc is mounted");
-    let pages: usize = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number");
-    pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).unwrap().expect("a page size") as usize
-}
-
 /// Bytes each of a million connections by NAT costs, which are found by two tuples.
 fn bytes_per_connection<A: Address>(address: impl Fn(u32) -> A) -> f64 {
     let secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
-    let before = resident();
+    let before = resident().expect("proc is mounted");
     let mut table = Table::with_capacity(1 << 20, secret, Tick(0)).expect("memory");
     for n in 0..MILLION {
         let mut conn = Conn::default();
@@ -30,7 +24,7 @@ fn bytes_per_connection<A: Address>(address: impl Fn(u32) -> A) -> f64 {
         table.insert(conn).expect("room");
     }
     assert_eq!(table.len(), MILLION as usize);
-    (resident() - before) as f64 / f64::from(MILLION)
+    (resident().expect("proc is mounted") - before) as f64 / f64::from(MILLION)
 }
 
 #[test]

@@ -10,9 +10,8 @@ use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use zerocopy::FromZeros;
 
+use crate::stand::BURSTS;
 use crate::stand::frames::FRAME;
-
-const BURSTS: usize = 8;
 
 #[derive(FromZeros)]
 #[repr(C, align(64))]

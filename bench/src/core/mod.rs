@@ -78,22 +78,29 @@ struct Row {
     is_met: bool,
 }
 
+/// What the measurements have in common: how much, what was found so far, whom to tell of progress.
+struct Run<'a> {
+    plan: &'a Plan,
+    report: Report,
+    rows: Vec<Row>,
+    step: &'a mut dyn FnMut(&str),
+}
+
+/// What people are told below the table.
+const NOTE: &str = "\nMedians, ± half the spread, of repetitions that took turns. A slice's figure is its median burst's, of 64 packets.\n";
+
 /// Measures all; gives the report, and the table for people.
 ///
 /// # Errors
 /// When memory, threads or namespaces cannot be had, or the user interrupts.
-pub fn measure(plan: &Plan, mut report: Report, mut step: impl FnMut(&str)) -> Result<(Report, String)> {
-    let mut rows = Vec::new();
-    packets::measure(plan, &mut report, &mut rows, &mut step)?;
-    turnover::measure(plan, &mut report, &mut rows, &mut step)?;
-    pair::measure(plan, &mut report, &mut rows, &mut step)?;
-    publishing::measure(plan, &mut report, &mut rows, &mut step)?;
+pub fn measure(plan: &Plan, report: Report, mut step: impl FnMut(&str)) -> Result<(Report, String)> {
+    let mut run = Run { plan, report, rows: Vec::new(), step: &mut step };
+    packets::measure(&mut run)?;
+    turnover::measure(&mut run)?;
+    pair::measure(&mut run)?;
+    publishing::measure(&mut run)?;
     interrupt::check()?;
-    let text = table(&rows).to_string();
-    Ok((
-        report,
-        text + "\nMedians, ± half the spread, of repetitions that took turns. A slice's figure is its median burst's, of 64 packets.\n",
-    ))
+    Ok((run.report, table(&run.rows).to_string() + NOTE))
 }
 
 fn way(mode: &'static str) -> Way {

@@ -7,9 +7,8 @@ use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Forwarding;
 
 use super::floor::Floor;
-use super::{DIRECTOR, FLOOR, Plan, Row, median, per_packet, way};
+use super::{DIRECTOR, FLOOR, Plan, Row, Run, median, per_packet, way};
 use crate::interrupt;
-use crate::report::Report;
 use crate::stand::frames::FRAME;
 use crate::stand::{CLIENTS, MODES, Stand};
 
@@ -20,18 +19,13 @@ const SLICES: usize = 4;
 /// Bytes of a connection by NAT, index included, as `bytes_per_connection` has it.
 const BYTES_EACH: usize = 99;
 
-pub(super) fn measure(
-    plan: &Plan,
-    report: &mut Report,
-    rows: &mut Vec<Row>,
-    step: &mut impl FnMut(&str),
-) -> Result<()> {
-    for &connections in &plan.connections {
+pub(super) fn measure(run: &mut Run) -> Result<()> {
+    for &connections in &run.plan.connections {
         for (name, forwarding) in MODES {
-            step(&format!("{name}, {connections} connections"));
-            let (director, floor) = beside_the_floor(plan, forwarding, connections)?;
-            report.add_for(connections.into(), way(name), DIRECTOR, &director);
-            report.add_for(connections.into(), way(name), FLOOR, &floor);
+            (run.step)(&format!("{name}, {connections} connections"));
+            let (director, floor) = beside_the_floor(run.plan, forwarding, connections)?;
+            run.report.add_for(connections.into(), way(name), DIRECTOR, &director);
+            run.report.add_for(connections.into(), way(name), FLOOR, &floor);
             let (ours, ground) = (median(&director), median(&floor));
             let ratio = ours / ground;
             let (target, is_met) = match (connections, forwarding) {
@@ -42,7 +36,7 @@ pub(super) fn measure(
                 (10_000_000, _) => ("≤ 2.5 × floor", ratio <= 2.5),
                 _ => ("", true),
             };
-            rows.push(Row {
+            run.rows.push(Row {
                 what: format!("{name} request, {connections} connections, ns"),
                 values: director,
                 digits: 1,

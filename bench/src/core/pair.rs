@@ -3,23 +3,17 @@
 use anyhow::Result;
 use shunt_dataplane::worker::link::Handle;
 
-use super::{Plan, Row, SPEEDUP, SPEEDUP_HANDOFF, median, way};
+use super::{Row, Run, SPEEDUP, SPEEDUP_HANDOFF, median, way};
 use crate::interrupt;
 use crate::machine;
-use crate::report::Report;
 use crate::stand::team::Team;
 
-pub(super) fn measure(
-    plan: &Plan,
-    report: &mut Report,
-    rows: &mut Vec<Row>,
-    step: &mut impl FnMut(&str),
-) -> Result<()> {
-    step("two workers beside one");
+pub(super) fn measure(run: &mut Run) -> Result<()> {
+    (run.step)("two workers beside one");
     let cores = machine::cores()?;
     let [.., first, second] = cores[..] else {
         for metric in [SPEEDUP, SPEEDUP_HANDOFF] {
-            report.skip_one(way("nat"), metric, "there is one core, and a worker wants one of its own");
+            run.report.skip_one(way("nat"), metric, "there is one core, and a worker wants one of its own");
         }
         return Ok(());
     };
@@ -27,9 +21,9 @@ pub(super) fn measure(
     let (mut one, mut two, mut crossed) = (Team::new(1)?, Team::new(2)?, Team::new(2)?);
     crossed.cross();
     let (mut own, mut handed, mut alone_rates) = (Vec::new(), Vec::new(), Vec::new());
-    for repetition in 0..=plan.repetitions {
+    for repetition in 0..=run.plan.repetitions {
         interrupt::check()?;
-        let rest = |_: &[Handle]| std::thread::sleep(plan.window);
+        let rest = |_: &[Handle]| std::thread::sleep(run.plan.window);
         let (alone, both, apart) =
             (one.work(&cores, rest), two.work(&cores, rest), crossed.work(&cores, rest));
         if repetition > 0 {
@@ -40,9 +34,9 @@ pub(super) fn measure(
     }
     let handed_over = crossed.counters.totals().find(|(name, _)| *name == "packets.handed_off");
     let beside = format!("one: {:.1} M packets/s", median(&alone_rates) / 1e6);
-    report.add(way("nat"), SPEEDUP, &own);
-    report.add(way("nat"), SPEEDUP_HANDOFF, &handed);
-    rows.push(Row {
+    run.report.add(way("nat"), SPEEDUP, &own);
+    run.report.add(way("nat"), SPEEDUP_HANDOFF, &handed);
+    run.rows.push(Row {
         what: "two workers ÷ one, own queues".to_owned(),
         is_met: median(&own) >= 1.9,
         values: own,
@@ -50,7 +44,7 @@ pub(super) fn measure(
         beside,
         target: "≥ 1.9",
     });
-    rows.push(Row {
+    run.rows.push(Row {
         what: "two workers ÷ one, replies at the wrong one".to_owned(),
         is_met: median(&handed) >= 1.5,
         values: handed,

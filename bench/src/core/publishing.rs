@@ -12,9 +12,8 @@ use shunt::rules::Rules;
 use shunt_dataplane::service::{Epoch, Snapshot};
 use shunt_dataplane::worker::link::{Answer, Command};
 
-use super::{PUBLISH, Plan, Row, median, way};
+use super::{PUBLISH, Row, Run, median, way};
 use crate::machine;
-use crate::report::Report;
 use crate::stand::team::Team;
 
 /// How long to wait for a worker that is at work.
@@ -24,13 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SERVICES: usize = 1000;
 const SERVERS: usize = 100;
 
-pub(super) fn measure(
-    plan: &Plan,
-    report: &mut Report,
-    rows: &mut Vec<Row>,
-    step: &mut impl FnMut(&str),
-) -> Result<()> {
-    step("publishing a thousand services of a hundred servers");
+pub(super) fn measure(run: &mut Run) -> Result<()> {
+    (run.step)("publishing a thousand services of a hundred servers");
     let cores = machine::cores()?;
     let mut team = Team::new(1)?;
     let mut rules = Rules::restore(capabilities(), &text()).context("the rules are ours")?;
@@ -66,7 +60,7 @@ pub(super) fn measure(
             whole = publish(&rules, 2)?;
             let service = rules.services().next().context("there are services")?;
             let (key, mut server) = (service.config.key, service.servers[0]);
-            for n in 0..=plan.repetitions as u32 {
+            for n in 0..=run.plan.repetitions as u32 {
                 // As the daemon does it: to a copy, which takes the rules' place once everybody obeys it.
                 let start = Instant::now();
                 server.weight = n + 2;
@@ -83,8 +77,8 @@ pub(super) fn measure(
     });
     outcome?;
     let lost = team.lost();
-    report.add(way("nat"), PUBLISH, &edits);
-    rows.push(Row {
+    run.report.add(way("nat"), PUBLISH, &edits);
+    run.rows.push(Row {
         what: format!("an edit among {SERVICES} services × {SERVERS} servers published, ms"),
         is_met: median(&edits) <= 100.0 && lost.is_empty(),
         values: edits,

@@ -9,10 +9,9 @@ use shunt_dataplane::packet::parse::tcp_flags::{ACK, FIN, SYN};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::{Forwarding, Tick};
 
-use super::{BYTES, INSERTS, LIVES, Plan, Row, median, per_packet, way};
+use super::{BYTES, INSERTS, LIVES, Plan, Row, Run, median, per_packet, way};
 use crate::interrupt;
 use crate::machine;
-use crate::report::Report;
 use crate::stand::frames::FRAME;
 use crate::stand::{CLIENTS, SECRET, SERVERS, Stand, client};
 
@@ -37,27 +36,22 @@ const LIFE: [(bool, u8); 10] = [
     (true, ACK),
 ];
 
-pub(super) fn measure(
-    plan: &Plan,
-    report: &mut Report,
-    rows: &mut Vec<Row>,
-    step: &mut impl FnMut(&str),
-) -> Result<()> {
+pub(super) fn measure(run: &mut Run) -> Result<()> {
     for (name, forwarding) in [("nat", Forwarding::Masq), ("dr", Forwarding::Route)] {
-        step(&format!("{name}, new UDP connections"));
-        let rates = repeat(plan, forwarding, udp)?;
-        report.add(way(name), INSERTS, &rates);
-        rows.push(rate(format!("{name}, new UDP connections, millions/s"), &rates, "≥ 4", 4e6));
+        (run.step)(&format!("{name}, new UDP connections"));
+        let rates = repeat(run.plan, forwarding, udp)?;
+        run.report.add(way(name), INSERTS, &rates);
+        run.rows.push(rate(format!("{name}, new UDP connections, millions/s"), &rates, "≥ 4", 4e6));
     }
-    step("nat, lives of TCP connections");
-    let rates = repeat(plan, Forwarding::Masq, tcp)?;
-    report.add(way("nat"), LIVES, &rates);
-    rows.push(rate("nat, TCP lives of 10 packets, millions/s".to_owned(), &rates, "≥ 0.6", 6e5));
+    (run.step)("nat, lives of TCP connections");
+    let rates = repeat(run.plan, Forwarding::Masq, tcp)?;
+    run.report.add(way("nat"), LIVES, &rates);
+    run.rows.push(rate("nat, TCP lives of 10 packets, millions/s".to_owned(), &rates, "≥ 0.6", 6e5));
 
-    step("memory of connections");
-    let bytes = bytes_per_connection(plan.turnover);
-    report.add_for(plan.turnover.into(), way("nat"), BYTES, &[bytes]);
-    rows.push(Row {
+    (run.step)("memory of connections");
+    let bytes = bytes_per_connection(run.plan.turnover)?;
+    run.report.add_for(run.plan.turnover.into(), way("nat"), BYTES, &[bytes]);
+    run.rows.push(Row {
         what: "nat, bytes a connection".to_owned(),
         values: vec![bytes],
         digits: 1,
@@ -144,8 +138,8 @@ fn ended(stand: &mut Stand, after: u32) -> f64 {
     per_packet(&mut ended, VISITS)
 }
 
-fn bytes_per_connection(count: u32) -> f64 {
-    let before = machine::resident();
+fn bytes_per_connection(count: u32) -> Result<f64> {
+    let before = machine::resident()?;
     let mut table = Table::with_capacity(count as usize, SECRET, Tick(0)).expect("memory for connections");
     for n in 0..count {
         let ((address, port), mut conn) = (client(n), Conn::<V4>::default());
@@ -155,5 +149,5 @@ fn bytes_per_connection(count: u32) -> f64 {
         (conn.protocol, conn.timeout) = (17, 300_000);
         table.insert(conn).expect("room");
     }
-    machine::resident().saturating_sub(before) as f64 / f64::from(count)
+    Ok(machine::resident()?.saturating_sub(before) as f64 / f64::from(count))
 }

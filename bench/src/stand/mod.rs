@@ -39,7 +39,7 @@ pub const REAL_SERVERS: u8 = 16;
 const LOCALS: u8 = 16;
 
 /// Bursts of frames that take turns.
-const BURSTS: usize = 8;
+pub const BURSTS: usize = 8;
 
 /// The modes to measure, with their names in reports.
 pub const MODES: [(&str, Forwarding); 4] = [

@@ -158,45 +158,8 @@ impl Program {
 
     /// Runs the program over `times` copies of a frame, and does with each what the program says.
     pub(super) fn run_live(&self, frame: &[u8], times: u32) -> io::Result<()> {
-        #[repr(C)]
-        struct Attributes {
-            prog_fd: RawFd,
-            retval: u32,
-            data_size_in: u32,
-            data_size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            ctx_size_in: u32,
-            ctx_size_out: u32,
-            ctx_in: u64,
-            ctx_out: u64,
-            flags: u32,
-            cpu: u32,
-            batch_size: u32,
-            // The kernel refuses bytes that it does not know and that are not zero.
-            padding: u32,
-        }
         const LIVE_FRAMES: u32 = 1 << 1; // BPF_F_TEST_XDP_LIVE_FRAMES
-        let mut attributes = Attributes {
-            prog_fd: self.fd.as_raw_fd(),
-            retval: 0,
-            data_size_in: frame.len() as u32,
-            data_size_out: 0,
-            data_in: frame.as_ptr() as u64,
-            data_out: 0,
-            repeat: times,
-            duration: 0,
-            ctx_size_in: 0,
-            ctx_size_out: 0,
-            ctx_in: 0,
-            ctx_out: 0,
-            flags: LIVE_FRAMES,
-            cpu: 0,
-            batch_size: 0, // the kernel's own
-            padding: 0,
-        };
+        let mut attributes = TestRun { flags: LIVE_FRAMES, ..TestRun::of(self, frame, times) };
         // SAFETY: the kernel reads `data_size_in` bytes from the frame and writes to no memory of ours but the attributes.
         unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.map(drop)
     }
@@ -221,6 +184,42 @@ impl Program {
         };
         // SAFETY: the attributes of BPF_LINK_CREATE for XDP hold no pointer.
         unsafe { create(LINK_CREATE, &mut attributes) }.map(|fd| Link { fd })
+    }
+}
+
+/// The attributes of BPF_PROG_TEST_RUN. Numbers that are 0 leave a choice to the kernel, or are its answer.
+#[derive(Default)]
+#[repr(C)]
+struct TestRun {
+    prog_fd: RawFd,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    // The kernel refuses bytes that it does not know and that are not zero.
+    padding: u32,
+}
+
+impl TestRun {
+    /// A program run so many times on a frame, which must live until the kernel has answered. None comes back.
+    fn of(program: &Program, frame: &[u8], times: u32) -> Self {
+        Self {
+            prog_fd: program.fd.as_raw_fd(),
+            data_size_in: frame.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            repeat: times,
+            ..Self::default()
+        }
     }
 }
 
@@ -351,27 +350,7 @@ pub(super) mod tests {
     impl Program {
         /// Runs the program in the kernel on a frame that no interface has seen. The frame must have 14 bytes at least.
         pub(in crate::steer) fn run(&self, frame: &[u8], times: u32) -> io::Result<Answer> {
-            #[repr(C)]
-            struct Attributes {
-                prog_fd: RawFd,
-                retval: u32,
-                data_size_in: u32,
-                data_size_out: u32,
-                data_in: u64,
-                data_out: u64,
-                repeat: u32,
-                duration: u32,
-            }
-            let mut attributes = Attributes {
-                prog_fd: self.fd.as_raw_fd(),
-                retval: 0,
-                data_size_in: frame.len() as u32,
-                data_size_out: 0,
-                data_in: frame.as_ptr() as u64,
-                data_out: 0,
-                repeat: times,
-                duration: 0,
-            };
+            let mut attributes = TestRun::of(self, frame, times);
             // SAFETY: the kernel reads `data_size_in` bytes from the frame and writes no frame, as `data_out` is
             // null; its answer goes into the attributes themselves.
             unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
