@@ -33,11 +33,12 @@ use nix::unistd::Pid;
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
+use shunt_dataplane::conn::supplier::{self, Supplier};
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director, Wish};
 use shunt_dataplane::port::tap::Tap;
 use shunt_dataplane::sched;
-use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Snapshot, Timeouts, WorkerId};
+use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Services, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::{Steering, Target};
 use shunt_dataplane::worker::{self, Clock, Polling, Worker, link};
@@ -90,7 +91,8 @@ pub struct Options {
     /// Rules to begin with, in the format of ipvsadm -S.
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
-    /// Connections that each worker has room for, of IPv4 and of IPv6. Memory is used as they come, about 100 bytes for each of IPv4 and 160 of IPv6.
+    /// Connections that each worker has room for, of IPv4 and of IPv6. Memory is used as they come, about 100 bytes for each of IPv4 and 160 of IPv6; a third of it from
+    /// the first service of a family on, so that no packet waits for it.
     #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1024..1 << 30))]
     pub connections: u32,
 }
@@ -197,6 +199,8 @@ struct Control {
     rules: Rules,
     publisher: Publisher,
     engine: Engine,
+    /// Brings memory for connections.
+    supplier: Supplier,
     mirror: Mirror,
     view: View,
     steering: Box<dyn Steering>,
@@ -291,6 +295,11 @@ impl Control {
         let bells: Vec<_> = handles.iter().map(link::Handle::bell).collect();
         let first = Arc::new(snapshot.clone());
         let parts = ports.into_iter().zip(pools).zip(links).zip(worker::connect(&bells)).enumerate();
+        let shared = directory.iter().map(|directory| supplier::Part {
+            supply: directory.supply(),
+            is_needed: |services| !services.is_empty(),
+        });
+        let mut supplies: Vec<_> = shared.collect();
         let mut workers = Vec::new();
         for ((n, (((ports, pool), link), peers)), handle) in parts.zip(handles) {
             let id = WorkerId(n as u8);
@@ -307,6 +316,7 @@ impl Control {
                 clock.now(),
             )
             .context("cannot map memory for connections")?;
+            supplies.extend(director.supplies());
             let counters = Arc::clone(&counters);
             let polling = if options.busy_poll { Polling::Busy } else { Polling::Adaptive };
             let worker = Worker::new(worker::Parts {
@@ -331,6 +341,8 @@ impl Control {
             })?;
             workers.push((handle, thread));
         }
+        let supplier = Supplier::start(supplies)?;
+        bring_memory(&supplier, &snapshot.services);
         let engine = Engine::new(workers, bell, snapshot, counters)?;
         tracing::info!(workers = cores.len(), ?cores, "workers run");
 
@@ -338,6 +350,7 @@ impl Control {
             rules,
             publisher,
             engine,
+            supplier,
             mirror,
             view,
             steering,
@@ -442,6 +455,7 @@ impl Control {
     /// Publishes rules to every worker, then takes the frames of what is new and leaves those of what is gone.
     async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
+        bring_memory(&self.supplier, &services);
         self.engine.serve(services, timeouts(rules.timeouts()), *rules.sysctls()).await?;
         self.leave_to_kernel(&self.view.local.clone())?;
         self.steering.set_marked(self.publisher.marked())?;
@@ -648,6 +662,15 @@ fn steered_vlans(network: &Network) -> Vec<(PortId, u32)> {
 }
 
 /// The cores of the workers: those that were typed, or the last ones, one for each queue that every interface has.
+fn bring_memory(supplier: &Supplier, services: &Services) {
+    if let Err(error) = supplier.prepare(services) {
+        tracing::warn!(
+            "memory for connections cannot be brought before they come (that needs Linux 5.14): workers \
+             stand still for it now and then: {error}"
+        );
+    }
+}
+
 fn choose_cores(options: &Options) -> anyhow::Result<Vec<usize>> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot find out the cores")?;
     let allowed: Vec<usize> =

@@ -15,6 +15,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::Mapped;
+use super::supply::Supply;
 use crate::service::WorkerId;
 
 const ENTRIES: usize = 8;
@@ -49,6 +50,11 @@ impl Directory {
         // Half full, two choices of eight: an overflow is then a matter of 10⁻⁹ (balanced allocations).
         let buckets = (tuples * 2).div_ceil(ENTRIES).next_power_of_two();
         Ok(Self { buckets: Mapped::zeroed(buckets)?, mask: buckets - 1 })
+    }
+
+    /// Its memory, which is read all over, for the one who brings it.
+    pub fn supply(&self) -> Supply {
+        Supply::whole(self.buckets.pages())
     }
 
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.

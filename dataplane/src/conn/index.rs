@@ -14,7 +14,7 @@
 
 use zerocopy::FromZeros;
 
-use super::memory::{Mapped, equal, prefetch};
+use super::memory::{Mapped, Pages, equal, prefetch};
 
 /// Entries in a bucket: eight do not leave room for the overflow count in a line of 64 bytes.
 const ENTRIES: usize = 7;
@@ -62,6 +62,11 @@ impl Index {
     pub fn with_capacity(entries: usize) -> std::io::Result<Self> {
         let buckets = (entries * 3 / 2).div_ceil(ENTRIES).next_power_of_two();
         Ok(Self { buckets: Mapped::zeroed(buckets)?, mask: buckets - 1 })
+    }
+
+    /// Its memory.
+    pub fn pages(&self) -> Pages {
+        self.buckets.pages()
     }
 
     /// Starts fetching the line that a lookup of `hash` will read first.

@@ -2,21 +2,40 @@
 //!
 //! Tables are large and sized once. Mapping them directly gives huge pages (a walk over a table of a
 //! million connections is a walk over TLB misses otherwise) and lets the kernel hand out pages as they are first touched,
-//! so a generous limit costs address space only.
+//! so a generous limit costs address space only. Who must not wait for that has them brought before ([`Pages`]).
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use zerocopy::FromZeros;
 
 /// A fixed number of `T`, all bytes zero at first.
 pub struct Mapped<T> {
-    map: MmapRaw,
+    /// Where `map` begins: one step less to what is looked up for each packet.
+    start: NonNull<T>,
     len: usize,
-    owns: PhantomData<T>,
+    map: Arc<MmapRaw>,
+}
+
+/// The pages of such memory, for who brings them before they are touched. It never looks at what is in them.
+pub struct Pages(Arc<MmapRaw>);
+
+impl Pages {
+    /// Has the kernel find and clear the pages of these bytes, as far as the memory goes; nothing happens to those that are there.
+    ///
+    /// # Errors
+    /// When the kernel cannot (`EINVAL` before Linux 5.14): they come when they are touched, then.
+    pub fn bring(&self, bytes: Range<usize>) -> std::io::Result<()> {
+        let end = bytes.end.min(self.0.len());
+        match end.checked_sub(bytes.start) {
+            Some(length) if length > 0 => self.0.advise_range(Advice::PopulateWrite, bytes.start, length),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<T: FromZeros> Mapped<T> {
@@ -42,7 +61,16 @@ impl<T: FromZeros> Mapped<T> {
                 map
             }
         };
-        Ok(Self { map: MmapRaw::from(map), len, owns: PhantomData })
+        let map = MmapRaw::from(map);
+        let start = NonNull::new(map.as_mut_ptr()).ok_or(std::io::ErrorKind::OutOfMemory)?.cast();
+        Ok(Self { start, len, map: Arc::new(map) })
+    }
+}
+
+impl<T> Mapped<T> {
+    /// Its pages.
+    pub fn pages(&self) -> Pages {
+        Pages(Arc::clone(&self.map))
     }
 }
 
@@ -52,8 +80,9 @@ impl<T> Deref for Mapped<T> {
     #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: the mapping is page aligned (T's alignment is at most a page's), at least `len * size_of::<T>()` bytes long, lives as
-        // long as `self`, and was zeroed by the kernel, which is a valid T (`FromZeros`). `&self` excludes `&mut`.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<T>(), self.len) }
+        // long as `self`, which holds it, and was zeroed by the kernel, which is a valid T (`FromZeros`). `&self` excludes `&mut`, and `Pages` do
+        // not look inside.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
@@ -61,7 +90,7 @@ impl<T> DerefMut for Mapped<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`; `&mut self` makes the borrow unique.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast::<T>(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 

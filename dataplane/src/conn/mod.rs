@@ -12,6 +12,8 @@ pub mod parts;
 pub mod paths;
 pub mod sctp;
 pub mod state;
+pub mod supplier;
+pub mod supply;
 pub mod table;
 pub mod tcp;
 pub mod template;

@@ -1,13 +1,16 @@
 //! The connection table of one worker: a slab of entries, an index over it, a wheel through it.
 //!
-//! All memory is mapped when the table is made and pages are touched as they are used; nothing is allocated, rehashed or moved
-//! afterwards. A full table refuses.
+//! All memory is mapped when the table is made and pages are touched as they are used, brought before that by whoever has the table's
+//! [`Supply`]; nothing is allocated, rehashed or moved afterwards. A full table refuses.
+
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use siphasher::sip::SipHasher13;
 
 use super::index::{Candidate, Direction, Index};
 use super::memory::{Mapped, prefetch};
+use super::supply::{Demand, Supply};
 use super::wheel::{Linked, Links, Wheel};
 use super::{Conn, Marks};
 use crate::packet::{Address, Tuple};
@@ -57,6 +60,8 @@ struct Slab<A> {
     entries: Mapped<Conn<A>>,
     /// Entries below this were used at least once.
     touched: u32,
+    /// Who brings memory hears of that.
+    demand: Arc<Demand>,
     /// A stack of freed entries.
     free: Mapped<u32>,
     freed: usize,
@@ -100,6 +105,7 @@ impl<A: Address> Table<A> {
             slab: Slab {
                 entries: Mapped::zeroed(capacity)?,
                 touched: 0,
+                demand: Arc::default(),
                 free: Mapped::zeroed(capacity)?,
                 freed: 0,
             },
@@ -112,6 +118,17 @@ impl<A: Address> Table<A> {
             fresh: ArrayVec::new(),
             due: ArrayVec::new(),
         })
+    }
+
+    /// Its memory, for the one who brings it.
+    pub fn supply(&self) -> Supply {
+        let Slab { entries, free, demand, .. } = &self.slab;
+        let in_order = [
+            (entries.pages(), size_of::<Conn<A>>()),
+            (free.pages(), size_of::<u32>()),
+            (self.controllers.pages(), size_of::<u32>()),
+        ];
+        Supply::whole(self.index.pages()).and_in_order(in_order, demand)
     }
 
     /// The hash of a tuple, for the other methods.
@@ -391,6 +408,7 @@ impl<A: Address> Slab<A> {
         let slot = self.touched;
         ((slot as usize) < self.entries.len()).then(|| {
             self.touched += 1;
+            self.demand.tell(self.touched);
             slot
         })
     }

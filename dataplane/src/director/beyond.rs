@@ -10,6 +10,7 @@
 use std::net::IpAddr;
 
 use super::Shared;
+use crate::conn::supply::Supply;
 use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Table};
 use crate::packet::{Address, Tuple, V4, V6};
@@ -31,6 +32,11 @@ impl Beyond {
             v4: Table::with_capacity(capacity, secret, now)?,
             v6: Table::with_capacity(capacity, secret, now)?,
         })
+    }
+
+    /// Their memory, of IPv4 and of IPv6.
+    pub fn supplies(&self) -> [Supply; 2] {
+        [self.v4.supply(), self.v6.supply()]
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Shared, Verdict, admission};
 use crate::conn::calls::Calls;
 use crate::conn::fragments::Fragments;
 use crate::conn::index::Candidate;
+use crate::conn::supply::Supply;
 use crate::conn::table::Secret;
 use crate::conn::{ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
 use crate::forward::icmp::Problem;
@@ -67,6 +68,11 @@ impl<A: Near> Family<A> {
             to_look_at: 0,
             talks: Talks::default(),
         })
+    }
+
+    /// Its connections' memory.
+    pub fn supply(&self) -> Supply {
+        self.conns.supply()
     }
 
     /// A first look at a packet.

@@ -46,6 +46,7 @@ use arrayvec::ArrayVec;
 use crate::conn::Conn;
 use crate::conn::directory::{Announced, Directory};
 use crate::conn::paths::Paths;
+use crate::conn::supplier;
 use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
 use crate::packet::{Packet, V4, V6};
@@ -162,6 +163,18 @@ impl Director {
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
         })
+    }
+
+    /// The memory of its tables, for the one who brings it.
+    pub fn supplies(&self) -> [supplier::Part; 4] {
+        let (v4, v6) = (self.v4.supply(), self.v6.supply());
+        let [twins_v4, twins_v6] = self.shared.beyond.supplies();
+        [
+            supplier::Part { supply: v4, is_needed: |services| services.has_any_of(false) },
+            supplier::Part { supply: v6, is_needed: |services| services.has_any_of(true) },
+            supplier::Part { supply: twins_v4, is_needed: |services| services.reaches_across(false) },
+            supplier::Part { supply: twins_v6, is_needed: |services| services.reaches_across(true) },
+        ]
     }
 
     /// Decides about a burst of frames, in order. `verdicts` gets one for each.

@@ -439,6 +439,23 @@ impl Services {
         self.by_address.values().chain(self.by_mark.values())
     }
 
+    /// Whether there is one for clients of a family.
+    pub fn has_any_of(&self, is_ipv6: bool) -> bool {
+        self.iter().any(|service| service.address.is_ipv6() == is_ipv6)
+    }
+
+    /// Whether there is one with a real server of this family by FullNAT, and clients of the other.
+    pub fn reaches_across(&self, is_ipv6: bool) -> bool {
+        let across = |service: &Service, dest: &Dest| {
+            dest.address.is_ipv6() == is_ipv6 && service.address.is_ipv6() != is_ipv6
+        };
+        let is_so = |service: &Service| {
+            let mut full_nat = service.dests.iter().filter(|dest| dest.forwarding == Forwarding::FullNat);
+            full_nat.any(|dest| across(service, dest))
+        };
+        self.iter().any(|service| is_so(service))
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.by_address.is_empty() && self.by_mark.is_empty()
