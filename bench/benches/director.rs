@@ -1,44 +1,36 @@
 //! What does a packet cost? Nanoseconds per packet of a burst's way through the director, frames and tables in memory: by each mode, among few connections
-//! and many, all equally busy or a few much busier than the rest; and of a whole worker's turn, the ports' part included.
+//! and many, all equally busy or a few much busier than the rest. What a whole worker takes is in `worker`.
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
+mod among;
 mod briefly;
 
+use std::cell::LazyCell;
+use std::hint::black_box;
+
+use among::{CONNECTIONS, laws};
 use briefly::briefly;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use rand_distr::{Distribution, Zipf};
-use shunt_bench::stand::team::Team;
 use shunt_bench::stand::{CLIENTS, MODES, SERVERS, Stand};
 use shunt_dataplane::director::Place;
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Forwarding;
 use shunt_dataplane::worker::LISTING_STEP;
-use std::hint::black_box;
-
-const CONNECTIONS: [u32; 4] = [1, 1000, 1_000_000, 10_000_000];
-
-/// Exponent of Zipf's law: a little more than what web sites' clients are found to follow.
-const SKEW: f64 = 1.1;
-
-/// Which connection comes next.
-type Draw<'a> = &'a dyn Fn(&mut SmallRng) -> u32;
 
 fn requests(c: &mut Criterion) {
     for (name, forwarding) in MODES {
         let mut group = c.benchmark_group(format!("director/{name}"));
         group.throughput(Throughput::Elements(BURST as u64));
         for connections in CONNECTIONS {
-            let mut stand = Stand::new(forwarding, connections);
+            // Made for the first one that is measured, and kept for the second.
+            let mut stand = LazyCell::new(|| Stand::new(forwarding, connections));
             let mut random = SmallRng::seed_from_u64(1);
-            let uniform = |random: &mut SmallRng| random.random_range(0..connections);
-            let zipf = Zipf::new(f64::from(connections), SKEW).expect("it is a law");
-            let skewed = |random: &mut SmallRng| zipf.sample(random) as u32 - 1;
-            let draws: [(&str, Draw); 2] = [("uniform", &uniform), ("zipf", &skewed)];
-            for (law, draw) in draws {
+            for (law, draw) in laws(connections) {
                 group.bench_function(BenchmarkId::new(law, connections), |b| {
+                    let stand = LazyCell::force_mut(&mut stand);
                     b.iter_custom(|bursts| {
                         let once = |turn| {
                             let bytes: [_; BURST] = std::array::from_fn(|_| stand.request(draw(&mut random)));
@@ -57,9 +49,10 @@ fn replies(c: &mut Criterion) {
     let mut group = c.benchmark_group("director/nat_reply");
     group.throughput(Throughput::Elements(BURST as u64));
     for connections in CONNECTIONS {
-        let mut stand = Stand::new(Forwarding::Masq, connections);
+        let mut stand = LazyCell::new(|| Stand::new(Forwarding::Masq, connections));
         let mut random = SmallRng::seed_from_u64(1);
         group.bench_function(BenchmarkId::new("uniform", connections), |b| {
+            let stand = LazyCell::force_mut(&mut stand);
             b.iter_custom(|bursts| {
                 let once = |turn| {
                     let bytes: [_; BURST] =
@@ -70,15 +63,6 @@ fn replies(c: &mut Criterion) {
             });
         });
     }
-    group.finish();
-}
-
-/// A turn of a worker with a thousand connections by NAT: a burst of requests and one of replies, ports in memory.
-fn turns(c: &mut Criterion) {
-    let mut team = Team::new(1).expect("memory for a worker");
-    let mut group = c.benchmark_group("worker");
-    group.throughput(Throughput::Elements(2 * BURST as u64));
-    group.bench_function("turn", |b| b.iter(|| team.turn()));
     group.finish();
 }
 
@@ -96,5 +80,5 @@ fn listing(c: &mut Criterion) {
     });
 }
 
-criterion_group! { name = benches; config = briefly(); targets = requests, replies, turns, listing }
+criterion_group! { name = benches; config = briefly(); targets = requests, replies, listing }
 criterion_main!(benches);

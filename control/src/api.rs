@@ -81,6 +81,8 @@ pub enum Request {
     Daemons,
     /// What the director is and how it runs. Answered by [`Response::Status`].
     Status,
+    /// What the stages of a worker's turns take. Answered by [`Response::Profile`]; `ENOENT` when there is no worker of this number.
+    Profile(usize),
     /// One setting of `net.ipv4.vs`, or all. Answered by [`Response::Sysctls`]; `ENOENT` when there is none of this name.
     Sysctls(Option<String>),
     /// Change a setting of `net.ipv4.vs`. `ENOENT` when there is none of this name, `EINVAL` when it does not take the value.
@@ -119,6 +121,8 @@ pub enum Response {
     Daemons(Vec<SyncDaemon>),
     /// What the director is and how it runs.
     Status(Status),
+    /// What the stages of a worker's turns take.
+    Profile(Profile),
     /// Settings and their values, in alphabetical order.
     Sysctls(Vec<(String, String)>),
 }
@@ -499,4 +503,47 @@ pub struct Status {
     pub epoch: u64,
     /// Every counter of the data plane, by name.
     pub counters: Vec<(String, u64)>,
+}
+
+/// What the stages of a worker's turns have taken since it began, in cycles of the processor's time-stamp counter. One turn in `every` is timed, of those
+/// in which there is something to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// The core that the worker is pinned to.
+    pub core: usize,
+    /// Cycles in a second.
+    pub cycles_per_second: u64,
+    /// Turns of which one is timed.
+    pub every: u32,
+    /// Turns that were timed.
+    pub turns: u64,
+    /// Bursts in them.
+    pub bursts: u64,
+    /// Packets in these.
+    pub packets: u64,
+    /// Each stage, in the order of a turn.
+    pub stages: Vec<StageProfile>,
+}
+
+/// What one stage has taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProfile {
+    /// Its name.
+    pub stage: String,
+    /// What a sample is of.
+    pub per: Per,
+    /// The sum of all samples, in cycles.
+    pub cycles: u64,
+    /// The histogram: the fewest and the most cycles of a bucket, and the samples in it. Empty ones are left out.
+    pub buckets: Vec<(u64, u64, u64)>,
+}
+
+/// What a stage has a sample of for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Per {
+    /// A burst of frames.
+    Burst,
+    /// A turn of the worker.
+    Turn,
 }

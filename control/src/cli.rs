@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::api::{Request, Response};
+use crate::api::{Request, Response, Status};
 use crate::socket::{self, Client};
-use crate::{daemon, drain, ipvsadm, json, marks, pages};
+use crate::{daemon, drain, ipvsadm, json, marks, pages, profile};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
@@ -62,11 +63,17 @@ The last rule that is about a packet decides, as in a chain of iptables MARK tar
 enum Command {
     /// Run the director, in the foreground, until SIGTERM.
     Run(daemon::Options),
-    /// Show how a running director is doing: interfaces, workers, every counter that is not zero.
+    /// Show how a running director is doing: interfaces, workers, every counter that is not zero; or where its workers' time goes.
     Status {
         /// As one JSON document, with all counters (docs/json.md has its form).
         #[arg(long)]
         json: bool,
+        /// Show what the stages of a burst's life take instead, worker by worker: medians, shares, nanoseconds a packet.
+        #[arg(long)]
+        profile: bool,
+        /// With --profile: watch for this time, such as 10s, instead of telling of all since the director began.
+        #[arg(long, requires = "profile", value_parser = humantime::parse_duration, value_name = "TIME")]
+        over: Option<Duration>,
     },
     /// Show or change the settings of a running director that IPVS has under net.ipv4.vs.
     #[command(after_help = SYSCTL_HELP)]
@@ -126,7 +133,12 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Ok(Arguments { command: Command::Status { json } }) => exit(status(json).map(|()| true)),
+        Ok(Arguments { command: Command::Status { json, profile: false, .. } }) => {
+            exit(status(json).map(|()| true))
+        }
+        Ok(Arguments { command: Command::Status { json, over, .. } }) => {
+            exit(profiled(json, over).map(|()| true))
+        }
         Ok(Arguments { command: Command::Sysctl { settings, json } }) => exit(sysctl(&settings, json)),
         Ok(Arguments { command: Command::Mark { command } }) => exit(mark(command)),
         Ok(Arguments { command: Command::Drain(options) }) => exit(drain(&options).map(|()| true)),
@@ -164,14 +176,40 @@ fn with_cure(error: std::io::Error) -> anyhow::Error {
     anyhow::anyhow!("{error}\n{}", ipvsadm::failure::cure(&error))
 }
 
+/// Asks what the director says of itself.
+fn ask_status(client: &mut Client) -> anyhow::Result<Status> {
+    let answer = client.call(&Request::Status).map_err(with_cure)?;
+    match answer.into_iter().next() {
+        Some(Response::Status(status)) => Ok(status),
+        _ => anyhow::bail!("the director does not say how it is doing"),
+    }
+}
+
+/// Prints what the stages of each worker's turns take.
+fn profiled(json: bool, over: Option<Duration>) -> anyhow::Result<()> {
+    let mut client = Client::connect(socket::path()).map_err(with_cure)?;
+    let workers = ask_status(&mut client)?.cores.len();
+    let wait = |client: &mut Client, time| {
+        std::thread::sleep(time);
+        *client = Client::connect(socket::path()).map_err(with_cure)?;
+        Ok(())
+    };
+    let profiles = profile::read(&mut client, workers, over, wait)?;
+    if json {
+        let taken = profiles.iter().enumerate().map(|(worker, profile)| json::Taken::new(worker, profile));
+        return Ok(json::document(&mut std::io::stdout(), "profile", &taken.collect::<Vec<_>>())?);
+    }
+    let when = over.map_or_else(
+        || "since it began".to_owned(),
+        |time| format!("in {}", humantime::format_duration(time)),
+    );
+    println!("{}{}", profile::table(&profiles, &when), profile::legend(&profiles));
+    Ok(())
+}
+
 /// Prints what the director says of itself.
 fn status(json: bool) -> anyhow::Result<()> {
-    let path = socket::path();
-    let asked = Client::connect(&path).and_then(|mut client| client.call(&Request::Status));
-    let answer = asked.map_err(with_cure)?;
-    let Some(Response::Status(status)) = answer.into_iter().next() else {
-        anyhow::bail!("the director on {} does not say how it is doing", path.display());
-    };
+    let status = ask_status(&mut Client::connect(socket::path()).map_err(with_cure)?)?;
     if json {
         return Ok(json::document(&mut std::io::stdout(), "status", &json::Condition::from(status))?);
     }

@@ -14,8 +14,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::Serialize;
 
 use crate::api::{
-    ClientAddress, ConnectionEntry, Family, Forwarding, LocalEntry, Persistence, Protocol, ServerEntry,
-    ServerKey, ServiceEntry, ServiceKey, Stats, Status, SyncDaemon, SyncRole, Timeouts, Tunnel,
+    ClientAddress, ConnectionEntry, Family, Forwarding, LocalEntry, Per, Persistence, Profile, Protocol,
+    ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats, Status, SyncDaemon, SyncRole, Timeouts, Tunnel,
     TunnelChecksum,
 };
 use crate::ipvsadm::address::Printed;
@@ -399,6 +399,60 @@ impl From<Status> for Condition {
             connection_places: status.table_size,
             frame_memory: status.memory,
             counters: status.counters.into_iter().collect(),
+        }
+    }
+}
+
+/// What a worker's stages take, in `profile`.
+#[derive(Debug, Serialize)]
+pub struct Taken {
+    worker: usize,
+    core: usize,
+    cycles_per_second: u64,
+    turns_per_sample: u32,
+    turns: u64,
+    bursts: u64,
+    packets: u64,
+    stages: Vec<StageTaken>,
+}
+
+/// What one stage takes.
+#[derive(Debug, Serialize)]
+struct StageTaken {
+    stage: String,
+    sample_of: Per,
+    samples: u64,
+    cycles: u64,
+    nanoseconds: u64,
+    median_cycles: u64,
+    p99_cycles: u64,
+    max_cycles: u64,
+    buckets: Vec<(u64, u64, u64)>,
+}
+
+impl Taken {
+    /// What is printed of a worker.
+    pub fn new(worker: usize, profile: &Profile) -> Taken {
+        let stages = profile.stages.iter().map(|stage| StageTaken {
+            stage: stage.stage.clone(),
+            sample_of: stage.per,
+            samples: stage.samples(),
+            cycles: stage.cycles,
+            nanoseconds: profile.nanoseconds(stage.cycles) as u64,
+            median_cycles: stage.quantile(50),
+            p99_cycles: stage.quantile(99),
+            max_cycles: stage.most(),
+            buckets: stage.buckets.clone(),
+        });
+        Taken {
+            worker,
+            core: profile.core,
+            cycles_per_second: profile.cycles_per_second,
+            turns_per_sample: profile.every,
+            turns: profile.turns,
+            bursts: profile.bursts,
+            packets: profile.packets,
+            stages: stages.collect(),
         }
     }
 }

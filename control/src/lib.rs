@@ -11,6 +11,7 @@ pub mod ipvsadm;
 pub mod json;
 pub mod marks;
 pub mod pages;
+pub mod profile;
 pub mod publisher;
 pub mod rules;
 pub mod socket;

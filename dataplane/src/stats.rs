@@ -10,6 +10,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::conn::memory::Mapped;
 use crate::port::Losses;
+use crate::profile::Profile;
 use crate::service::{DestId, WorkerId};
 
 /// Real servers, live or waiting for their last connections, that counters are kept for. 131,072 are a thousand services of a hundred
@@ -195,6 +196,7 @@ pub struct WorkerCounters {
     events: [AtomicU64; Event::ALL.len()],
     /// What the worker's ports have lost, as they last said.
     losses: [AtomicU64; LOSSES.len()],
+    profile: Profile,
 }
 
 /// The names of [`Losses`]' counters, in order.
@@ -244,6 +246,7 @@ impl Counters {
                         drops: std::array::from_fn(|_| AtomicU64::new(0)),
                         events: std::array::from_fn(|_| AtomicU64::new(0)),
                         losses: std::array::from_fn(|_| AtomicU64::new(0)),
+                        profile: Profile::default(),
                     }))
                 })
                 .collect::<std::io::Result<_>>()?,
@@ -324,6 +327,11 @@ impl WorkerCounters {
         for (counter, total) in self.losses.iter().zip([rx_overrun, rx_no_buffer, rx_oversized, tx_refused]) {
             counter.store(total, Ordering::Relaxed);
         }
+    }
+
+    /// What its timed turns have taken.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// Drops for a reason so far.

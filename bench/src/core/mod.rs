@@ -7,6 +7,7 @@ pub mod budget;
 mod floor;
 mod packets;
 mod pair;
+mod profile;
 mod publishing;
 mod turnover;
 
@@ -36,6 +37,9 @@ pub const SPEEDUP_HANDOFF: Metric = Metric::new("two_worker_speedup_handoff", "r
 /// From an edit's request until every worker obeys it.
 pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 
+/// What a worker's turns take whose stages are timed now and then ÷ what others take.
+pub const PROFILE: Metric = Metric::new("profile_cost_ratio", "ratio");
+
 /// How much is measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -64,7 +68,7 @@ impl Plan {
 
     /// Steps that [`measure`] tells of.
     pub fn steps(&self) -> usize {
-        self.connections.len() * MODES.len() + 6
+        self.connections.len() * MODES.len() + 7
     }
 }
 
@@ -98,6 +102,7 @@ pub fn measure(plan: &Plan, report: Report, mut step: impl FnMut(&str)) -> Resul
     packets::measure(&mut run)?;
     turnover::measure(&mut run)?;
     pair::measure(&mut run)?;
+    profile::measure(&mut run)?;
     publishing::measure(&mut run)?;
     interrupt::check()?;
     Ok((run.report, table(&run.rows).to_string() + NOTE))

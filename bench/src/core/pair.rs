@@ -6,7 +6,7 @@ use shunt_dataplane::worker::link::Handle;
 use super::{Row, Run, SPEEDUP, SPEEDUP_HANDOFF, median, way};
 use crate::interrupt;
 use crate::machine;
-use crate::stand::team::Team;
+use crate::stand::team::{Options, Team};
 
 pub(super) fn measure(run: &mut Run) -> Result<()> {
     (run.step)("two workers beside one");
@@ -18,7 +18,8 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         return Ok(());
     };
     let cores = [first, second];
-    let (mut one, mut two, mut crossed) = (Team::new(1)?, Team::new(2)?, Team::new(2)?);
+    let of = |workers| Team::new(Options { workers, ..Options::default() });
+    let (mut one, mut two, mut crossed) = (of(1)?, of(2)?, of(2)?);
     crossed.cross();
     let (mut own, mut handed, mut alone_rates) = (Vec::new(), Vec::new(), Vec::new());
     for repetition in 0..=run.plan.repetitions {
@@ -32,7 +33,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
             handed.push(apart / alone);
         }
     }
-    let handed_over = crossed.counters.totals().find(|(name, _)| *name == "packets.handed_off");
+    let handed_over = crossed.counters.totals().find(|(name, _)| *name == "frames.handed_off");
     let beside = format!("one: {:.1} M packets/s", median(&alone_rates) / 1e6);
     run.report.add(way("nat"), SPEEDUP, &own);
     run.report.add(way("nat"), SPEEDUP_HANDOFF, &handed);

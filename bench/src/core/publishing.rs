@@ -14,7 +14,7 @@ use shunt_dataplane::worker::link::{Answer, Command};
 
 use super::{PUBLISH, Row, Run, median, way};
 use crate::machine;
-use crate::stand::team::Team;
+use crate::stand::team::{Options, Team};
 
 /// How long to wait for a worker that is at work.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const SERVERS: usize = 100;
 pub(super) fn measure(run: &mut Run) -> Result<()> {
     (run.step)("publishing a thousand services of a hundred servers");
     let cores = machine::cores()?;
-    let mut team = Team::new(1)?;
+    let mut team = Team::new(Options::default())?;
     let mut rules = Rules::restore(capabilities(), &text()).context("the rules are ours")?;
     let mut publisher = Publisher::new(vec!["c0".to_owned(), "s0".to_owned()]);
     let (mut whole, mut edits) = (0.0, Vec::new());

@@ -13,7 +13,8 @@ use anyhow::{Context, Result};
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::director::{self, Director};
 use shunt_dataplane::port::frame::HEADROOM;
-use shunt_dataplane::port::{Burst, FrameMemory, Losses, Pool, Port};
+use shunt_dataplane::port::{BURST, Burst, FrameMemory, Losses, Pool, Port};
+use shunt_dataplane::profile::Stopwatch;
 use shunt_dataplane::service::{Forwarding, Tick, WorkerId};
 use shunt_dataplane::stats::{Counters, Event};
 use shunt_dataplane::worker::link::{self, Handle};
@@ -22,20 +23,44 @@ use shunt_dataplane::worker::{self, Clock, Polling, Worker};
 use super::frames::{FRAME, datagram};
 use super::{CLIENTS, SECRET, SERVERS, VIP, client, snapshot};
 
-/// Clients of each worker: their connections and frames stay in its caches.
-const EACH: u32 = 1024;
-
 /// Frames of each worker.
 const FRAMES: u32 = 16_384;
 
+/// Clients whose datagrams lie in a tray at once while connections begin.
+const TRAYFUL: u32 = 4096;
+
+/// What a team is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Workers in it.
+    pub workers: usize,
+    /// How they forward.
+    pub forwarding: Forwarding,
+    /// Connections of each. By default so few that they and their frames stay in its caches.
+    pub connections: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { workers: 1, forwarding: Forwarding::Masq, connections: 1024 }
+    }
+}
+
 /// What comes in by a port, over and over, and the last frames that it sent.
-#[derive(Default)]
 struct Tray {
     frames: Vec<[u8; FRAME]>,
     next: usize,
+    /// Frames that are taken at once, at most.
+    portion: usize,
     /// Whether sent frames are to be kept.
     listens: bool,
     heard: Vec<[u8; FRAME]>,
+}
+
+impl Default for Tray {
+    fn default() -> Self {
+        Self { frames: Vec::new(), next: 0, portion: BURST, listens: false, heard: Vec::new() }
+    }
 }
 
 struct Feed(Arc<Mutex<Tray>>);
@@ -44,7 +69,7 @@ impl Port for Feed {
     fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
         let mut tray = self.0.lock().expect("nobody panics with a tray in hand");
         while !tray.frames.is_empty()
-            && !burst.is_full()
+            && burst.len() < tray.portion
             && let Some(mut frame) = pool.take()
         {
             frame.set_data(HEADROOM, FRAME);
@@ -87,29 +112,33 @@ pub struct Team {
     pub handles: Vec<Handle>,
     /// Everybody's counters.
     pub counters: Arc<Counters>,
+    connections: u32,
+    cycles: quanta::Clock,
     /// Keeps the workers' answering line open.
     _bell: UnixStream,
 }
 
 impl Team {
-    /// So many workers that work by NAT.
+    /// Workers that know their clients, and are fed with these clients' datagrams; by NAT with the real servers' answers, too.
     ///
     /// # Errors
     /// When there is no memory for them.
-    pub fn new(count: usize) -> Result<Self> {
+    pub fn new(options: Options) -> Result<Self> {
+        let Options { workers: count, forwarding, connections } = options;
         let counters = Arc::new(Counters::new(count).context("memory for counters")?);
         let (_, pools) = FrameMemory::with_pools(count as u32, FRAMES).context("memory for frames")?;
         let directory = match count {
             1 => None,
             _ => Some(Arc::new(Directory::with_capacity(1 << 20).context("memory for the directory")?)),
         };
-        let first = Arc::new(snapshot(Forwarding::Masq, count));
+        let first = Arc::new(snapshot(forwarding, count));
         let (bell, answers) = UnixStream::pair().context("a socket pair")?;
         let lines = (0..count).map(|_| link::channel(first.epoch, answers.try_clone()?));
         let (links, handles): (Vec<_>, Vec<_>) =
             lines.collect::<std::io::Result<Vec<_>>>().context("socket pairs")?.into_iter().unzip();
         let bells: Vec<_> = handles.iter().map(Handle::bell).collect();
         let clock = Clock::start();
+        let cycles = quanta::Clock::new();
         let (mut workers, mut trays) = (Vec::new(), Vec::new());
         let parts = pools.into_iter().zip(links).zip(worker::connect(&bells)).enumerate();
         for (n, ((pool, link), peers)) in parts {
@@ -117,7 +146,7 @@ impl Team {
             let parts = director::Parts {
                 worker: id,
                 snapshot: Arc::clone(&first),
-                capacity: 1 << 16,
+                capacity: (connections as usize).max(1 << 16),
                 secret: SECRET,
                 directory: directory.clone(),
                 paths: Arc::default(),
@@ -142,29 +171,36 @@ impl Team {
                 counters,
                 clock,
                 polling,
+                watch: Stopwatch::by(cycles.clone()),
             }));
         }
-        let mut team = Self { workers, trays, handles, counters, _bell: bell };
-        team.acquaint();
+        let mut team = Self { workers, trays, handles, counters, connections, cycles, _bell: bell };
+        team.acquaint(forwarding);
         Ok(team)
     }
 
-    /// Lets each worker meet its clients, and fills the trays with their frames and the real servers' answers.
-    fn acquaint(&mut self) {
+    /// Lets each worker meet its clients, and leaves the last of their datagrams in the trays, with the real servers' answers by NAT.
+    fn acquaint(&mut self, forwarding: Forwarding) {
         for (n, worker) in self.workers.iter_mut().enumerate() {
             let [clients, servers] = &self.trays[n];
-            let first = n as u32 * EACH;
-            clients.lock().expect("free").frames =
-                (first..first + EACH).map(|n| datagram(client(n), VIP)).collect();
-            servers.lock().expect("free").listens = true;
-            for _ in 0..EACH / 32 {
-                worker.turn();
+            let first = n as u32 * self.connections;
+            let numbers: Vec<u32> = (first..first + self.connections).collect();
+            for (at, numbers) in numbers.chunks(TRAYFUL as usize).enumerate() {
+                let is_last = (at + 1) * TRAYFUL as usize >= self.connections as usize;
+                servers.lock().expect("free").listens = is_last && forwarding == Forwarding::Masq;
+                let mut tray = clients.lock().expect("free");
+                (tray.frames, tray.next) = (numbers.iter().map(|n| datagram(client(*n), VIP)).collect(), 0);
+                drop(tray);
+                for _ in 0..numbers.len().div_ceil(BURST) {
+                    worker.turn();
+                }
             }
+            let count = clients.lock().expect("free").frames.len();
             let mut servers = servers.lock().expect("free");
             servers.listens = false;
             // What went to a real server comes back with its ends exchanged.
             let mut heard = std::mem::take(&mut servers.heard);
-            heard.truncate(EACH as usize);
+            heard.truncate(count);
             for frame in &mut heard {
                 let (from, to) = frame[26..34].split_at_mut(4);
                 from.swap_with_slice(to);
@@ -215,6 +251,32 @@ impl Team {
             stop.store(true, Ordering::Relaxed);
             threads.into_iter().map(|thread| thread.join().expect("workers do not panic")).sum()
         })
+    }
+
+    /// Feeds the first worker with these datagrams, and nothing else, from the first one on.
+    ///
+    /// # Panics
+    /// When a worker has panicked.
+    pub fn feed(&mut self, frames: impl IntoIterator<Item = [u8; FRAME]>) {
+        let [clients, servers] = &self.trays[0];
+        servers.lock().expect("free").frames.clear();
+        let mut tray = clients.lock().expect("free");
+        tray.next = 0;
+        tray.frames.clear();
+        tray.frames.extend(frames);
+    }
+
+    /// Gives the workers so many frames at a time, at most.
+    ///
+    /// # Panics
+    /// When a worker has panicked.
+    pub fn serve_by(&mut self, portion: usize) {
+        self.trays.iter().flatten().for_each(|tray| tray.lock().expect("free").portion = portion);
+    }
+
+    /// Has the stages of the first worker's next turn timed, and of one in many after it.
+    pub fn time(&mut self) {
+        self.workers[0].go_by(Stopwatch::by(self.cycles.clone()));
     }
 
     /// One turn of the first worker.

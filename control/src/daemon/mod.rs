@@ -37,6 +37,7 @@ use shunt_dataplane::conn::supplier::{self, Supplier};
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{self, Director, Wish};
 use shunt_dataplane::port::tap::Tap;
+use shunt_dataplane::profile::{EVERY, Per, Stage, Stopwatch};
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Services, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
@@ -215,6 +216,8 @@ struct Control {
     cores: Vec<usize>,
     /// Connections that a worker has room for.
     capacity: usize,
+    /// What workers time their stages by.
+    cycles: quanta::Clock,
     watch: Watch,
     /// The way to real servers on the director itself.
     home: Option<Home>,
@@ -274,6 +277,7 @@ impl Control {
             sysctls: *rules.sysctls(),
         };
         let clock = Clock::start();
+        let cycles = quanta::Clock::new();
         let words = backend::random::<24>()?;
         let word = |n: usize| u64::from_ne_bytes(std::array::from_fn(|byte| words[n * 8 + byte]));
         let secret = Secret([word(0), word(1), word(2)]);
@@ -329,6 +333,7 @@ impl Control {
                 counters,
                 clock,
                 polling,
+                watch: Stopwatch::by(cycles.clone()),
             });
             let core = cores[n];
             let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
@@ -361,6 +366,7 @@ impl Control {
             memory,
             cores,
             capacity,
+            cycles,
             watch: Watch::default(),
             home,
             kernels: Vec::new(),
@@ -414,6 +420,7 @@ impl Control {
             Request::Marks => Answer::Message(Response::Marks(self.rules.marks().to_vec())),
             Request::Daemons => Answer::Message(Response::Daemons(Vec::new())),
             Request::Status => Answer::Message(Response::Status(self.status())),
+            Request::Profile(worker) => Answer::Message(self.profile(worker)),
             change => Answer::Message(self.change(&change).await.unwrap_or_else(Response::from)),
         }
     }
@@ -621,6 +628,41 @@ impl Control {
             epoch: self.engine.epoch().0,
             counters: self.engine.counters().totals().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
+    }
+
+    fn profile(&self, worker: usize) -> Response {
+        let Some(core) = self.cores.get(worker) else {
+            return Response::Refused {
+                errno: nix::libc::ENOENT,
+                why: format!("there is no worker {worker}"),
+            };
+        };
+        let profile = self.engine.counters().worker(WorkerId(worker as u8)).profile();
+        let stages = Stage::ALL.into_iter().map(|stage| {
+            let taken = profile.stage(stage);
+            let buckets = taken.buckets().map(|bucket| (bucket.least, bucket.most, bucket.samples));
+            api::StageProfile {
+                stage: stage.name().to_owned(),
+                per: match stage.per() {
+                    Per::Burst => api::Per::Burst,
+                    Per::Turn => api::Per::Turn,
+                },
+                cycles: taken.cycles(),
+                buckets: buckets.collect(),
+            }
+        });
+        let second = 1_000_000_000;
+        // So many nanoseconds a thousand million cycles are.
+        let nanoseconds = self.cycles.delta_as_nanos(0, second).max(1);
+        Response::Profile(api::Profile {
+            core: *core,
+            cycles_per_second: (u128::from(second).pow(2) / u128::from(nanoseconds)) as u64,
+            every: EVERY,
+            turns: profile.turns(),
+            bursts: profile.bursts(),
+            packets: profile.packets(),
+            stages: stages.collect(),
+        })
     }
 
     /// Gives the frames back to the kernel, then stops the workers.

@@ -153,6 +153,7 @@ impl Rules {
             | Request::Timeouts
             | Request::Daemons
             | Request::Status
+            | Request::Profile(_)
             | Request::Marks => Ok(Change::Nothing),
         }
     }

@@ -14,7 +14,7 @@ use shunt::{
     marks::MarkRule,
 };
 
-use crate::sample::{Director, status};
+use crate::sample::{Director, profile, status};
 
 const DOCUMENT: &str = include_str!("../../../docs/json.md");
 
@@ -59,6 +59,10 @@ fn output(director: &mut Director, command: &str) -> String {
         }
         (_, "shunt status --json") => {
             json::document(&mut out, "status", &json::Condition::from(status())).expect("memory takes it");
+        }
+        (_, "shunt status --profile --json") => {
+            let taken = [json::Taken::new(0, &profile())];
+            json::document(&mut out, "profile", &taken).expect("memory takes it");
         }
         (_, "shunt mark list --json") => {
             let rules: Vec<_> = director.0.marks().iter().map(json::Mark::from).collect();

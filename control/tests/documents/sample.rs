@@ -3,7 +3,9 @@
 use std::io;
 use std::net::IpAddr;
 
-use shunt::api::{ConnectionEntry, Request, Response, Stats, Status, SyncDaemon, SyncRole};
+use shunt::api::{
+    ConnectionEntry, Per, Profile, Request, Response, StageProfile, Stats, Status, SyncDaemon, SyncRole,
+};
 use shunt::ipvsadm::Backend;
 use shunt::rules::{Capabilities, Rules};
 
@@ -37,6 +39,7 @@ impl Backend for Director {
                 ttl: 1,
             }])),
             Request::Status => part(Response::Status(status())),
+            Request::Profile(_) => part(Response::Profile(profile())),
             Request::StartDaemon(_) | Request::StopDaemon(_) => part(Response::Done),
             _ => self.0.request(request, &mut |mut response| {
                 count(&mut response);
@@ -106,6 +109,23 @@ fn connections() -> Vec<ConnectionEntry> {
         ..call.clone()
     };
     vec![tcp, call, mark]
+}
+
+/// What two stages of its first worker's have taken.
+pub fn profile() -> Profile {
+    let stage = |name: &str, per, cycles, buckets| StageProfile { stage: name.into(), per, cycles, buckets };
+    Profile {
+        core: 2,
+        cycles_per_second: 2_600_000_000,
+        every: 64,
+        turns: 3,
+        bursts: 3,
+        packets: 150,
+        stages: vec![
+            stage("receive", Per::Burst, 3100, vec![(960, 1023, 2), (1152, 1279, 1)]),
+            stage("send", Per::Turn, 0, Vec::new()),
+        ],
+    }
 }
 
 /// What it says of itself.

@@ -10,6 +10,7 @@ use super::{Shared, Verdict, admission};
 use crate::conn::{Conn, ConnId, Detail, Marks, State};
 use crate::forward::icmp::Problem;
 use crate::packet::{Address, Meta, Packet, Tuple};
+use crate::profile::Stage;
 use crate::service::{Dest, DestId, FTP, FTP_DATA, Forwarding, Protocol, Service, Snapshot, Tick};
 use crate::stats::{Event, Reason, add, sub};
 
@@ -71,7 +72,10 @@ impl<A: Near> Family<A> {
         if !admission::may_begin(meta, &services.sysctls) {
             return self.reset(shared, packet, meta);
         }
-        let id = match self.schedule_new(shared, packet, meta, hash, service, now) {
+        shared.watch.lap(Stage::Decide);
+        let scheduled = self.schedule_new(shared, packet, meta, hash, service, now);
+        shared.watch.lap(Stage::Begin);
+        let id = match scheduled {
             Ok(id) => id,
             Err(Unscheduled::NoServer) if is_bypassed(&services, service, tuple) => {
                 match self.bypass(shared, tuple, hash, now) {

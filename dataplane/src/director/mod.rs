@@ -51,6 +51,7 @@ use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
 use crate::packet::{Packet, V4, V6};
 use crate::port::BURST;
+use crate::profile::{Stage, Stopwatch};
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
@@ -111,6 +112,7 @@ struct Shared {
     openings: Openings,
     /// Whether the burst under way was sent by another worker.
     handed: bool,
+    watch: Stopwatch,
 }
 
 /// What a director is made of. The secret must be the same for all workers and unknown to everybody else.
@@ -159,6 +161,7 @@ impl Director {
                 defence,
                 openings: Openings::default(),
                 handed: false,
+                watch: Stopwatch::stopped(),
             },
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
@@ -192,14 +195,19 @@ impl Director {
         let mut seen = Seen::default();
         let count = packets.len().min(BURST);
         seen.look(self, packets, 2 * GROUP);
+        self.shared.watch.lap(Stage::Parse);
         seen.fetch(self, GROUP);
+        self.shared.watch.lap(Stage::LookUp);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
         let mut forwarded = 0;
         for n in 0..count {
             if n % GROUP == 0 {
+                self.shared.watch.lap(Stage::Decide);
                 seen.look(self, packets, n + 3 * GROUP);
+                self.shared.watch.lap(Stage::Parse);
                 seen.fetch(self, n + 2 * GROUP);
+                self.shared.watch.lap(Stage::LookUp);
             }
             let packet = &mut packets[n];
             let verdict = match seen.kinds[n] {
@@ -223,6 +231,7 @@ impl Director {
         self.v4.conns.settle();
         self.v6.conns.settle();
         self.shared.mine().count(Event::Forwarded, forwarded);
+        self.shared.watch.lap(Stage::Decide);
     }
 
     #[inline]
@@ -306,6 +315,11 @@ impl Director {
     /// Gives each IPv4 connection, whole, to `each`: for tests, which look closer than a listing does.
     pub fn each_v4(&self, each: impl FnMut(&Conn<V4>)) {
         self.v4.each(each);
+    }
+
+    /// What its stages are timed by, if its owner has it run. Nothing that is decided depends on it.
+    pub fn watch(&mut self) -> &mut Stopwatch {
+        &mut self.shared.watch
     }
 
     /// The snapshot it works by.

@@ -24,6 +24,7 @@ use crate::conn::memory::prefetch;
 use crate::director::{Director, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
+use crate::profile::{Stage, Stopwatch};
 use crate::service::{Epoch, PortId, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason};
 use kept::Kept;
@@ -152,12 +153,15 @@ pub struct Parts {
     pub clock: Clock,
     /// What to do while there is nothing to do.
     pub polling: Polling,
+    /// What the stages of its turns are timed by.
+    pub watch: Stopwatch,
 }
 
 impl Worker {
     /// A worker, ready to run.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, director, ports, pool, peers, link, counters, clock, polling } = parts;
+        let Parts { id, mut director, ports, pool, peers, link, counters, clock, polling, watch } = parts;
+        *director.watch() = watch;
         assert!(ports.len() <= MAX_PORTS, "more queues than a worker can have");
         let out = ports.iter().map(|_| Burst::new()).collect();
         let interfaces = ports.iter().map(|(interface, _)| usize::from(interface.0) + 1).max().unwrap_or(0);
@@ -184,6 +188,11 @@ impl Worker {
         }
     }
 
+    /// Times the stages of its turns by another stopwatch.
+    pub fn go_by(&mut self, watch: Stopwatch) {
+        *self.director.watch() = watch;
+    }
+
     /// Works until control says stop.
     pub fn run(mut self) {
         let mut idle_since = None;
@@ -206,7 +215,9 @@ impl Worker {
     /// One turn. Says whether there was anything to do; `None` when control said stop.
     pub fn turn(&mut self) -> Option<bool> {
         let now = self.clock.now();
+        self.director.watch().begin_turn();
         let mut worked = self.obey(now)?;
+        self.director.watch().lap(Stage::Orders);
         for port in 0..self.ports.len() {
             let mut burst = Burst::new();
             let (interface, queue) = &mut self.ports[port];
@@ -233,6 +244,7 @@ impl Worker {
             peer.bell.ring_if_asleep();
         }
         for (frame, since) in self.kept.due(now) {
+            self.director.watch().lap(Stage::Timers);
             let mut burst = Burst::new();
             burst.push(frame);
             // Not handed: its first part may have gone to another worker meanwhile.
@@ -247,6 +259,7 @@ impl Worker {
                     verdict => self.settle(frame, verdict, now),
                 }
             }
+            self.end_burst(1);
         }
         while let Some(frame) = self.waiting.overdue(now) {
             self.lose(frame, Reason::NeighbourTimeout);
@@ -261,10 +274,13 @@ impl Worker {
             self.asked = now;
             self.note_losses();
         }
+        self.director.watch().lap(Stage::Timers);
         for port in 0..self.ports.len() {
             self.transmit(port);
             self.ports[port].1.flush(&mut self.pool);
         }
+        self.director.watch().lap(Stage::Send);
+        self.director.watch().end_turn(worked, self.counters.worker(self.id).profile());
         Some(worked)
     }
 
@@ -273,10 +289,20 @@ impl Worker {
         if burst.is_empty() {
             return;
         }
+        self.director.watch().lap(Stage::Receive);
+        let packets = burst.len();
         let verdicts = self.judge(&mut burst, handed, now);
         for (frame, verdict) in burst.into_iter().zip(verdicts) {
             self.settle(frame, verdict, now);
         }
+        self.end_burst(packets);
+    }
+
+    /// A burst has been sorted.
+    fn end_burst(&mut self, packets: usize) {
+        let profile = self.counters.worker(self.id).profile();
+        self.director.watch().lap(Stage::Sort);
+        self.director.watch().end_burst(packets, profile);
     }
 
     /// Lets the director look at frames, and notes where their data lies afterwards.
@@ -322,7 +348,9 @@ impl Worker {
             Verdict::Forward(port) | Verdict::Reply(port) => {
                 let port = self.ways_out[usize::from(port.0)];
                 if self.out[port].is_full() {
+                    self.director.watch().lap(Stage::Sort);
                     self.transmit(port);
+                    self.director.watch().lap(Stage::Send);
                 }
                 self.out[port].push(frame);
             }
@@ -430,6 +458,7 @@ impl Worker {
     /// Looks again at packets that waited for a neighbour.
     fn retry(&mut self, now: Tick) {
         for (frame, since) in self.waiting.take() {
+            self.director.watch().lap(Stage::Orders);
             let mut burst = Burst::new();
             burst.push(frame);
             let verdicts = self.judge(&mut burst, true, now);
@@ -443,6 +472,7 @@ impl Worker {
                     verdict => self.settle(frame, verdict, now),
                 }
             }
+            self.end_burst(1);
         }
     }
 

@@ -9,6 +9,7 @@
 //!   ftp          a real server and a real client, every way to make a data connection
 //!   sctp         an association by hand, and the settings that concern it
 //!   persistence  clients that come back
+//!   profile      where a worker's time goes, while packets pass
 //!   path_mtu     a path through a tunnel that is narrower than its first link
 //!   hops         what a traceroute to a service shows
 //!   bystanders   what is not the director's stays the kernel's
@@ -45,6 +46,7 @@ mod marks;
 mod network;
 mod path_mtu;
 mod persistence;
+mod profile;
 mod refusals;
 mod rules;
 mod sctp;
