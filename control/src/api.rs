@@ -9,6 +9,7 @@
 //! message holds is continued: the next message begins with an entry of the same key that carries further ones. Every
 //! other answer is one message.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -487,7 +488,7 @@ pub struct SyncDaemon {
 }
 
 /// What the director is and how it runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// shunt's version.
     pub version: String,
@@ -497,12 +498,54 @@ pub struct Status {
     pub interfaces: Vec<(String, String)>,
     /// What frames are kept in: how much, and in what pages.
     pub memory: String,
+    /// The same in bytes.
+    pub frames: Pages,
+    /// What each worker's tables have room in.
+    pub tables: Vec<Pages>,
+    /// Bytes of memory that are in use now.
+    pub memory_in_use: u64,
+    /// How many of them are in huge pages.
+    pub in_huge_pages: u64,
     /// The cores the workers are pinned to.
     pub cores: Vec<usize>,
     /// The snapshot every worker has reached.
     pub epoch: u64,
     /// Every counter of the data plane, by name.
     pub counters: Vec<(String, u64)>,
+}
+
+/// Memory by the kind of its pages, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Huge ones that were reserved.
+    pub reserved: u64,
+    /// Huge ones where the kernel finds any.
+    pub transparent: u64,
+    /// Ordinary ones.
+    pub ordinary: u64,
+}
+
+impl fmt::Display for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            (self.reserved, "reserved huge pages"),
+            (self.transparent, "huge pages where the kernel finds any"),
+            (self.ordinary, "ordinary pages"),
+        ];
+        let some: Vec<_> = kinds.into_iter().filter(|(bytes, _)| *bytes > 0).collect();
+        if let [(_, name)] = some[..] {
+            return f.write_str(name);
+        }
+        let told: Vec<_> = some.iter().map(|(bytes, name)| format!("{name} ({} MiB)", bytes >> 20)).collect();
+        f.write_str(&told.join(", "))
+    }
+}
+
+impl Pages {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.reserved + self.transparent + self.ordinary
+    }
 }
 
 /// What the stages of a worker's turns have taken since it began, in cycles of the processor's time-stamp counter. One turn in `every` is timed, of those

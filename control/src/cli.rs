@@ -225,6 +225,14 @@ fn status(json: bool) -> anyhow::Result<()> {
         cores.join(","),
         status.table_size
     );
+    for (worker, pages) in status.tables.iter().enumerate() {
+        println!("worker {worker}: {} MiB of room for tables in {pages}", pages.bytes() >> 20);
+    }
+    println!(
+        "{} MiB of memory in use, {} of them in huge pages",
+        status.memory_in_use >> 20,
+        status.in_huge_pages >> 20
+    );
     for (counter, value) in status.counters.iter().filter(|(_, value)| *value != 0) {
         println!("{counter:<28} {value:>14}");
     }

@@ -14,9 +14,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::Serialize;
 
 use crate::api::{
-    ClientAddress, ConnectionEntry, Family, Forwarding, LocalEntry, Per, Persistence, Profile, Protocol,
-    ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats, Status, SyncDaemon, SyncRole, Timeouts, Tunnel,
-    TunnelChecksum,
+    ClientAddress, ConnectionEntry, Family, Forwarding, LocalEntry, Pages, Per, Persistence, Profile,
+    Protocol, ServerEntry, ServerKey, ServiceEntry, ServiceKey, Stats, Status, SyncDaemon, SyncRole,
+    Timeouts, Tunnel, TunnelChecksum,
 };
 use crate::ipvsadm::address::Printed;
 use crate::ipvsadm::parse::SCHED_FLAGS;
@@ -378,6 +378,10 @@ pub struct Condition {
     cores: Vec<usize>,
     connection_places: u64,
     frame_memory: String,
+    frame_pages: PageBytes,
+    table_pages: Vec<PageBytes>,
+    memory_bytes: u64,
+    huge_page_bytes: u64,
     counters: BTreeMap<String, u64>,
 }
 
@@ -398,8 +402,26 @@ impl From<Status> for Condition {
             cores: status.cores,
             connection_places: status.table_size,
             frame_memory: status.memory,
+            frame_pages: status.frames.into(),
+            table_pages: status.tables.into_iter().map(PageBytes::from).collect(),
+            memory_bytes: status.memory_in_use,
+            huge_page_bytes: status.in_huge_pages,
             counters: status.counters.into_iter().collect(),
         }
+    }
+}
+
+/// Memory by the kind of its pages.
+#[derive(Debug, Serialize)]
+struct PageBytes {
+    reserved_bytes: u64,
+    transparent_bytes: u64,
+    ordinary_bytes: u64,
+}
+
+impl From<Pages> for PageBytes {
+    fn from(Pages { reserved, transparent, ordinary }: Pages) -> PageBytes {
+        PageBytes { reserved_bytes: reserved, transparent_bytes: transparent, ordinary_bytes: ordinary }
     }
 }
 

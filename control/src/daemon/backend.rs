@@ -198,20 +198,10 @@ fn spread(interfaces: &[Interface], workers: usize) -> Option<Arc<Spread>> {
     alike.then(|| Arc::new(first))
 }
 
-/// What frames are kept in, for people.
-pub fn describe(memory: &FrameMemory) -> String {
-    let pages = if memory.is_huge() {
-        "reserved huge pages"
-    } else {
-        "ordinary pages, joined to huge ones where the kernel can (vm.nr_hugepages reserves some)"
-    };
-    format!("{} MiB of frames in {pages}", memory.size() >> 20)
-}
-
 fn frames(workers: usize, per_worker: u32) -> anyhow::Result<Vec<Pool>> {
     let (memory, pools) = FrameMemory::with_pools(workers as u32, per_worker)
         .with_context(|| format!("cannot map memory for {workers} x {per_worker} frames"))?;
-    tracing::debug!(mebibytes = memory.size() >> 20, huge_pages = memory.is_huge(), "frame memory");
+    tracing::debug!(mebibytes = memory.size() >> 20, backing = ?memory.backing(), "frame memory");
     Ok(pools)
 }
 

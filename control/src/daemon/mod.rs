@@ -15,6 +15,7 @@ mod calls;
 mod claim;
 mod engine;
 mod home;
+mod memory;
 mod mirror;
 mod placement;
 mod watch;
@@ -45,7 +46,7 @@ use shunt_dataplane::steer::{Steering, Target};
 use shunt_dataplane::worker::{self, Clock, Polling, Worker, link};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{self, Request, Response, Status};
+use crate::api::{self, Pages, Request, Response, Status};
 use crate::cli::in_one_line;
 use crate::publisher::{PERIOD, Publisher};
 use crate::rules::{Capabilities, Change, Refusal, Rules};
@@ -212,7 +213,9 @@ struct Control {
     granted: Vec<(usize, Target)>,
     ways: Vec<(String, String)>,
     /// What frames are kept in.
-    memory: String,
+    frames: Pages,
+    /// What each worker's tables are kept in.
+    tables: Vec<Pages>,
     cores: Vec<usize>,
     /// Connections that a worker has room for.
     capacity: usize,
@@ -260,12 +263,15 @@ impl Control {
             tracing::info!("{name}: {way}");
         }
         let setup = Setup { ways: &ways, cores: &cores, busy_poll: options.busy_poll };
-        for complaint in Machine::here().complaints(&setup) {
+        let machine = Machine::here();
+        for complaint in machine.complaints(&setup) {
             tracing::warn!("{complaint}");
         }
         view.network = view.network.with_spread(spread.clone());
         mirror.note_spread(spread);
-        let memory = pools.first().map_or_else(String::new, |pool| backend::describe(pool.memory()));
+        let has_transparent = machine.has_transparent_pages();
+        let frames = pools.first().map(|pool| (pool.memory().backing(), pool.memory().size()));
+        let frames = memory::pages(frames, has_transparent);
 
         let counters = Arc::new(Counters::new(cores.len()).context("cannot map memory for counters")?);
         let mut publisher = Publisher::new(options.interfaces.clone());
@@ -304,7 +310,7 @@ impl Control {
             is_needed: |services| !services.is_empty(),
         });
         let mut supplies: Vec<_> = shared.collect();
-        let mut workers = Vec::new();
+        let (mut workers, mut tables) = (Vec::new(), Vec::new());
         for ((n, (((ports, pool), link), peers)), handle) in parts.zip(handles) {
             let id = WorkerId(n as u8);
             let director = Director::new(
@@ -320,7 +326,10 @@ impl Control {
                 clock.now(),
             )
             .context("cannot map memory for connections")?;
-            supplies.extend(director.supplies());
+            let own = director.supplies();
+            let backings = own.iter().flat_map(|part| part.supply.backings());
+            tables.push(memory::pages(backings, has_transparent));
+            supplies.extend(own);
             let counters = Arc::clone(&counters);
             let polling = if options.busy_poll { Polling::Busy } else { Polling::Adaptive };
             let worker = Worker::new(worker::Parts {
@@ -348,6 +357,9 @@ impl Control {
         }
         let supplier = Supplier::start(supplies)?;
         bring_memory(&supplier, &snapshot.services);
+        if let Some(complaint) = machine.complaint_of_pages(frames, &tables) {
+            tracing::warn!("{complaint}");
+        }
         let engine = Engine::new(workers, bell, snapshot, counters)?;
         tracing::info!(workers = cores.len(), ?cores, "workers run");
 
@@ -363,7 +375,8 @@ impl Control {
             wished: HashMap::new(),
             granted: Vec::new(),
             ways,
-            memory,
+            frames,
+            tables,
             cores,
             capacity,
             cycles,
@@ -619,11 +632,16 @@ impl Control {
     }
 
     fn status(&self) -> Status {
+        let (memory_in_use, in_huge_pages) = memory::in_use();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             table_size: (self.capacity * self.cores.len()) as u64,
             interfaces: self.ways.clone(),
-            memory: self.memory.clone(),
+            memory: format!("{} MiB of frames in {}", self.frames.bytes() >> 20, self.frames),
+            frames: self.frames,
+            tables: self.tables.clone(),
+            memory_in_use,
+            in_huge_pages,
             cores: self.cores.clone(),
             epoch: self.engine.epoch().0,
             counters: self.engine.counters().totals().map(|(name, n)| (name.to_owned(), n)).collect(),
@@ -703,7 +721,7 @@ fn steered_vlans(network: &Network) -> Vec<(PortId, u32)> {
     same.map(|vlan| (vlan.port, vlan.interface.index)).collect()
 }
 
-/// The cores of the workers: those that were typed, or the last ones, one for each queue that every interface has.
+/// Has the memory brought that the connections of these services need first.
 fn bring_memory(supplier: &Supplier, services: &Services) {
     if let Err(error) = supplier.prepare(services) {
         tracing::warn!(
@@ -713,6 +731,7 @@ fn bring_memory(supplier: &Supplier, services: &Services) {
     }
 }
 
+/// The cores of the workers: those that were typed, or the last ones, one for each queue that every interface has.
 fn choose_cores(options: &Options) -> anyhow::Result<Vec<usize>> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot find out the cores")?;
     let allowed: Vec<usize> =

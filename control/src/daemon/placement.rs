@@ -5,6 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::api::Pages;
+
+/// Bytes of the huge pages that can be reserved for memory of any size.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// Mappings of a worker's, each of which may leave a part of its last page unused.
+const MAPPINGS: u64 = 16;
+
 /// The machine, as its files tell of it.
 pub struct Machine {
     root: PathBuf,
@@ -33,6 +41,33 @@ impl Machine {
         let mut cores = cores.to_vec();
         cores.sort_by_key(|core| self.node_of_core(*core).is_some_and(|node| nodes.contains(&node)));
         cores
+    }
+
+    /// Whether the kernel gives transparent huge pages to who asks for them.
+    pub fn has_transparent_pages(&self) -> bool {
+        let setting = self.read("sys/kernel/mm/transparent_hugepage/enabled");
+        // The one in force is in brackets. A process may be forbidden to have them, too.
+        let is_on = setting.is_some_and(|setting| !setting.contains("[never]"));
+        let status = self.read("proc/self/status").unwrap_or_default();
+        is_on && !status.lines().any(|line| line.split_whitespace().eq(["THP_enabled:", "0"]))
+    }
+
+    /// What to do about ordinary pages, if there are any where huge ones could be.
+    pub fn complaint_of_pages(&self, frames: Pages, tables: &[Pages]) -> Option<String> {
+        let all: Vec<Pages> = tables.iter().copied().chain([frames]).collect();
+        if all.iter().all(|pages| pages.ordinary == 0) {
+            return None;
+        }
+        let bytes: u64 = all.iter().map(Pages::bytes).sum();
+        let switch = match self.file("sys/kernel/mm/transparent_hugepage/enabled").exists() {
+            true => "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, or ",
+            false => "",
+        };
+        Some(format!(
+            "frames and tables are in ordinary pages: with many connections a packet waits for the page tables, too. \
+             {switch}sysctl -w vm.nr_hugepages={}, then start again",
+            bytes.div_ceil(HUGE_PAGE) + all.len() as u64 * MAPPINGS
+        ))
     }
 
     /// What costs speed, a sentence each.
@@ -171,6 +206,34 @@ mod tests {
         let (_directory, machine) = machine();
         assert_eq!(machine.by_nearness(&[3, 2, 1, 0], &["eth0".to_owned()]), [1, 0, 3, 2]);
         assert_eq!(machine.by_nearness(&[0, 1, 2, 3], &["v0".to_owned()]), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn ordinary_pages_are_told_of_with_what_to_do() {
+        let (directory, machine) = machine();
+        let setting = |text: &str| {
+            let file = directory.path().join("sys/kernel/mm/transparent_hugepage/enabled");
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        };
+        let [huge, small] = [(4 << 20, 0), (0, 4 << 20)].map(|(transparent, ordinary)| Pages {
+            reserved: 0,
+            transparent,
+            ordinary,
+        });
+        assert!(!machine.has_transparent_pages());
+        let told = machine.complaint_of_pages(small, &[small]).unwrap();
+        assert!(told.contains(". sysctl -w vm.nr_hugepages=36,"), "{told}");
+        setting("always madvise [never]");
+        assert!(!machine.has_transparent_pages());
+        let told = machine.complaint_of_pages(small, &[huge]).unwrap();
+        assert!(told.contains("echo madvise > "), "{told}");
+        setting("always [madvise] never");
+        assert!(machine.has_transparent_pages());
+        assert_eq!(machine.complaint_of_pages(huge, &[huge]), None);
+        fs::create_dir_all(directory.path().join("proc/self")).unwrap();
+        fs::write(directory.path().join("proc/self/status"), "Name:\tshunt\nTHP_enabled:\t0\n").unwrap();
+        assert!(!machine.has_transparent_pages());
     }
 
     #[test]

@@ -49,13 +49,9 @@ impl Backend for Rules {
             (Change::Nothing, Request::Marks) => part(Response::Marks(self.marks().to_vec())),
             (Change::Nothing, Request::Daemons) => part(Response::Daemons(Vec::new())),
             (Change::Nothing, Request::Status) => part(Response::Status(Status {
-                memory: String::new(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
                 table_size: TABLE_SIZE,
-                interfaces: Vec::new(),
-                cores: Vec::new(),
-                epoch: 0,
-                counters: Vec::new(),
+                ..Status::default()
             })),
             _ => part(Response::Done),
         }

@@ -4,7 +4,8 @@ use std::io;
 use std::net::IpAddr;
 
 use shunt::api::{
-    ConnectionEntry, Per, Profile, Request, Response, StageProfile, Stats, Status, SyncDaemon, SyncRole,
+    ConnectionEntry, Pages, Per, Profile, Request, Response, StageProfile, Stats, Status, SyncDaemon,
+    SyncRole,
 };
 use shunt::ipvsadm::Backend;
 use shunt::rules::{Capabilities, Rules};
@@ -133,6 +134,10 @@ pub fn status() -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         memory: "48 MiB of frames in reserved huge pages".to_owned(),
+        frames: Pages { reserved: 48 << 20, ..Pages::default() },
+        tables: vec![Pages { transparent: 316 << 20, ..Pages::default() }; 2],
+        memory_in_use: 160 << 20,
+        in_huge_pages: 128 << 20,
         table_size: 2 << 20,
         interfaces: vec![("eth0".into(), "af-xdp (native, copy)".into())],
         cores: vec![2, 3],

@@ -19,12 +19,35 @@ pub struct Mapped<T> {
     start: NonNull<T>,
     len: usize,
     map: Arc<MmapRaw>,
+    backing: Backing,
+}
+
+/// What kind of pages the kernel gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Huge ones that were reserved (`vm.nr_hugepages`).
+    Reserved,
+    /// Huge ones where it finds any, as it was advised; none at all if the machine's settings say so.
+    Advised,
+    /// Ordinary ones: it took no advice.
+    Ordinary,
+}
+
+/// Advises the kernel to give huge pages.
+pub fn advise(map: &MmapRaw) -> Backing {
+    // A kernel without transparent huge pages says EINVAL, and small pages serve.
+    map.advise(Advice::HugePage).map_or(Backing::Ordinary, |()| Backing::Advised)
 }
 
 /// The pages of such memory, for who brings them before they are touched. It never looks at what is in them.
-pub struct Pages(Arc<MmapRaw>);
+pub struct Pages(Arc<MmapRaw>, Backing);
 
 impl Pages {
+    /// What kind they are, and how many bytes.
+    pub fn backing(&self) -> (Backing, usize) {
+        (self.1, self.0.len())
+    }
+
     /// Has the kernel find and clear the pages of these bytes, as far as the memory goes; nothing happens to those that are there.
     ///
     /// # Errors
@@ -52,25 +75,23 @@ impl<T: FromZeros> Mapped<T> {
             .checked_mul(size_of::<T>())
             .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::OutOfMemory, "table size overflows"))?
             .max(1);
-        let map = match MmapOptions::new().len(bytes).huge(Some(21)).map_anon() {
-            Ok(map) => map,
+        let (map, backing) = match MmapOptions::new().len(bytes).huge(Some(21)).map_anon() {
+            Ok(map) => (MmapRaw::from(map), Backing::Reserved),
             Err(_) => {
-                let map = MmapOptions::new().len(bytes).map_anon()?;
-                // Advice only: a kernel without transparent huge pages says EINVAL, and small pages serve.
-                let _ = map.advise(Advice::HugePage);
-                map
+                let map = MmapRaw::from(MmapOptions::new().len(bytes).map_anon()?);
+                let backing = advise(&map);
+                (map, backing)
             }
         };
-        let map = MmapRaw::from(map);
         let start = NonNull::new(map.as_mut_ptr()).ok_or(std::io::ErrorKind::OutOfMemory)?.cast();
-        Ok(Self { start, len, map: Arc::new(map) })
+        Ok(Self { start, len, map: Arc::new(map), backing })
     }
 }
 
 impl<T> Mapped<T> {
     /// Its pages.
     pub fn pages(&self) -> Pages {
-        Pages(Arc::clone(&self.map))
+        Pages(Arc::clone(&self.map), self.backing)
     }
 }
 

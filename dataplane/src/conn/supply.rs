@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 
-use super::memory::Pages;
+use super::memory::{Backing, Pages};
 
 /// A table tells how far it has filled up each time this many more places are used.
 pub const STEP: u32 = 1 << 16;
@@ -76,6 +76,12 @@ impl Supply {
             pages.bring(from as usize * size..to as usize * size)?;
         }
         Ok(())
+    }
+
+    /// What kind of pages all of them are, and how many bytes.
+    pub fn backings(&self) -> impl Iterator<Item = (Backing, usize)> {
+        let in_order = self.in_order.iter().map(|(pages, _)| pages.backing());
+        in_order.chain([self.whole.backing()])
     }
 
     /// Whether it has been brought anything.

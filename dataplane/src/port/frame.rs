@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use crate::conn::memory::{Backing, advise};
 use crate::worker::ring::{self, Receiver, Sender};
 
 /// Bytes in a chunk. AF_XDP wants a power of two of at least 2048 that divides a page; 2048 holds a full Ethernet
@@ -40,7 +41,7 @@ pub struct FrameMemory {
     map: MmapRaw,
     frames: u32,
     per_worker: u32,
-    huge: bool,
+    backing: Backing,
 }
 
 /// The right to one chunk of frame memory, and where its data lies in it.
@@ -82,20 +83,18 @@ impl FrameMemory {
         })?;
         let bytes = frames as usize * CHUNK;
         let huge = MmapOptions::new().len(bytes).huge(Some(21)).populate().map_anon();
-        let is_huge = huge.is_ok();
-        let map = MmapRaw::from(match huge {
-            Ok(map) => map,
+        let (map, backing) = match huge {
+            Ok(map) => (MmapRaw::from(map), Backing::Reserved),
             Err(_) => {
-                let map = MmapOptions::new().len(bytes).map_anon()?;
-                // Advice first, pages then. Without transparent huge pages, or before Linux 5.14, the kernel says EINVAL; what is not populated here
-                // is when it is first used.
-                let _ = map.advise(Advice::HugePage);
+                let map = MmapRaw::from(MmapOptions::new().len(bytes).map_anon()?);
+                let backing = advise(&map);
+                // Before Linux 5.14 the kernel says EINVAL; what is not populated here is when it is first used.
                 let _ = map.advise(Advice::PopulateWrite);
-                map
+                (map, backing)
             }
-        });
+        };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let memory = Arc::new(Self { id, map, frames, per_worker, huge: is_huge });
+        let memory = Arc::new(Self { id, map, frames, per_worker, backing });
 
         let mut homes: Vec<Vec<Option<Sender>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut returns: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
@@ -131,9 +130,9 @@ impl FrameMemory {
         self.frames as usize * CHUNK
     }
 
-    /// Whether the mapping is backed by reserved huge pages.
-    pub fn is_huge(&self) -> bool {
-        self.huge
+    /// What kind of pages the mapping has.
+    pub fn backing(&self) -> Backing {
+        self.backing
     }
 
     /// The whole chunk of a frame. The frame's data is `chunk[frame.start()..][..frame.len()]`.

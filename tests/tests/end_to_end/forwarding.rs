@@ -78,6 +78,8 @@ fn forwards(test: impl Fn() -> Result<()>, mode: Mode, backend: Backend, workers
     let Some(director) = start_workers(&topology, backend, workers)? else { return Ok(()) };
     let state = status(&topology)?;
     ensure!(state.cores.len() == workers, "{state:?}");
+    ensure!(state.tables.len() == workers && state.tables.iter().all(|pages| pages.bytes() > 0), "{state:?}");
+    ensure!(state.frames.bytes() > 0 && state.memory_in_use > state.in_huge_pages, "{state:?}");
     ensure!(state.interfaces.iter().all(|(_, way)| way.starts_with(backend.name())), "{state:?}");
 
     let how = if mode == Mode::Nat { "-m" } else { "-g" };
