@@ -183,7 +183,11 @@ impl<'t> Director<'t> {
             thread::sleep(Duration::from_millis(10));
         }
         // Accepting is not answering.
-        self.ipvsadm(&["-L", "-n"]).map(drop)
+        let Err(error) = self.ipvsadm(&["-L", "-n"]) else { return Ok(()) };
+        // One that is just ending says better why.
+        thread::sleep(Duration::from_millis(100));
+        self.check()?;
+        Err(error)
     }
 
     fn terminate(&mut self) -> Result<ExitStatus> {

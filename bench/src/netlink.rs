@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{
-    InfoData, InfoVeth, LinkAttribute, LinkMessage, LinkXdp, State, VlanProtocol,
+    InfoData, InfoIpTunnel, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, LinkXdp, State,
+    VlanProtocol,
 };
 use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::rule::RuleAction;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute};
+use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
 };
@@ -71,6 +72,22 @@ impl Netlink {
         self.runtime
             .block_on(self.handle.link().add(link.build()).execute())
             .with_context(|| format!("making the VLAN {name} on {below}"))
+    }
+
+    /// Makes the far end of IP in IP, up: what anybody wraps and sends to `local` is unwrapped.
+    pub fn tunnel_end(&self, name: &str, local: IpAddr) -> Result<()> {
+        let local_end = InfoIpTunnel::Local(local);
+        let (kind, data) = match local {
+            IpAddr::V4(_) => (InfoKind::IpIp, vec![local_end]),
+            IpAddr::V6(_) => (InfoKind::Ip6Tnl, vec![local_end, InfoIpTunnel::Protocol(IpProtocol::Ipv6)]),
+        };
+        let device = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind.clone())
+            .name(name.to_owned())
+            .set_info_data(InfoData::IpTunnel(data))
+            .up();
+        self.runtime
+            .block_on(self.handle.link().add(device.build()).execute())
+            .with_context(|| format!("the kernel made no {kind:?} device"))
     }
 
     /// Removes an interface.
@@ -263,12 +280,29 @@ impl Netlink {
             .with_context(|| format!("sending what comes from {source} to table {table}"))
     }
 
-    /// The names of all interfaces here.
-    pub fn interfaces(&self) -> Result<Vec<String>> {
-        Ok(self.links()?.into_iter().map(|(name, _)| name).collect())
+    /// Lets no ICMP leave for this address any more.
+    pub fn silence(&self, to: IpAddr) -> Result<()> {
+        let rule = self.handle.rule().add().action(RuleAction::Blackhole);
+        let (mut rule, protocol) = match to {
+            IpAddr::V4(to) => (rule.v4().destination_prefix(to, 32).message_mut().clone(), IpProtocol::Icmp),
+            IpAddr::V6(to) => {
+                let icmp = IpProtocol::Other(nix::libc::IPPROTO_ICMPV6);
+                (rule.v6().destination_prefix(to, 128).message_mut().clone(), icmp)
+            }
+        };
+        rule.attributes.push(RuleAttribute::IpProtocol(protocol));
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule;
+        self.runtime.block_on(request.execute()).with_context(|| format!("sending no ICMP to {to}"))
     }
 
-    /// Waits until every interface but `lo` passes packets.
+    /// The names of all interfaces here.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        Ok(self.links()?.into_iter().map(|link| link.name).collect())
+    }
+
+    /// Waits until every interface that was set up, but `lo`, passes packets. Some kernels put devices for tunnels into each
+    /// namespace, which nobody sets up.
     ///
     /// A veth has a carrier when both ends are up, but the kernel notices in the background (linkwatch) and
     /// gives the device its queue only then. A frame sent before is lost without a trace, and its TCP waits a
@@ -277,9 +311,10 @@ impl Netlink {
         let deadline = Instant::now() + CARRIER_LIMIT;
         loop {
             let links = self.links()?;
-            match links.iter().find(|(name, state)| name != "lo" && *state != Some(State::Up)) {
+            let awaited = |link: &&Link| link.is_set_up && link.name != "lo" && link.state != Some(State::Up);
+            match links.iter().find(awaited) {
                 None => return Ok(()),
-                Some((name, state)) if Instant::now() > deadline => {
+                Some(Link { name, state, .. }) if Instant::now() > deadline => {
                     bail!("{name} is {state:?}, not up, after {CARRIER_LIMIT:?}")
                 }
                 Some(_) => std::thread::sleep(Duration::from_millis(2)),
@@ -287,21 +322,22 @@ impl Netlink {
         }
     }
 
-    fn links(&self) -> Result<Vec<(String, Option<State>)>> {
+    fn links(&self) -> Result<Vec<Link>> {
         let links: Vec<_> = self
             .runtime
             .block_on(self.handle.link().get().execute().try_collect())
             .context("listing interfaces")?;
-        let describe = |link: LinkMessage| {
-            let (mut name, mut state) = (String::new(), None);
-            for attribute in link.attributes {
+        let describe = |message: LinkMessage| {
+            let is_set_up = message.header.flags.contains(LinkFlags::Up);
+            let mut link = Link { name: String::new(), is_set_up, state: None };
+            for attribute in message.attributes {
                 match attribute {
-                    LinkAttribute::IfName(found) => name = found,
-                    LinkAttribute::OperState(found) => state = Some(found),
+                    LinkAttribute::IfName(found) => link.name = found,
+                    LinkAttribute::OperState(found) => link.state = Some(found),
                     _ => {}
                 }
             }
-            (name, state)
+            link
         };
         Ok(links.into_iter().map(describe).collect())
     }
@@ -316,6 +352,14 @@ impl Netlink {
             .with_context(|| format!("there is no interface {name}"))?;
         Ok(link.header.index)
     }
+}
+
+/// What the kernel says of an interface.
+struct Link {
+    name: String,
+    /// By `ip link set … up`, with a carrier or without.
+    is_set_up: bool,
+    state: Option<State>,
 }
 
 fn default_by(gateway: IpAddr, table: u32) -> RouteMessage {

@@ -138,12 +138,15 @@ pub struct Report {
     pub machine: Machine,
     /// What was not measured.
     pub skipped: Vec<Skipped>,
+    /// What people should know besides, each once.
+    #[serde(skip)]
+    pub notes: BTreeSet<String>,
 }
 
 impl Report {
     /// An empty one.
     pub fn new(machine: Machine) -> Self {
-        Self { results: Vec::new(), machine, skipped: Vec::new() }
+        Self { results: Vec::new(), machine, skipped: Vec::new(), notes: BTreeSet::new() }
     }
 
     /// Adds a measurement from its repetitions, of which there is at least one.
@@ -161,6 +164,11 @@ impl Report {
     pub fn add_for(&mut self, connections: u64, way: Way, metric: Metric, repetitions: &[f64]) {
         self.add(way, metric, repetitions);
         self.results.last_mut().expect("it was just added").connections = Some(connections);
+    }
+
+    /// Adds something that people should know.
+    pub fn note(&mut self, note: String) {
+        self.notes.insert(note);
     }
 
     /// Says of each measurement what part it is of the one without a director.
@@ -212,6 +220,9 @@ impl Report {
         let reasons: BTreeSet<_> = self.skipped.iter().map(|skipped| (skipped.way(), &skipped.why)).collect();
         for (way, why) in reasons {
             text += &format!("Not measured: {way}: {why}\n");
+        }
+        for note in &self.notes {
+            text += &format!("{note}\n");
         }
         text
     }

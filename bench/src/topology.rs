@@ -35,6 +35,7 @@ use crate::netlink::{MAIN, Netlink};
 use crate::offload;
 use crate::traffic::decapsulator::{Decapsulator, Tunnel};
 use crate::traffic::server::Server;
+use crate::traffic::unwrapping::Unwrapping;
 
 /// The virtual address, on `lo` of the director and of every real server.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -44,6 +45,8 @@ pub const VIP6: Ipv6Addr = host6(9, 1);
 pub const DIRECTOR_TO_CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 /// The director's address towards the servers, on [`DIRECTOR_SERVER_SIDE`]: their default gateway.
 pub const DIRECTOR_TO_SERVERS: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
+/// The IPv6 twin of [`DIRECTOR_TO_SERVERS`].
+pub const DIRECTOR_TO_SERVERS6: Ipv6Addr = host6(2, 1);
 /// The director's address that FullNAT goes to the servers from, if it was [lent](Topology::lend_local_addresses).
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
 /// Its IPv6 twin.
@@ -202,12 +205,25 @@ impl Topology {
         Ok([start(0)?, start(1)?])
     }
 
-    /// Makes both servers the far ends of these tunnels, over both families.
+    /// Makes both servers the far ends of IP in IP, over both families: by the kernel's devices if it has them.
+    pub fn start_unwrapping(&self) -> Result<[Unwrapping; SERVERS]> {
+        let start = |n: usize| {
+            Unwrapping::start(&self.servers[n], &self.tunnel_ends(n))
+                .with_context(|| format!("unwrapping at server {n}"))
+        };
+        Ok([start(0)?, start(1)?])
+    }
+
+    /// A server's addresses that tunnels lead to.
+    fn tunnel_ends(&self, n: usize) -> Vec<IpAddr> {
+        let addresses = [IpAddr::from(server(n)), server6(n).into()];
+        addresses.into_iter().filter(|address| address.is_ipv4() || self.has_ipv6).collect()
+    }
+
+    /// Makes both servers the far ends of these tunnels, over both families, by the lab's own program, which looks closely at what comes.
     pub fn start_decapsulators(&self, tunnels: &[Tunnel]) -> Result<[Decapsulator; SERVERS]> {
         let start = |n: usize| {
-            let addresses = [IpAddr::from(server(n)), server6(n).into()];
-            let families = if self.has_ipv6 { 2 } else { 1 };
-            Decapsulator::start(&self.servers[n], &addresses[..families], tunnels)
+            Decapsulator::start(&self.servers[n], &self.tunnel_ends(n), tunnels)
                 .with_context(|| format!("unwrapping at server {n}"))
         };
         Ok([start(0)?, start(1)?])
@@ -229,7 +245,7 @@ impl Topology {
     pub fn forget_the_director_as_gateway(&self) -> Result<()> {
         self.servers.iter().try_for_each(|server| {
             self.at(server, |here| {
-                here.each((DIRECTOR_TO_SERVERS, host6(2, 1)), |gateway| {
+                here.each((DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6), |gateway| {
                     here.netlink.remove_default_route(gateway)
                 })
             })
@@ -331,7 +347,7 @@ impl Topology {
         self.at(&self.director, |here| {
             here.interface("lo", &[], 32)?;
             here.vlan(DIRECTOR_CLIENT_SIDE, client_tags, &[(DIRECTOR_TO_CLIENTS, host6(1, 1))], 24)?;
-            here.vlan(DIRECTOR_SERVER_SIDE, server_tags, &[(DIRECTOR_TO_SERVERS, host6(2, 1))], 24)?;
+            here.vlan(DIRECTOR_SERVER_SIDE, server_tags, &[(DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6)], 24)?;
             here.interface("lo", &[(VIP, VIP6)], 32)
         })?;
 
@@ -348,7 +364,7 @@ impl Topology {
                 here.interface("lo", &[(VIP, VIP6)], 32)?;
                 here.vlan(FRONT, server_tags, &[(server(n), server6(n))], 24)?;
                 here.interface(BACK, &[(server_back(n), server_back6(n))], 24)?;
-                here.default_route((DIRECTOR_TO_SERVERS, host6(2, 1)), MAIN)?;
+                here.default_route((DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6), MAIN)?;
                 here.default_route((CLIENT_BACK, host6(3, 1)), REPLIES)?;
                 here.source_uses_table((VIP, VIP6), REPLIES)
             })?;

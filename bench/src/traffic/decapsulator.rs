@@ -5,7 +5,7 @@
 //!  front ─▶ raw sockets: IP protocols 4, 41 (ipip), 47 (gre), 17 (gue) ─▶ unwrap ─▶ raw socket ─▶ lo ─▶ TCP, UDP
 //! ```
 //!
-//! A real server does this with devices (`ipip0`, `gre0`, `fou`), which many kernels lack, such as those of
+//! A real server does this with devices (see [`super::unwrapping`]), which many kernels lack, such as those of
 //! containers and test machines. So it is done here, and strictly: whatever a tunnel's receiver may check is checked,
 //! checksums above all, and what is wrong is counted by reason in [`Counters::refused`]. A packet goes on only to the
 //! VIP, a local address of the server; its replies leave as they do with DR.
@@ -29,7 +29,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::background::Background;
 use crate::namespace::Namespace;
-use crate::topology::{VIP, VIP6};
+use crate::netlink::Netlink;
+use crate::topology::{DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6, LOCAL, LOCAL6, VIP, VIP6};
 
 /// Where GUE is received: the port of the examples in the kernel's documentation, IANA's for GUE.
 pub const GUE_PORT: u16 = 6080;
@@ -105,7 +106,10 @@ impl Decapsulator {
     /// Starts one that takes what is sent to these addresses, and returns once it listens.
     pub fn start(namespace: &Namespace, addresses: &[IpAddr], tunnels: &[Tunnel]) -> Result<Self> {
         let counters = Arc::new(Counters::default());
-        let ends = namespace.run_in(|| Ends::open(addresses, tunnels))??;
+        let ends = namespace.run_in(|| {
+            silence_the_kernel(addresses)?;
+            Ends::open(addresses, tunnels)
+        })??;
         let background = Background::start(namespace, "decapsulator", {
             let counters = counters.clone();
             move |stop| ends.run(&counters, stop)
@@ -122,6 +126,17 @@ impl Decapsulator {
     pub fn stop(self) -> Result<()> {
         self.background.stop()
     }
+}
+
+/// A kernel that has devices for tunnels tells the director that none of them takes what comes, though a raw socket does.
+fn silence_the_kernel(addresses: &[IpAddr]) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let v4 = [DIRECTOR_TO_SERVERS, LOCAL].map(IpAddr::from);
+    let v6 = [DIRECTOR_TO_SERVERS6, LOCAL6].map(IpAddr::from);
+    v4.into_iter()
+        .chain(v6)
+        .filter(|to| addresses.iter().any(|address| address.is_ipv4() == to.is_ipv4()))
+        .try_for_each(|to| netlink.silence(to))
 }
 
 /// The sockets of a decapsulator.

@@ -18,6 +18,7 @@ pub mod decapsulator;
 pub mod http;
 pub mod server;
 pub mod udp;
+pub mod unwrapping;
 
 /// HTTP, on the VIP and on the servers.
 pub const HTTP_PORT: u16 = 80;

@@ -13,6 +13,8 @@
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::assembler::Instruction;
 use super::{Error, Interface, Mode};
@@ -63,7 +65,22 @@ impl<const K: usize, const V: usize> Map<K, V> {
     }
 
     /// Sets the value of a key, new or not.
+    ///
+    /// Since Linux 6.1 new entries come from a small store, which is filled again behind the caller's back: at once where a processor can
+    /// interrupt itself, else by the next tick. A burst of updates may find it empty, and waits for it.
     pub(super) fn update(&self, key: &[u8; K], value: &[u8; V]) -> io::Result<()> {
+        let patience = Instant::now() + REFILL_LIMIT;
+        loop {
+            match self.update_once(key, value) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && Instant::now() < patience => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn update_once(&self, key: &[u8; K], value: &[u8; V]) -> io::Result<()> {
         let mut attributes = Element {
             map_fd: self.fd.as_raw_fd(),
             key: key.as_ptr() as u64,
@@ -146,7 +163,9 @@ impl Program {
             log_size: log.len() as u32,
             log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
             kern_version: 0,
-            prog_flags: 0,
+            // Processors that shunt runs on read across words; a kernel that is not sure of its own, such as user-mode Linux, takes
+            // our word for it. Elsewhere it changes nothing.
+            prog_flags: 1 << 1, // BPF_F_ANY_ALIGNMENT
             prog_name: *b"shunt_steer\0\0\0\0\0",
             prog_ifindex: 0,
             expected_attach_type: ATTACH_XDP,
@@ -327,6 +346,9 @@ const LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_XDP` of `enum bpf_attach_type`.
 const ATTACH_XDP: u32 = 37;
+
+/// How long an update waits for memory: ten ticks of the slowest clock (HZ=100).
+const REFILL_LIMIT: Duration = Duration::from_millis(100);
 
 /// Bytes for the verifier's log. Too small a buffer is refused with ENOSPC by kernels before 6.4, so it holds the whole
 /// log of every path through the program several times over.

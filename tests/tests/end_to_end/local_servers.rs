@@ -1,12 +1,14 @@
 //! Real servers on the director itself, beside others: by NAT and as they are, in both families, with what they say to those who ask them without the director.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use shunt_bench::director::Director;
-use shunt_bench::topology::{DIRECTOR_TO_SERVERS, Options, Topology, VIP, VIP6, server, server6};
+use shunt_bench::topology::{
+    DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6, Options, Topology, VIP, VIP6, server, server6,
+};
 use shunt_bench::traffic::ECHO_PORT;
 use shunt_bench::traffic::server::Server;
 
@@ -21,9 +23,6 @@ const BY_NAT: u16 = 80;
 
 /// Services that the director's own server gets as they are, by direct routing and by a tunnel.
 const AS_THEY_ARE: [(u16, &str); 2] = [(8200, "-g"), (8201, "-i")];
-
-/// The director's address of IPv6 towards the servers.
-const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
 
 #[test]
 fn the_director_serves_too_over_af_xdp() -> Result<()> {
@@ -51,8 +50,11 @@ fn serves_too(test: impl Fn() -> Result<()>, backend: Backend, workers: usize) -
         return Ok(());
     };
     for is_v4 in [true, false] {
-        let (vip, own): (IpAddr, IpAddr) =
-            if is_v4 { (VIP.into(), DIRECTOR_TO_SERVERS.into()) } else { (VIP6.into(), OWN6.into()) };
+        let (vip, own): (IpAddr, IpAddr) = if is_v4 {
+            (VIP.into(), DIRECTOR_TO_SERVERS.into())
+        } else {
+            (VIP6.into(), DIRECTOR_TO_SERVERS6.into())
+        };
         by_nat(&topology, &director, vip, own).with_context(|| format!("NAT at {vip}"))?;
         for (port, how) in AS_THEY_ARE {
             as_it_is(&topology, &director, (vip, port).into(), own, how)
