@@ -28,8 +28,8 @@ use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Topology};
 pub const SOCKET: &str = "/run/shunt.sock";
 
 /// A director that has not answered by then will not. Attaching XDP takes milliseconds on veth; the rest is a
-/// loaded machine.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// loaded machine, or an emulated one.
+const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a director may take to detach after SIGTERM before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(3);

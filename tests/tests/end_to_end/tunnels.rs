@@ -1,24 +1,25 @@
 //! Traffic through every way to forward, of both families: NAT, DR, FullNAT, and each tunnel, also to servers of the other family.
 //!
 //! The servers unwrap with a program of the lab's that refuses what a receiver may refuse, see [`Decapsulator`]; then it is
-//! their own stack that answers. The way back is DR's, past the director.
+//! their own stack that answers. The way back is DR's, past the director. Where the kernel has devices for tunnels, servers unwrap with those, too.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener};
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use shunt_bench::director::Director;
 use shunt_bench::namespace::Namespace;
 use shunt_bench::topology::{FRONT, LOCAL, LOCAL6, Options, SERVERS, Topology, VIP, VIP6, server, server6};
-use shunt_bench::traffic::decapsulator::{Decapsulator, Tunnel};
+use shunt_bench::traffic::decapsulator::{Decapsulator, GUE_PORT, Tunnel};
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT, long_answer};
 use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 
 use crate::ground::{
-    Backend, PATIENCE, connect_from, counter, echo, get_each, lend, permitted, serve_with, source_for, start,
-    start_workers, status, udp, udp_from,
+    Backend, PATIENCE, connect_from, counter, echo, get_each, lend, permitted, run_to_end, say, serve_with,
+    source_for, start, start_workers, status, udp, udp_from,
 };
 
 /// Where whole uploads are acknowledged.
@@ -164,6 +165,79 @@ fn every_way(test: impl Fn() -> Result<()>, family: Family, ways: &[Way], backen
     }
     unwrapping.into_iter().try_for_each(Decapsulator::stop)?;
     director.stop()
+}
+
+#[test]
+fn the_kernels_devices_unwrap_over_af_xdp() -> Result<()> {
+    by_devices(the_kernels_devices_unwrap_over_af_xdp, Backend::AfXdp)
+}
+
+#[test]
+fn the_kernels_devices_unwrap_over_af_packet() -> Result<()> {
+    by_devices(the_kernels_devices_unwrap_over_af_packet, Backend::AfPacket)
+}
+
+/// Every tunnel, to servers whose kernels unwrap.
+fn by_devices(test: impl Fn() -> Result<()>, backend: Backend) -> Result<()> {
+    if !permitted(test)? || !backend.works()? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let each_server = |work: &dyn Fn(&Namespace, Ipv4Addr, Ipv6Addr) -> Result<()>| {
+        (0..SERVERS).try_for_each(|n| work(&topology.servers()[n], server(n), server6(n)))
+    };
+    if let Err(error) = each_server(&make_devices) {
+        say(&format!("skip: tunnel devices: {error:#}"));
+        return Ok(());
+    }
+    let _servers = topology.start_servers()?;
+    topology.servers().iter().try_for_each(acknowledge_uploads)?;
+    let director = start(&topology, backend, &[])?;
+    for (family, ways) in [(Family::V4, &IPV4), (Family::V6, &IPV6)] {
+        let mut told = 0;
+        for way in ways.iter().filter(|way| way.is_tunnel()) {
+            let has_checksum = way.how.contains(&"--tun-csum");
+            each_server(&|server, v4, v6| expect_checksums(server, v4, v6, has_checksum))?;
+            take(&topology, &director, family, way, &mut told).with_context(|| {
+                let counters = status(&topology).map(|state| state.counters);
+                format!("{family:?} by {} over {}: {counters:?}", way.label(), backend.name())
+            })?;
+        }
+    }
+    director.stop()
+}
+
+/// The far ends of all tunnels at a server, as its operator would make them.
+fn make_devices(server: &Namespace, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+    shell(
+        server,
+        &format!(
+            "ip link add ipip1 type ipip local {v4}; ip link add sit1 type sit local {v4}
+             ip link add gre1 type gre local {v4}; ip link add ip6gre1 type ip6gre local {v6}
+             ip link add ip6tnl1 type ip6tnl mode any local {v6}
+             for device in ipip1 sit1 gre1 ip6gre1 ip6tnl1; do ip link set $device up; done
+             ip fou add port {GUE_PORT} gue; ip -6 fou add port {GUE_PORT} gue"
+        ),
+    )
+}
+
+/// A device of GRE takes packets with a checksum only, or only those without.
+fn expect_checksums(server: &Namespace, v4: Ipv4Addr, v6: Ipv6Addr, expected: bool) -> Result<()> {
+    let how = if expected { "icsum" } else { "noicsum" };
+    shell(
+        server,
+        &format!(
+            "ip link change gre1 type gre local {v4} {how}; ip link change ip6gre1 type ip6gre local {v6} {how}"
+        ),
+    )
+}
+
+fn shell(namespace: &Namespace, script: &str) -> Result<()> {
+    let mut command = Command::new("sh");
+    command.args(["-ec", script]);
+    let output = run_to_end(namespace, command)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
 }
 
 impl Way {
