@@ -121,7 +121,10 @@ fn of_worker(text: &mut String, worker: usize, profile: &Profile, when: &str) {
         "{:<9} {:<5} {:>9} {:>10} {:>10} {:>12} {:>10} {:>6}",
         "stage", "of a", "samples", "median", "p99", "max", "ns/packet", "share"
     );
-    let each = |cycles| profile.nanoseconds(cycles) / (*packets).max(1) as f64;
+    let each = |cycles| match packets {
+        0 => "-".to_owned(),
+        _ => format!("{:.1}", profile.nanoseconds(cycles) / *packets as f64),
+    };
     let all: u64 = profile.stages.iter().map(|stage| stage.cycles).sum();
     for stage in profile.stages.iter().filter(|stage| stage.samples() > 0) {
         let per = match stage.per {
@@ -130,7 +133,7 @@ fn of_worker(text: &mut String, worker: usize, profile: &Profile, when: &str) {
         };
         let _ = writeln!(
             text,
-            "{:<9} {per:<5} {:>9} {:>10} {:>10} {:>12} {:>10.1} {:>4.0} %",
+            "{:<9} {per:<5} {:>9} {:>10} {:>10} {:>12} {:>10} {:>4.0} %",
             stage.stage,
             stage.samples(),
             stage.quantile(50),
@@ -140,7 +143,7 @@ fn of_worker(text: &mut String, worker: usize, profile: &Profile, when: &str) {
             stage.cycles as f64 * 100.0 / all as f64,
         );
     }
-    let _ = writeln!(text, "{:<58} {:>10.1}", "all", each(all));
+    let _ = writeln!(text, "{:<58} {:>10}", "all", each(all));
 }
 
 /// What people are told below the table.

@@ -45,11 +45,16 @@ impl Machine {
 
     /// Whether the kernel gives transparent huge pages to who asks for them.
     pub fn has_transparent_pages(&self) -> bool {
-        let setting = self.read("sys/kernel/mm/transparent_hugepage/enabled");
-        // The one in force is in brackets. A process may be forbidden to have them, too.
-        let is_on = setting.is_some_and(|setting| !setting.contains("[never]"));
+        // A process may be forbidden to have them, too.
         let status = self.read("proc/self/status").unwrap_or_default();
-        is_on && !status.lines().any(|line| line.split_whitespace().eq(["THP_enabled:", "0"]))
+        self.transparent_pages_are_off() == Some(false)
+            && !status.lines().any(|line| line.split_whitespace().eq(["THP_enabled:", "0"]))
+    }
+
+    /// Whether nobody gets them; nothing where the kernel has none.
+    fn transparent_pages_are_off(&self) -> Option<bool> {
+        // The setting in force is in brackets.
+        Some(self.read("sys/kernel/mm/transparent_hugepage/enabled")?.contains("[never]"))
     }
 
     /// What to do about ordinary pages, if there are any where huge ones could be.
@@ -59,9 +64,9 @@ impl Machine {
             return None;
         }
         let bytes: u64 = all.iter().map(Pages::bytes).sum();
-        let switch = match self.file("sys/kernel/mm/transparent_hugepage/enabled").exists() {
-            true => "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, or ",
-            false => "",
+        let switch = match self.transparent_pages_are_off() {
+            Some(true) => "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, or ",
+            _ => "",
         };
         Some(format!(
             "frames and tables are in ordinary pages: with many connections a packet waits for the page tables, too. \
@@ -234,6 +239,8 @@ mod tests {
         fs::create_dir_all(directory.path().join("proc/self")).unwrap();
         fs::write(directory.path().join("proc/self/status"), "Name:\tshunt\nTHP_enabled:\t0\n").unwrap();
         assert!(!machine.has_transparent_pages());
+        let told = machine.complaint_of_pages(small, &[small]).unwrap();
+        assert!(!told.contains("echo"), "{told}");
     }
 
     #[test]
