@@ -1,8 +1,8 @@
 //! Real servers on the director itself: the way to the machine's own kernel, and back.
 //!
 //! The way there is a TAP device, the last of the director's ports. The way back is routing: what such a server sends from its address and port has a rule of its own, which
-//! leads to a table of routes that has nothing but the device in it. The device goes with the process; a rule that a killed one leaves leads to an empty table and so means nothing,
-//! and the next director removes it.
+//! leads to a table of routes that has nothing but the device in it. So has what the machine's stack says in its place, by ICMP errors: to a client they must come from
+//! the virtual address. The device goes with the process; a rule that a killed one leaves leads to an empty table and so means nothing, and the next director removes it.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,14 +24,30 @@ pub const NAME: &str = "shunt-home";
 /// The table of routes: "sh" in ASCII. Nobody else's, as far as anybody knows.
 const TABLE: u32 = 0x7368;
 
+/// The number of ICMPv6.
+const ICMPV6: i32 = 58;
+
 /// The way home.
 pub struct Home {
     handle: Handle,
     rules: HashSet<Source>,
 }
 
-/// Where servers on the director send from; port 0 is any.
-type Source = (IpAddr, Protocol, u16);
+/// What a rule of routing leads home: packets from this address, if they are these.
+type Source = (IpAddr, What);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum What {
+    /// Of a server at this port; port 0 is any.
+    Answers(Protocol, u16),
+    /// ICMP of types from this one to that.
+    Errors(u8, u8),
+}
+
+/// The types of errors: unreachable, time exceeded, parameter problem; of IPv4 there are others between.
+fn errors(address: IpAddr) -> &'static [What] {
+    if address.is_ipv4() { &[What::Errors(3, 3), What::Errors(11, 12)] } else { &[What::Errors(1, 4)] }
+}
 
 impl Home {
     /// Makes the device, with a queue for each worker, and its routes.
@@ -60,7 +76,7 @@ impl Home {
             tracing::debug!(%error, "no IPv6 route to the device for real servers on the director");
         }
         let home = Self { handle, rules: HashSet::new() };
-        home.clear().await?;
+        say_swept(home.clear().await?);
         Ok((home, queues))
     }
 
@@ -90,39 +106,77 @@ impl Home {
         Ok(())
     }
 
-    /// Removes all rules.
+    /// Removes all rules. Says how many there were.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub async fn clear(&self) -> anyhow::Result<()> {
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let all: Vec<RuleMessage> =
-                self.handle.rule().get(version).execute().try_collect().await.unwrap_or_default();
-            for rule in all {
-                if rule.attributes.contains(&RuleAttribute::Table(TABLE)) {
-                    self.handle.rule().del(rule).execute().await?;
-                }
-            }
-        }
-        Ok(())
+    pub async fn clear(&self) -> anyhow::Result<usize> {
+        clear(&self.handle).await
     }
 
-    fn rule(&self, (address, protocol, port): &Source) -> RuleMessage {
+    fn rule(&self, (address, what): &Source) -> RuleMessage {
         let request = self.handle.rule().add().action(RuleAction::ToTable).table_id(TABLE);
         let mut rule = match address {
             IpAddr::V4(v4) => request.v4().source_prefix(*v4, 32).message_mut().clone(),
             IpAddr::V6(v6) => request.v6().source_prefix(*v6, 128).message_mut().clone(),
         };
-        rule.attributes.push(RuleAttribute::IpProtocol(match protocol {
-            Protocol::Tcp => IpProtocol::Tcp,
-            Protocol::Udp => IpProtocol::Udp,
-            Protocol::Sctp => IpProtocol::Sctp,
-        }));
-        if *port != 0 {
-            rule.attributes.push(RuleAttribute::SourcePortRange(RulePortRange { start: *port, end: *port }));
+        match *what {
+            What::Answers(protocol, port) => {
+                rule.attributes.push(RuleAttribute::IpProtocol(match protocol {
+                    Protocol::Tcp => IpProtocol::Tcp,
+                    Protocol::Udp => IpProtocol::Udp,
+                    Protocol::Sctp => IpProtocol::Sctp,
+                }));
+                if port != 0 {
+                    let only = RulePortRange { start: port, end: port };
+                    rule.attributes.push(RuleAttribute::SourcePortRange(only));
+                }
+            }
+            What::Errors(first, last) => {
+                let icmp = if address.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Other(ICMPV6) };
+                rule.attributes.push(RuleAttribute::IpProtocol(icmp));
+                // To the kernel, type and code stand where others have the destination's port (`union flowi_uli`).
+                let [start, end] = [[first, 0], [last, 0xff]].map(u16::from_be_bytes);
+                rule.attributes.push(RuleAttribute::DestinationPortRange(RulePortRange { start, end }));
+            }
         }
         rule
     }
+}
+
+/// Removes what a killed director left. Not while the device is there: then it is another director's.
+///
+/// # Errors
+/// What the kernel refused.
+pub async fn sweep() -> anyhow::Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    if handle.link().get().match_name(NAME.to_owned()).execute().try_next().await.is_err() {
+        say_swept(clear(&handle).await?);
+    }
+    Ok(())
+}
+
+fn say_swept(rules: usize) {
+    if rules > 0 {
+        tracing::info!("removed {rules} rules of routing that a killed director left");
+    }
+}
+
+/// Removes all rules that lead to the table.
+async fn clear(handle: &Handle) -> anyhow::Result<usize> {
+    let mut removed = 0;
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let all: Vec<RuleMessage> =
+            handle.rule().get(version).execute().try_collect().await.unwrap_or_default();
+        for rule in all {
+            if rule.attributes.contains(&RuleAttribute::Table(TABLE)) {
+                handle.rule().del(rule).execute().await?;
+                removed += 1;
+            }
+        }
+    }
+    Ok(removed)
 }
 
 /// Says if a real server is the director itself and cannot be one.
@@ -151,21 +205,25 @@ pub fn check(has_home: bool, view: &View, service: &ServiceKey, server: &ServerC
     }
 }
 
-/// Where the real servers on the director send from: by NAT their own address and port, else the service's, which their packets keep.
+/// What real servers on the director send, and the machine's stack for them: by NAT from their own address and port; else from the service's, which their packets keep, and
+/// errors about those are right as they are.
 fn sources(rules: &Rules, view: &View) -> HashSet<Source> {
     let mut sources = HashSet::new();
     for service in rules.services() {
         for server in service.servers.iter().filter(|server| view.is_own(server.key.address)) {
+            let own = |protocol| (server.key.address, What::Answers(protocol, server.key.port));
+            let errors = errors(server.key.address).iter().map(|what| (server.key.address, *what));
             match (service.config.key, server.forwarding) {
                 (ServiceKey::Address { protocol, .. }, Forwarding::Masq) => {
-                    sources.insert((server.key.address, protocol, server.key.port));
+                    sources.insert(own(protocol));
+                    sources.extend(errors);
                 }
                 (ServiceKey::Address { protocol, address, port }, _) => {
-                    sources.insert((address, protocol, port));
+                    sources.insert((address, What::Answers(protocol, port)));
                 }
                 (ServiceKey::Mark { .. }, _) => {
-                    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-                    sources.extend(all.map(|protocol| (server.key.address, protocol, server.key.port)));
+                    sources.extend([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(own));
+                    sources.extend(errors);
                 }
             }
         }

@@ -139,6 +139,11 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let rules = read_rules(&options)?;
     let cores = choose_cores(&options)?;
     let home = if options.local_servers { Some(Home::open(cores.len()).await?) } else { None };
+    if home.is_none()
+        && let Err(error) = home::sweep().await
+    {
+        tracing::warn!("rules of routing that a killed director left stay, and mean nothing: {error:#}");
+    }
     let (mirror, mut events) = Mirror::open(&options.interfaces, home.as_ref().map(|_| home::NAME)).await?;
     let view = mirror.read().await?;
     let path = options.socket.clone().unwrap_or_else(socket::path);

@@ -13,7 +13,8 @@ use shunt_bench::traffic::ECHO_PORT;
 use shunt_bench::traffic::server::Server;
 
 use crate::ground::{
-    Backend, echo, hear, permitted, run_to_end, say_to_all, source_for, start, start_workers_with, udp_from,
+    Backend, echo, hear, permitted, run_to_end, say_to_all, serve_at, source_for, start, start_workers_with,
+    told_that_it_is_closed, udp_from,
 };
 use crate::network::no_drops;
 
@@ -62,6 +63,7 @@ fn serves_too(test: impl Fn() -> Result<()>, backend: Backend, workers: usize) -
         }
     }
     datagrams(&topology, &director)?;
+    errors(&topology, &director)?;
     no_drops(&topology)?;
     director.stop()?;
     let after = routing(&topology)?;
@@ -129,6 +131,51 @@ fn datagrams(topology: &Topology, director: &Director) -> Result<()> {
     topology
         .client()
         .run_in(|| (0..8).try_for_each(|n| echo(&udp_from(source_for(service), service)?, &[n; 1400])))?
+}
+
+/// Nobody listens at the director's own server: clients are told so by the address that they asked.
+fn errors(topology: &Topology, director: &Director) -> Result<()> {
+    const CLOSED: u16 = 8300;
+    for (vip, own) in
+        [(IpAddr::from(VIP), DIRECTOR_TO_SERVERS.into()), (VIP6.into(), DIRECTOR_TO_SERVERS6.into())]
+    {
+        for (how, port) in [("-m", CLOSED), ("-g", CLOSED + 1)] {
+            let (service, real) = (SocketAddr::new(vip, port), SocketAddr::new(own, CLOSED));
+            serve_at(director, "-u", service, real, &[how])?;
+            topology
+                .client()
+                .run_in(|| told_that_it_is_closed(&udp_from(source_for(service), service)?))?
+                .with_context(|| format!("{how} at {service}"))?;
+        }
+        // What others ask the same address is answered by the kernel, whichever way that goes.
+        let closed = SocketAddr::new(own, CLOSED);
+        topology
+            .client()
+            .run_in(|| told_that_it_is_closed(&udp_from(source_for(closed), closed)?))?
+            .with_context(|| format!("at {closed} itself"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_director_leaves_the_next_removes() -> Result<()> {
+    if !permitted(what_a_killed_director_leaves_the_next_removes)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let before = routing(&topology)?;
+    for next in [&["--local-servers"][..], &[]] {
+        let killed = start(&topology, Backend::AfPacket, &["--local-servers"])?;
+        let (service, real) = ((VIP, BY_NAT).into(), (DIRECTOR_TO_SERVERS, PORT).into());
+        serve_at(&killed, "-t", service, real, &["-m"])?;
+        ensure!(routing(&topology)? != before, "no rules of routing");
+        drop(killed); // by SIGKILL
+        ensure!(routing(&topology)? != before, "the kernel removed them itself");
+        let director = start(&topology, Backend::AfPacket, next)?;
+        ensure!(routing(&topology)? == before, "{next:?}: {}", routing(&topology)?);
+        director.stop()?;
+    }
+    Ok(())
 }
 
 fn all_heard(topology: &Topology, at: SocketAddr) -> Result<BTreeSet<String>> {
