@@ -7,7 +7,7 @@
 //!   full_nat     nginx asked by curl, and told of it
 //!   fragments    datagrams larger than the wire
 //!   ftp          a real server and a real client, every way to make a data connection
-//!   sctp         an association by hand, and the settings that concern it
+//!   sctp         an association by hand, the kernel's own, and the settings that concern it
 //!   persistence  clients that come back
 //!   profile      where a worker's time goes, while packets pass
 //!   path_mtu     a path through a tunnel that is narrower than its first link

@@ -1,17 +1,21 @@
-//! An SCTP association by hand, over raw sockets, so that it needs no SCTP in the kernel; and settings by `shunt sysctl`, which decide about it.
+//! An SCTP association by hand, over raw sockets, so that it needs no SCTP in the kernel; settings by `shunt sysctl`, which decide about it; and the kernel's own SCTP
+//! every way, where it has it.
 
-use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use shunt_bench::director::Director;
 use shunt_bench::namespace::Namespace;
-use shunt_bench::topology::{Options, Topology, VIP, client, server};
+use shunt_bench::topology::{Options, SERVERS, Topology, VIP, client, server};
+use shunt_bench::traffic::decapsulator::Tunnel;
 use shunt_tests::frames;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::ground::{Backend, PATIENCE, permitted, say, start};
+use crate::ground::{Backend, PATIENCE, lend, permitted, say, serve_with, source_for, start};
+use crate::tunnels::{Family, lost};
 
 const SCTP: i32 = 132;
 
@@ -102,6 +106,93 @@ fn an_association_by_nat() -> Result<()> {
         caller.send(stranger, SERVICE, DATA)?;
         called.expect(stranger, SERVER, DATA)?;
         director.stop()?;
+    }
+    Ok(())
+}
+
+/// Where the kernels' own SCTP is asked for an echo, and where real servers behind NAT give it.
+const ECHO: u16 = 5002;
+const REAL_ECHO: u16 = 5003;
+
+#[test]
+fn the_kernels_own_associations_every_way() -> Result<()> {
+    if !permitted(the_kernels_own_associations_every_way)? {
+        return Ok(());
+    }
+    for backend in Backend::that_work()? {
+        let topology = Topology::new(Options::default())?;
+        topology.lend_local_addresses()?;
+        let _unwrapping = topology.start_decapsulators(&[Tunnel::Ipip])?;
+        let director = start(&topology, backend, &[])?;
+        for family in [Family::V4, Family::V6] {
+            for n in 0..SERVERS {
+                for at in [(family.server(n), REAL_ECHO), (family.vip(), ECHO)] {
+                    if let Err(error) = echo_over_sctp(&topology.servers()[n], at.into()) {
+                        say(&format!("skip: the kernel's SCTP: {error:#}"));
+                        return Ok(());
+                    }
+                }
+            }
+            let service = SocketAddr::new(family.vip(), ECHO);
+            for (how, port) in [("-m", REAL_ECHO), ("-g", ECHO), ("-i", ECHO), ("--fullnat", REAL_ECHO)] {
+                director.ipvsadm(&["-C"])?;
+                serve_with(&director, "--sctp-service", service, |n| family.server(n), &[how], port)?;
+                if how == "--fullnat" {
+                    lend(&director, "--sctp-service", service, family.local())?;
+                }
+                // Both servers' turn.
+                for _ in 0..SERVERS {
+                    topology
+                        .client()
+                        .run_in(|| exchange(source_for(service), service))?
+                        .with_context(|| format!("{how} at {service} over {}", backend.name()))?;
+                }
+            }
+        }
+        let lost = lost(&topology)?;
+        ensure!(lost.is_empty(), "{lost:?}");
+        director.stop()?;
+    }
+    Ok(())
+}
+
+fn sctp_socket(at: SocketAddr) -> Result<Socket> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::from(SCTP)))?;
+    socket.set_reuse_address(true)?;
+    // To one address: the other end hears of no others.
+    socket.bind(&at.into()).with_context(|| format!("binding to {at}"))?;
+    Ok(socket)
+}
+
+/// Sends back what comes, one association after the other, until the test ends.
+fn echo_over_sctp(namespace: &Namespace, at: SocketAddr) -> Result<()> {
+    let listener = namespace.run_in(|| sctp_socket(at))??;
+    listener.listen(8)?;
+    // The thread is left to the process: it holds a socket, and with it a namespace without a director.
+    thread::spawn(move || {
+        while let Ok((mut socket, _)) = listener.accept() {
+            let mut heard = [0; 16_384];
+            while let Ok(length @ 1..) = socket.read(&mut heard) {
+                if socket.write_all(&heard[..length]).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Messages that fit a packet, and one that needs several.
+fn exchange(source: SocketAddr, target: SocketAddr) -> Result<()> {
+    let mut socket = sctp_socket(source)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect_timeout(&target.into(), PATIENCE).with_context(|| format!("connecting to {target}"))?;
+    for length in [1, 333, 1300, 5000] {
+        let message: Vec<u8> = (0..length).map(|i| (i ^ length) as u8).collect();
+        socket.write_all(&message)?;
+        let mut heard = vec![0; length];
+        socket.read_exact(&mut heard).with_context(|| format!("an echo of {length} bytes"))?;
+        ensure!(heard == message, "another echo of {length} bytes");
     }
     Ok(())
 }
