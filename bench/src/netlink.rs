@@ -16,7 +16,7 @@ use netlink_packet_route::link::{
     VlanProtocol,
 };
 use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
@@ -280,20 +280,25 @@ impl Netlink {
             .with_context(|| format!("sending what comes from {source} to table {table}"))
     }
 
-    /// Lets no ICMP leave for this address any more.
+    /// Lets no "port unreachable" leave for this address any more.
     pub fn silence(&self, to: IpAddr) -> Result<()> {
         let rule = self.handle.rule().add().action(RuleAction::Blackhole);
-        let (mut rule, protocol) = match to {
-            IpAddr::V4(to) => (rule.v4().destination_prefix(to, 32).message_mut().clone(), IpProtocol::Icmp),
+        let (mut rule, protocol, type_and_code) = match to {
+            IpAddr::V4(to) => {
+                (rule.v4().destination_prefix(to, 32).message_mut().clone(), IpProtocol::Icmp, [3, 3])
+            }
             IpAddr::V6(to) => {
                 let icmp = IpProtocol::Other(nix::libc::IPPROTO_ICMPV6);
-                (rule.v6().destination_prefix(to, 128).message_mut().clone(), icmp)
+                (rule.v6().destination_prefix(to, 128).message_mut().clone(), icmp, [1, 4])
             }
         };
         rule.attributes.push(RuleAttribute::IpProtocol(protocol));
+        // They stand where others have the destination's port (`union flowi_uli`).
+        let port = u16::from_be_bytes(type_and_code);
+        rule.attributes.push(RuleAttribute::DestinationPortRange(RulePortRange { start: port, end: port }));
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule;
-        self.runtime.block_on(request.execute()).with_context(|| format!("sending no ICMP to {to}"))
+        self.runtime.block_on(request.execute()).with_context(|| format!("silencing errors to {to}"))
     }
 
     /// The names of all interfaces here.
