@@ -262,6 +262,8 @@ impl<A: Address> Table<A> {
             if self.due.is_empty() {
                 return None;
             }
+            // The first is taken first: places are used again in the order in which they lie.
+            self.due.reverse();
             for slot in &self.due {
                 let conn = &self.slab.entries[*slot as usize];
                 self.index.prefetch(self.hash(&conn.request()));
