@@ -398,6 +398,7 @@ mod tests {
             for (port, pool) in [(&mut first, &mut pool_1), (&mut second, &mut pool_2)] {
                 port.receive(pool, &mut burst);
                 port.flush(pool);
+                pool.send_home();
             }
             let mut free = Vec::new();
             free.extend(std::iter::from_fn(|| pool_1.take()));
@@ -405,6 +406,7 @@ mod tests {
             free.extend(std::iter::from_fn(|| pool_2.take()));
             let two = free.len() - one;
             free.into_iter().for_each(|frame| pool_1.give(frame));
+            pool_1.send_home();
             (one == 512 - 128 && two == 512 - 128).then_some(())
         });
         assert!(home.is_some());

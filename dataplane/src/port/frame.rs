@@ -224,7 +224,7 @@ impl Pool {
         self.free.pop()
     }
 
-    /// Takes a frame back. A foreign one goes home.
+    /// Takes a frame back. A foreign one goes home, with the next ones to [leave](Self::send_home).
     pub fn give(&mut self, mut frame: Frame) {
         let home = frame.chunk / self.memory.per_worker;
         (frame.start, frame.len) = (HEADROOM as u16, 0);
@@ -241,12 +241,17 @@ impl Pool {
         self.free.len()
     }
 
-    /// Fetches own frames that other workers have sent home.
-    fn collect(&mut self) {
+    /// Lets foreign frames leave for home. To be called after each turn.
+    pub fn send_home(&mut self) {
+        self.homes.iter_mut().flatten().for_each(|home| {
+            home.publish();
+        });
+    }
+
+    /// Fetches own frames that other workers have sent home. Early is better: what was used last is in the cache still.
+    pub fn collect(&mut self) {
         for receiver in &mut self.returns {
-            while let Some(frame) = receiver.receive() {
-                self.free.push(frame);
-            }
+            receiver.receive(usize::MAX, |frame| self.free.push(frame));
         }
     }
 }
@@ -295,6 +300,8 @@ mod tests {
         second.give(a);
         second.give(b);
         assert_eq!(second.available(), 2);
+        assert!(first.take().is_none(), "it has not left");
+        second.send_home();
         assert!(first.take().is_some() && first.take().is_some() && first.take().is_none());
     }
 }

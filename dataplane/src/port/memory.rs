@@ -57,6 +57,7 @@ impl Wire {
         let mut frame = self.receive()?;
         let seen = look(pool.memory().data(&mut frame));
         pool.give(frame);
+        pool.send_home();
         Some(seen)
     }
 
@@ -65,22 +66,22 @@ impl Wire {
     /// # Errors
     /// Gives the frame back when the wire is full.
     pub fn send(&mut self, frame: Frame) -> Result<(), Frame> {
-        self.incoming.send(frame)
+        self.incoming.send(frame)?;
+        self.incoming.publish();
+        Ok(())
     }
 
     /// The next transmitted frame itself.
     pub fn receive(&mut self) -> Option<Frame> {
-        self.outgoing.receive()
+        let mut next = None;
+        self.outgoing.receive(1, |frame| next = Some(frame));
+        next
     }
 }
 
 impl Port for MemoryPort {
     fn receive(&mut self, _: &mut Pool, burst: &mut Burst) {
-        while !burst.is_full()
-            && let Some(frame) = self.incoming.receive()
-        {
-            burst.push(frame);
-        }
+        self.incoming.receive(burst.remaining_capacity(), |frame| burst.push(frame));
     }
 
     fn transmit(&mut self, _: &mut Pool, burst: &mut Burst) {
@@ -93,6 +94,7 @@ impl Port for MemoryPort {
             }
         }
         burst.reverse();
+        self.outgoing.publish();
     }
 
     fn flush(&mut self, _: &mut Pool) {}
@@ -168,6 +170,7 @@ mod tests {
                 pool.give(frame);
                 out.push(copy);
             }
+            pool.send_home();
             while !out.is_empty() {
                 let before = out.len();
                 port.transmit(&mut pool, &mut out);

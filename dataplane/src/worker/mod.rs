@@ -53,6 +53,9 @@ pub const LISTING_STEP: usize = 256;
 /// owner cannot keep up: 4096 are a few milliseconds of work.
 const HANDOFF: usize = 4096;
 
+/// Bursts of each other worker's frames in a turn at most.
+const HANDED_BURSTS: usize = 4;
+
 /// Queues a worker can have, over all its interfaces.
 pub const MAX_PORTS: usize = 64;
 
@@ -81,8 +84,6 @@ pub struct Peers {
 struct Peer {
     sender: Sender,
     bell: link::Bell,
-    /// Whether something was sent since the bell was last rung.
-    fresh: bool,
 }
 
 /// Connects all workers with one another. `bells` wake them, in order.
@@ -93,7 +94,7 @@ pub fn connect(bells: &[link::Bell]) -> Vec<Peers> {
             let end = (from != to).then(|| {
                 let (sender, receiver) = ring::channel(HANDOFF);
                 peers[to].from.push(receiver);
-                Peer { sender, bell: bell.clone(), fresh: false }
+                Peer { sender, bell: bell.clone() }
             });
             peers[from].to.push(end);
         }
@@ -218,6 +219,20 @@ impl Worker {
         self.director.watch().begin_turn();
         let mut worked = self.obey(now)?;
         self.director.watch().lap(Stage::Orders);
+        self.pool.collect();
+        for peer in 0..self.peers.from.len() {
+            // Before new frames, and more of them: those have their ring yet to wait in, and these have had their work.
+            for _ in 0..HANDED_BURSTS {
+                let mut burst = Burst::new();
+                self.peers.from[peer].receive(BURST, |frame| burst.push(frame));
+                let is_last = !burst.is_full();
+                worked |= !burst.is_empty();
+                self.process(burst, true, now);
+                if is_last {
+                    break;
+                }
+            }
+        }
         for port in 0..self.ports.len() {
             let mut burst = Burst::new();
             let (interface, queue) = &mut self.ports[port];
@@ -228,20 +243,6 @@ impl Worker {
             }
             self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
             self.process(burst, false, now);
-        }
-        for peer in 0..self.peers.from.len() {
-            let mut burst = Burst::new();
-            while !burst.is_full()
-                && let Some(frame) = self.peers.from[peer].receive()
-            {
-                burst.push(frame);
-            }
-            worked |= !burst.is_empty();
-            self.process(burst, true, now);
-        }
-        for peer in self.peers.to.iter_mut().flatten().filter(|peer| peer.fresh) {
-            peer.fresh = false;
-            peer.bell.ring_if_asleep();
         }
         for (frame, since) in self.kept.due(now) {
             self.director.watch().lap(Stage::Timers);
@@ -274,11 +275,17 @@ impl Worker {
             self.asked = now;
             self.note_losses();
         }
+        for peer in self.peers.to.iter_mut().flatten() {
+            if peer.sender.publish() {
+                peer.bell.ring_if_asleep();
+            }
+        }
         self.director.watch().lap(Stage::Timers);
         for port in 0..self.ports.len() {
             self.transmit(port);
             self.ports[port].1.flush(&mut self.pool);
         }
+        self.pool.send_home();
         self.director.watch().lap(Stage::Send);
         self.director.watch().end_turn(worked, self.counters.worker(self.id).profile());
         Some(worked)
@@ -307,7 +314,7 @@ impl Worker {
 
     /// Lets the director look at frames, and notes where their data lies afterwards.
     fn judge(&mut self, burst: &mut Burst, handed: bool, now: Tick) -> ArrayVec<Verdict, BURST> {
-        let memory = std::sync::Arc::clone(self.pool.memory());
+        let memory = self.pool.memory();
         let mut verdicts = ArrayVec::new();
         let mut packets: ArrayVec<Packet, BURST> = burst
             .iter_mut()
@@ -385,10 +392,7 @@ impl Worker {
     fn hand_off(&mut self, frame: Frame, owner: WorkerId) {
         let peer = self.peers.to.get_mut(usize::from(owner.0)).and_then(Option::as_mut);
         let refused = match peer {
-            Some(peer) => {
-                peer.fresh = true;
-                peer.sender.send(frame).err()
-            }
+            Some(peer) => peer.sender.send(frame).err(),
             None => Some(frame),
         };
         if let Some(frame) = refused {

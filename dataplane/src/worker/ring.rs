@@ -1,8 +1,8 @@
 //! A bounded ring of frames from one worker to one other.
 //!
 //! A frame's token fits in a word, so the slots are plain atomics and the ring needs no unsafe code. Each side keeps a private
-//! copy of the other's index and looks at the shared one only when it runs out: a send or a receive costs one
-//! release store, and a cache line moves between the cores once a batch rather than once a frame.
+//! copy of the other's index and looks at the shared one only when it runs out, and each shows its own once a batch: a cache line moves between the cores
+//! once a batch rather than once a frame.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -26,6 +26,8 @@ pub struct Sender {
     shared: Arc<Shared>,
     memory: u32,
     tail: usize,
+    /// As far as the receiver can see.
+    published: usize,
     known_head: usize,
 }
 
@@ -43,13 +45,13 @@ pub fn channel(capacity: usize) -> (Sender, Receiver) {
     let shared =
         Arc::new(Shared { memory, slots, head: CachePadded::default(), tail: CachePadded::default() });
     (
-        Sender { shared: Arc::clone(&shared), memory: 0, tail: 0, known_head: 0 },
+        Sender { shared: Arc::clone(&shared), memory: 0, tail: 0, published: 0, known_head: 0 },
         Receiver { shared, head: 0, known_tail: 0 },
     )
 }
 
 impl Sender {
-    /// Sends a frame.
+    /// Sends a frame, which comes when it is [published](Self::publish).
     ///
     /// # Errors
     /// Gives the frame back when the ring is full.
@@ -74,9 +76,18 @@ impl Sender {
         }
         slots[self.tail & (slots.len() - 1)].store(word, Ordering::Relaxed);
         self.tail = self.tail.wrapping_add(1);
-        // Release: the slot, and the frame's bytes, are written before the receiver can see the index.
-        self.shared.tail.store(self.tail, Ordering::Release);
         Ok(())
+    }
+
+    /// Lets the receiver see what was sent. Says whether there was anything.
+    pub fn publish(&mut self) -> bool {
+        let is_news = self.published != self.tail;
+        if is_news {
+            self.published = self.tail;
+            // Release: the slots, and the frames' bytes, are written before the receiver can see the index.
+            self.shared.tail.store(self.tail, Ordering::Release);
+        }
+        is_news
     }
 }
 
@@ -86,21 +97,24 @@ impl Receiver {
         self.head == self.shared.tail.load(Ordering::Acquire)
     }
 
-    /// The next frame, if there is one.
-    pub fn receive(&mut self) -> Option<Frame> {
-        if self.head == self.known_tail {
-            // Acquire: pairs with the release in `send`.
+    /// Gives the next frames to `each`, `most` of them if there are so many.
+    pub fn receive(&mut self, most: usize, mut each: impl FnMut(Frame)) {
+        if self.known_tail.wrapping_sub(self.head) < most {
+            // Acquire: pairs with the release in `publish`.
             self.known_tail = self.shared.tail.load(Ordering::Acquire);
-            if self.head == self.known_tail {
-                return None;
-            }
         }
-        let slots = &self.shared.slots;
-        let word = slots[self.head & (slots.len() - 1)].load(Ordering::Relaxed);
-        self.head = self.head.wrapping_add(1);
-        // Release: the slot was read before the sender may fill it again.
+        let count = self.known_tail.wrapping_sub(self.head).min(most);
+        if count == 0 {
+            return;
+        }
+        let (slots, memory) = (&self.shared.slots, self.shared.memory.load(Ordering::Relaxed));
+        for _ in 0..count {
+            let word = slots[self.head & (slots.len() - 1)].load(Ordering::Relaxed);
+            self.head = self.head.wrapping_add(1);
+            each(Frame::from_word(memory, word));
+        }
+        // Release: the slots were read before the sender may fill them again.
         self.shared.head.store(self.head, Ordering::Release);
-        Some(Frame::from_word(self.shared.memory.load(Ordering::Relaxed), word))
     }
 }
 
@@ -117,32 +131,53 @@ mod tests {
         let (mut back_tx, mut back_rx) = channel(64);
         let reader_memory = Arc::clone(&memory);
         let reader = std::thread::spawn(move || {
-            for expected in 0..10_000u32 {
-                let mut frame = loop {
-                    if let Some(frame) = rx.receive() {
-                        break frame;
-                    }
+            let mut expected = 0u32;
+            while expected < 10_000 {
+                rx.receive(5, |mut frame| {
+                    assert_eq!(reader_memory.data(&mut frame), expected.to_be_bytes());
+                    expected += 1;
+                    assert!(back_tx.send(frame).is_ok());
+                });
+                if !back_tx.publish() {
                     std::thread::yield_now();
-                };
-                assert_eq!(reader_memory.data(&mut frame), expected.to_be_bytes());
-                assert!(back_tx.send(frame).is_ok());
+                }
             }
         });
+        let mut free = std::iter::from_fn(|| pool.take()).collect::<Vec<_>>();
         for n in 0..10_000u32 {
             let mut frame = loop {
-                if let Some(frame) = back_rx.receive().or_else(|| pool.take()) {
+                back_rx.receive(64, |frame| free.push(frame));
+                if let Some(frame) = free.pop() {
                     break frame;
                 }
+                tx.publish();
                 std::thread::yield_now();
             };
             frame.set_data(300, 4);
             memory.data(&mut frame).copy_from_slice(&n.to_be_bytes());
             let mut refused = tx.send(frame);
             while let Err(frame) = refused {
+                tx.publish();
                 std::thread::yield_now();
                 refused = tx.send(frame);
             }
         }
+        tx.publish();
         reader.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_not_published_is_not_there() {
+        let (_, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
+        let (mut tx, mut rx) = channel(8);
+        assert!(!tx.publish());
+        tx.send(pools[0].take().unwrap()).unwrap();
+        assert!(rx.is_empty());
+        rx.receive(8, |_| unreachable!("it is not published"));
+        assert!(tx.publish());
+        assert!(!rx.is_empty());
+        let mut count = 0;
+        rx.receive(8, |_| count += 1);
+        assert_eq!(count, 1);
     }
 }
