@@ -200,7 +200,8 @@ fn read(interface: &str, what: &str) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn pin(core: usize) {
+/// Keeps this thread on a core.
+pub fn pin(core: usize) {
     let mut set = nix::sched::CpuSet::new();
     // A core that cannot be had leaves the thread to the scheduler, which costs accuracy alone.
     if set.set(core).is_ok() {

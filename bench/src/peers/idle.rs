@@ -1,5 +1,8 @@
-//! A worker without traffic: what it costs, and how soon it is awake.
+//! A worker without traffic: what it costs, and how soon it is awake; beside it, how soon any thread there would be.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +11,7 @@ use shunt_dataplane::port::af_packet::{AfPacket, Options};
 use shunt_dataplane::port::{Burst, FrameMemory, Pool, Port};
 
 use super::contender::{Times, WORKER, start_sleepy};
-use super::ground::{FAR, Ground};
+use super::ground::{FAR, Ground, pin};
 use crate::lab::Backend;
 use crate::netlink::Netlink;
 use crate::topology::{FRONT, SINK, VIP, client};
@@ -27,6 +30,8 @@ pub struct Idle {
     pub cpu_percent: f64,
     /// From the sender's system call until the frame can be read behind the director.
     pub first_packet_us: f64,
+    /// From a write to a socket pair until the thread that sleeps on its other end, on the director's core, knows.
+    pub wake_us: f64,
 }
 
 /// Leaves a director alone, `rounds` times, and wakes it with a frame.
@@ -41,7 +46,8 @@ pub fn measure(ground: &Ground, backend: Backend, rounds: usize) -> Result<Vec<I
             ground.join_generator();
             // Of a connection that is there already.
             wire.cross()?;
-            (0..rounds).map(|_| round(&mut wire, worker)).collect()
+            let mut sleeper = Sleeper::start(ground)?;
+            (0..rounds).map(|_| round(&mut wire, &mut sleeper, worker)).collect()
         });
         rounds.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
@@ -50,14 +56,43 @@ pub fn measure(ground: &Ground, backend: Backend, rounds: usize) -> Result<Vec<I
     found
 }
 
-fn round(wire: &mut Wire, worker: u32) -> Result<Idle> {
+fn round(wire: &mut Wire, sleeper: &mut Sleeper, worker: u32) -> Result<Idle> {
     std::thread::sleep(QUIET);
     let (begin, used) = (Instant::now(), Times::of_thread(worker, WORKER)?.run);
     std::thread::sleep(QUIET);
     let used = Times::of_thread(worker, WORKER)?.run.saturating_sub(used);
     let cpu_percent = used.as_secs_f64() / begin.elapsed().as_secs_f64() * 100.0;
     let first_packet_us = wire.cross()?.as_secs_f64() * 1e6;
-    Ok(Idle { cpu_percent, first_packet_us })
+    std::thread::sleep(QUIET);
+    let wake_us = sleeper.wake()?.as_secs_f64() * 1e6;
+    Ok(Idle { cpu_percent, first_packet_us, wake_us })
+}
+
+/// A thread on the director's core that only sleeps, until its line is dropped.
+struct Sleeper {
+    line: UnixStream,
+    awake: mpsc::Receiver<Instant>,
+}
+
+impl Sleeper {
+    fn start(ground: &Ground) -> Result<Self> {
+        let (line, mut theirs) = UnixStream::pair().context("a socket pair")?;
+        let (tell, awake) = mpsc::channel();
+        let core = ground.core;
+        std::thread::spawn(move || {
+            pin(core);
+            while let Ok(()) = theirs.read_exact(&mut [0])
+                && tell.send(Instant::now()).is_ok()
+            {}
+        });
+        Ok(Self { line, awake })
+    }
+
+    fn wake(&mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        self.line.write_all(&[1])?;
+        Ok(self.awake.recv_timeout(LOST).context("a thread did not wake")? - begin)
+    }
 }
 
 /// A packet socket at each end of the director.

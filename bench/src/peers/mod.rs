@@ -21,7 +21,9 @@ use anyhow::{Context, Result};
 
 use crate::interrupt;
 use crate::lab::{Backend, Mode, Progress};
-use crate::report::{FIRST_PACKET, IDLE, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, Way, median_and_spread};
+use crate::report::{
+    FIRST_PACKET, IDLE, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, WAKE, Way, median_and_spread,
+};
 use contender::Contender;
 use ground::{Ground, Sample};
 use table::Limit;
@@ -161,8 +163,10 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
         let cpu: Vec<f64> = found.iter().map(|idle| idle.cpu_percent).collect();
         let first: Vec<f64> = found.iter().map(|idle| idle.first_packet_us).collect();
         report.add(way, IDLE, &cpu);
+        let wake: Vec<f64> = found.iter().map(|idle| idle.wake_us).collect();
         report.add(way, FIRST_PACKET, &first);
-        text += &table::idle(backend.name(), &cpu, &first);
+        report.add(way, WAKE, &wake);
+        text += &table::idle(backend.name(), &cpu, &first, &wake);
     }
     Ok((report, text))
 }
