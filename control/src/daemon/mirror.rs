@@ -130,12 +130,13 @@ impl Mirror {
         }
     }
 
-    /// Reads everything.
+    /// Reads everything. The director itself speaks from none of the `lent` addresses where there is another: they are FullNAT's, and what comes there is taken for
+    /// the answer of a real server.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn read(&self) -> anyhow::Result<View> {
-        let Addresses { local, broadcasts, first } = self.addresses().await?;
+    pub async fn read(&self, lent: &HashSet<IpAddr>) -> anyhow::Result<View> {
+        let Addresses { local, broadcasts, first } = self.addresses(lent).await?;
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
         let addresses =
             |index: u32| first.iter().find(|(i, _)| *i == index).map_or([None; 2], |(_, both)| *both);
@@ -172,7 +173,7 @@ impl Mirror {
         }
     }
 
-    async fn addresses(&self) -> anyhow::Result<Addresses> {
+    async fn addresses(&self, lent: &HashSet<IpAddr>) -> anyhow::Result<Addresses> {
         let mut messages = self.handle.address().get().execute();
         let Addresses { mut local, mut broadcasts, mut first } = Addresses::default();
         while let Some(message) = messages.try_next().await? {
@@ -199,8 +200,9 @@ impl Mirror {
                 first.len() - 1
             });
             let place = &mut first[at].1[usize::from(address.is_ipv6())];
-            // A link-local address only serves where there is no other.
-            if place.is_none_or(is_link_local) {
+            // A link-local address, or one that is lent, only serves where there is no better.
+            let rank = |address: IpAddr| (!is_link_local(address), !lent.contains(&address));
+            if place.is_none_or(|best| rank(address) > rank(best)) {
                 *place = Some(address);
             }
         }

@@ -145,7 +145,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         tracing::warn!("rules of routing that a killed director left stay, and mean nothing: {error:#}");
     }
     let (mirror, mut events) = Mirror::open(&options.interfaces, home.as_ref().map(|_| home::NAME)).await?;
-    let view = mirror.read().await?;
+    let view = mirror.read(&HashSet::new()).await?;
     let path = options.socket.clone().unwrap_or_else(socket::path);
     let listener = socket::bind(&path)?;
     let socket_file = SocketFile(path);
@@ -231,7 +231,7 @@ struct Control {
     home: Option<Home>,
     /// The machine's addresses that are left to the kernel.
     kernels: Vec<IpAddr>,
-    /// Whether the network has changed in a way that could not be followed yet.
+    /// Whether the network, or what is used of it, has changed in a way that is not followed yet.
     is_behind: bool,
     /// Held for as long as the interfaces are.
     _claim: Claim,
@@ -533,6 +533,8 @@ impl Control {
         if kernels != self.kernels {
             self.steering.set_local_addresses(&kernels)?;
             self.kernels = kernels;
+            // The director may have to speak from other addresses now.
+            self.is_behind = true;
         }
         Ok(())
     }
@@ -551,7 +553,7 @@ impl Control {
     /// Looks at the network again and tells the workers if it has changed. If the kernel does not say, what is known stays in force and
     /// the next tick looks again.
     async fn follow(&mut self) -> anyhow::Result<()> {
-        let looked = match self.mirror.read().await {
+        let looked = match self.mirror.read(&self.publisher.local_addresses()).await {
             Ok(view) => self.steer_by(&view).map(|()| view),
             Err(error) => Err(error),
         };

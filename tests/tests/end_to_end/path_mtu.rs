@@ -17,7 +17,7 @@ use shunt_bench::topology::{Options, Topology, server, server6};
 use shunt_bench::traffic::decapsulator::{Decapsulator, Tunnel};
 
 use crate::ground::{
-    Backend, PATIENCE, connect_from, counter, permitted, serve_at, source_for, start_workers, status,
+    Backend, PATIENCE, connect_from, counter, lend, permitted, serve_at, source_for, start_workers, status,
 };
 use crate::tunnels::{Family, GRE, GRE_SUM, GUE, IPIP, Way, lost, through};
 
@@ -68,11 +68,18 @@ fn uploads(test: impl Fn() -> Result<()>, family: Family, ways: &[Way], backend:
     acknowledge_uploads(&topology.servers()[0])?;
     // Nothing but ICMP may tell the client.
     topology.client().set_variables(&[("ipv4/tcp_mtu_probing", "0")])?;
+    // FullNAT's addresses, here the newest of their interface, are no tunnel's ends.
+    topology.lend_local_addresses()?;
     let Some(director) = start_workers(&topology, backend, 2)? else { return Ok(()) };
 
     let mut narrowed = 0;
     for (n, way) in ways.iter().enumerate() {
         director.ipvsadm(&["-C"])?;
+        for family in [Family::V4, Family::V6] {
+            let beside = SocketAddr::new(family.vip(), PORT + 1);
+            serve_at(&director, "-t", beside, SocketAddr::new(family.server(1), PORT), &["--fullnat"])?;
+            lend(&director, "-t", beside, family.local())?;
+        }
         let outer = way.through.unwrap_or(family);
         let at = SocketAddr::new(family.vip(), PORT);
         serve_at(&director, "-t", at, SocketAddr::new(far(outer, n), PORT), way.how)?;
