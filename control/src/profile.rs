@@ -77,7 +77,7 @@ impl StageProfile {
         self.buckets.iter().map(|(_, _, samples)| samples).sum()
     }
 
-    /// The cycles that a part of the samples stays within, the part in hundredths: the middle of its bucket, and so true to a sixteenth.
+    /// The cycles that a part of the samples stays within, the part in hundredths: the middle of its bucket, and so true to a sixty-fourth.
     pub fn quantile(&self, hundredths: u64) -> u64 {
         let mut left = (self.samples() * hundredths).div_ceil(100);
         for (least, most, samples) in &self.buckets {

@@ -123,7 +123,7 @@ pub fn profile() -> Profile {
         bursts: 3,
         packets: 150,
         stages: vec![
-            stage("receive", Per::Burst, 3100, vec![(960, 1023, 2), (1152, 1279, 1)]),
+            stage("receive", Per::Burst, 3090, vec![(960, 975, 2), (1152, 1183, 1)]),
             stage("send", Per::Turn, 0, Vec::new()),
         ],
     }
