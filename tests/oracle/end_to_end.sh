@@ -24,6 +24,7 @@ tests=$(cargo test --quiet -p shunt-tests --test end_to_end --no-run --message-f
 target=$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 share=$(mktemp -d)
 trap 'rm -rf "$share"' EXIT
+chmod 755 "$share" # a test starts shunt as a user without rights
 cp "$target"/debug/shunt{,-lab} "$share"
 cp "$tests" "$share/end_to_end"
 # shellcheck disable=SC2086
