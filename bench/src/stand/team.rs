@@ -131,7 +131,7 @@ impl Team {
             1 => None,
             _ => Some(Arc::new(Directory::with_capacity(1 << 20).context("memory for the directory")?)),
         };
-        let first = Arc::new(snapshot(forwarding, count));
+        let first = snapshot(forwarding, count);
         let (bell, answers) = UnixStream::pair().context("a socket pair")?;
         let lines = (0..count).map(|_| link::channel(first.epoch, answers.try_clone()?));
         let (links, handles): (Vec<_>, Vec<_>) =
@@ -145,7 +145,7 @@ impl Team {
             let id = WorkerId(n as u8);
             let parts = director::Parts {
                 worker: id,
-                snapshot: Arc::clone(&first),
+                snapshot: Arc::new(first.clone()),
                 capacity: (connections as usize).max(1 << 16),
                 secret: SECRET,
                 directory: directory.clone(),

@@ -165,11 +165,11 @@ impl Engine {
 
     async fn publish(&mut self) -> anyhow::Result<()> {
         self.snapshot.epoch = Epoch(self.snapshot.epoch.0 + 1);
-        let snapshot = Arc::new(self.snapshot.clone());
         for worker in 0..self.workers.len() {
-            self.send(worker, Command::Adopt(Arc::clone(&snapshot)))?;
+            // One each: a worker counts who uses it with each new connection, and two would take the count from one another.
+            self.send(worker, Command::Adopt(Arc::new(self.snapshot.clone())))?;
         }
-        while self.workers.iter().any(|(handle, _)| handle.reached() < snapshot.epoch) {
+        while self.workers.iter().any(|(handle, _)| handle.reached() < self.snapshot.epoch) {
             self.listen().await?;
         }
         Ok(())

@@ -308,7 +308,6 @@ impl Control {
             .into_iter()
             .unzip();
         let bells: Vec<_> = handles.iter().map(link::Handle::bell).collect();
-        let first = Arc::new(snapshot.clone());
         let parts = ports.into_iter().zip(pools).zip(links).zip(worker::connect(&bells)).enumerate();
         let shared = directory.iter().map(|directory| supplier::Part {
             supply: directory.supply(),
@@ -321,7 +320,7 @@ impl Control {
             let director = Director::new(
                 director::Parts {
                     worker: id,
-                    snapshot: Arc::clone(&first),
+                    snapshot: Arc::new(snapshot.clone()),
                     capacity,
                     secret,
                     directory: directory.clone(),
