@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::memory::Mapped;
+use super::memory::{Mapped, prefetch};
 use super::supply::Supply;
 use crate::service::WorkerId;
 
@@ -55,6 +55,12 @@ impl Directory {
     /// Its memory, which is read all over, for the one who brings it.
     pub fn supply(&self) -> Supply {
         Supply::whole(self.buckets.pages())
+    }
+
+    /// Starts fetching the line where a tuple most likely stands.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.buckets[hash as usize & self.mask]);
     }
 
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.

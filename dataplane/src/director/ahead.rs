@@ -70,10 +70,11 @@ impl Seen {
     #[inline]
     pub fn fetch(&mut self, director: &Director, end: usize) {
         let end = end.min(self.kinds.len());
+        let owners = director.shared.owners();
         for kind in self.kinds.get(self.fetched..end).into_iter().flatten() {
             match kind {
-                Ok(Kind::V4(place)) => director.v4.fetch(&mut self.v4[usize::from(*place)]),
-                Ok(Kind::V6(place)) => director.v6.fetch(&mut self.v6[usize::from(*place)]),
+                Ok(Kind::V4(place)) => director.v4.fetch(&mut self.v4[usize::from(*place)], owners),
+                Ok(Kind::V6(place)) => director.v6.fetch(&mut self.v6[usize::from(*place)], owners),
                 Err(_) => {}
             }
         }

@@ -6,6 +6,7 @@ use super::hops::{HopCache, Toward};
 use super::sending::mtu;
 use super::{Shared, Verdict, admission};
 use crate::conn::calls::Calls;
+use crate::conn::directory::Directory;
 use crate::conn::fragments::Fragments;
 use crate::conn::index::Candidate;
 use crate::conn::supply::Supply;
@@ -88,10 +89,15 @@ impl<A: Near> Family<A> {
         self.conns.prefetch_index(looked.hash);
     }
 
-    /// Has the entry fetched that a packet most likely belongs to.
+    /// Has the entry fetched that a packet most likely belongs to; if it is of none here, what tells whose it is.
     #[inline]
-    pub fn fetch(&self, looked: &mut Looked<A>) {
+    pub fn fetch(&self, looked: &mut Looked<A>, owners: Option<&Directory>) {
         looked.likely = self.conns.prefetch_entry(looked.hash);
+        if looked.likely.is_none()
+            && let Some(owners) = owners
+        {
+            owners.prefetch(looked.hash);
+        }
     }
 
     /// Decides about a packet.

@@ -329,9 +329,14 @@ impl Director {
 }
 
 impl Shared {
+    /// Where owners are to be looked up, if they are: what was handed over is not handed on.
+    fn owners(&self) -> Option<&Directory> {
+        self.directory.as_deref().filter(|_| !self.handed)
+    }
+
     /// The worker that a tuple's connection belongs to, if that is not this one.
     fn owner_elsewhere(&self, hash: u64) -> Option<WorkerId> {
-        let owner = self.directory.as_ref().filter(|_| !self.handed)?.owner(hash)?;
+        let owner = self.owners()?.owner(hash)?;
         (owner != self.worker).then_some(owner)
     }
 
