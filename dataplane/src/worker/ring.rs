@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
 
-use crate::port::Frame;
+use crate::port::{BURST, Frame};
 
 struct Shared {
     /// The memory of the frames in the ring, set with the first one; 0 before.
@@ -25,6 +26,9 @@ struct Shared {
 pub struct Sender {
     shared: Arc<Shared>,
     memory: u32,
+    /// Not in their slots yet: written together, their lines come from the other core at once and not one after the other.
+    pending: ArrayVec<u64, BURST>,
+    /// Those pending included.
     tail: usize,
     /// As far as the receiver can see.
     published: usize,
@@ -45,7 +49,14 @@ pub fn channel(capacity: usize) -> (Sender, Receiver) {
     let shared =
         Arc::new(Shared { memory, slots, head: CachePadded::default(), tail: CachePadded::default() });
     (
-        Sender { shared: Arc::clone(&shared), memory: 0, tail: 0, published: 0, known_head: 0 },
+        Sender {
+            shared: Arc::clone(&shared),
+            memory: 0,
+            pending: ArrayVec::new(),
+            tail: 0,
+            published: 0,
+            known_head: 0,
+        },
         Receiver { shared, head: 0, known_tail: 0 },
     )
 }
@@ -59,11 +70,11 @@ impl Sender {
     /// # Panics
     /// When the frame is of another memory than the first one sent.
     pub fn send(&mut self, frame: Frame) -> Result<(), Frame> {
-        let slots = &self.shared.slots;
-        if self.tail.wrapping_sub(self.known_head) == slots.len() {
+        let slots = self.shared.slots.len();
+        if self.tail.wrapping_sub(self.known_head) == slots {
             // Acquire: the receiver has read the slots it gives up.
             self.known_head = self.shared.head.load(Ordering::Acquire);
-            if self.tail.wrapping_sub(self.known_head) == slots.len() {
+            if self.tail.wrapping_sub(self.known_head) == slots {
                 return Err(frame);
             }
         }
@@ -74,15 +85,28 @@ impl Sender {
             // Relaxed: published with the index, below.
             self.shared.memory.store(memory, Ordering::Relaxed);
         }
-        slots[self.tail & (slots.len() - 1)].store(word, Ordering::Relaxed);
+        if self.pending.is_full() {
+            self.settle();
+        }
+        self.pending.push(word);
         self.tail = self.tail.wrapping_add(1);
         Ok(())
+    }
+
+    /// Puts what is pending into its slots.
+    fn settle(&mut self) {
+        let slots = &self.shared.slots;
+        let first = self.tail.wrapping_sub(self.pending.len());
+        for (n, word) in self.pending.drain(..).enumerate() {
+            slots[first.wrapping_add(n) & (slots.len() - 1)].store(word, Ordering::Relaxed);
+        }
     }
 
     /// Lets the receiver see what was sent. Says whether there was anything.
     pub fn publish(&mut self) -> bool {
         let is_news = self.published != self.tail;
         if is_news {
+            self.settle();
             self.published = self.tail;
             // Release: the slots, and the frames' bytes, are written before the receiver can see the index.
             self.shared.tail.store(self.tail, Ordering::Release);
