@@ -47,6 +47,8 @@ pub struct Table<A> {
     secret: Secret,
     /// By connection, the template that made it. Touched only for connections that one did make.
     controllers: Mapped<u32>,
+    /// Connections ever inserted.
+    insertions: u64,
     /// Hashes of replies that are not in the index yet, with their connections: their lines are on their way.
     fresh: ArrayVec<(u64, u32), BATCH>,
     /// Connections that are about to expire, taken out of the wheel: their index lines are on their way.
@@ -65,6 +67,21 @@ struct Slab<A> {
     /// A stack of freed entries.
     free: Mapped<u32>,
     freed: usize,
+}
+
+/// Where a packet's connection most likely is, of all that there were at a moment.
+#[derive(Clone, Copy, Default)]
+pub struct Likely {
+    candidate: Option<Candidate>,
+    /// Connections that had ever been inserted.
+    insertions: u64,
+}
+
+impl Likely {
+    /// Whether there was none that it could be of.
+    pub fn is_nowhere(&self) -> bool {
+        self.candidate.is_none()
+    }
 }
 
 /// The table has no room for one more.
@@ -115,6 +132,7 @@ impl<A: Address> Table<A> {
             // An even multiplier would lose its lowest bits.
             secret: Secret([secret.0[0], secret.0[1], secret.0[2] | 1]),
             controllers: Mapped::zeroed(capacity)?,
+            insertions: 0,
             fresh: ArrayVec::new(),
             due: ArrayVec::new(),
         })
@@ -151,22 +169,21 @@ impl<A: Address> Table<A> {
 
     /// Starts fetching the entry that a hash most likely leads to, and says where that is. Its index line should be there by now.
     #[inline]
-    pub fn prefetch_entry(&self, hash: u64) -> Option<Candidate> {
-        let likely = self.index.candidate(hash)?;
-        prefetch(&self.slab.entries[likely.0 as usize]);
-        Some(likely)
+    pub fn prefetch_entry(&self, hash: u64) -> Likely {
+        let candidate = self.index.candidate(hash);
+        if let Some((slot, _)) = candidate {
+            prefetch(&self.slab.entries[slot as usize]);
+        }
+        Likely { candidate, insertions: self.insertions }
     }
 
-    /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`. The table may have changed since.
+    /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`, or if there was none and has been none
+    /// since.
     #[inline]
-    pub fn find_where(
-        &self,
-        likely: Option<Candidate>,
-        tuple: &Tuple<A>,
-        hash: u64,
-    ) -> Option<(ConnId, Direction)> {
-        match likely {
+    pub fn find_where(&self, likely: &Likely, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
+        match likely.candidate {
             Some((slot, direction)) if self.is_of(slot, direction, tuple) => Some((ConnId(slot), direction)),
+            None if likely.insertions == self.insertions => None,
             _ => self.find(tuple, hash),
         }
     }
@@ -209,6 +226,7 @@ impl<A: Address> Table<A> {
     /// When the table is full; nothing has changed.
     pub fn insert(&mut self, conn: Conn<A>) -> Result<ConnId, Full> {
         let slot = self.slab.take().ok_or(Full)?;
+        self.insertions += 1;
         let request = self.hash(&conn.request());
         self.index.insert(request, slot, Direction::Request);
         if let Some(reply) = conn.reply() {

@@ -8,9 +8,8 @@ use super::{Shared, Verdict, admission};
 use crate::conn::calls::Calls;
 use crate::conn::directory::Directory;
 use crate::conn::fragments::Fragments;
-use crate::conn::index::Candidate;
 use crate::conn::supply::Supply;
-use crate::conn::table::Secret;
+use crate::conn::table::{Likely, Secret};
 use crate::conn::{ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
 use crate::forward::icmp::Problem;
 use crate::forward::{self, dr, nat};
@@ -48,7 +47,7 @@ pub struct Looked<A> {
     /// The hash of its tuple.
     hash: u64,
     /// Where that most likely leads to.
-    likely: Option<Candidate>,
+    likely: Likely,
 }
 
 impl<A: Near> Family<A> {
@@ -80,7 +79,7 @@ impl<A: Near> Family<A> {
     #[inline]
     pub fn look(&self, meta: Meta<A>) -> Looked<A> {
         let hash = self.conns.hash(&meta.tuple);
-        Looked { meta, hash, likely: None }
+        Looked { meta, hash, likely: Likely::default() }
     }
 
     /// Has the index line of a packet fetched.
@@ -93,7 +92,7 @@ impl<A: Near> Family<A> {
     #[inline]
     pub fn fetch(&self, looked: &mut Looked<A>, owners: Option<&Directory>) {
         looked.likely = self.conns.prefetch_entry(looked.hash);
-        if looked.likely.is_none()
+        if looked.likely.is_nowhere()
             && let Some(owners) = owners
         {
             owners.prefetch(looked.hash);
@@ -118,7 +117,7 @@ impl<A: Near> Family<A> {
             };
         }
         match meta.fragment {
-            None => self.packet(far, shared, packet, meta, (*hash, *likely), now),
+            None => self.packet(far, shared, packet, meta, (*hash, likely), now),
             Some(part) if part.offset == 0 => {
                 self.first_fragment(far, shared, packet, meta, (&part, *hash), now)
             }
@@ -134,7 +133,7 @@ impl<A: Near> Family<A> {
         shared: &mut Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
-        (hash, likely): (u64, Option<Candidate>),
+        (hash, likely): (u64, &Likely),
         now: Tick,
     ) -> Verdict {
         let found = self.conns.find_where(likely, &meta.tuple, hash);

@@ -5,6 +5,7 @@ use super::family::Family;
 use super::{Shared, Verdict};
 use crate::conn::Direction;
 use crate::conn::fragments::Fragments;
+use crate::conn::table::Likely;
 use crate::packet::parse::Fragment;
 use crate::packet::{Meta, Packet};
 use crate::service::Tick;
@@ -26,7 +27,7 @@ impl<A: Near> Family<A> {
         if let Err(reason) = self.fragments.flow(&key, datagram, part, now) {
             return Verdict::Drop(reason);
         }
-        let verdict = self.packet(far, shared, packet, meta, (hash, None), now);
+        let verdict = self.packet(far, shared, packet, meta, (hash, &Likely::default()), now);
         if let Verdict::Forward(_) = verdict {
             shared.claim(datagram);
             if let Some(displaced) = self.fragments.remember(key, datagram, meta.tuple, part, now) {
