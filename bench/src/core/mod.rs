@@ -34,6 +34,8 @@ pub const BYTES: Metric = Metric::new("bytes_per_connection", "bytes");
 pub const SPEEDUP: Metric = Metric::new("two_worker_speedup", "ratio");
 /// The same where every reply comes to the worker that has not its connection.
 pub const SPEEDUP_HANDOFF: Metric = Metric::new("two_worker_speedup_handoff", "ratio");
+/// What two bare loops do, a core each, ÷ what one does.
+pub const SPEEDUP_BARE: Metric = Metric::new("two_loops_speedup", "ratio");
 /// From an edit's request until every worker obeys it.
 pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 

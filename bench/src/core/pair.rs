@@ -1,9 +1,14 @@
-//! What a second worker adds, also where every reply comes to the wrong one.
+//! What a second worker adds, also where every reply comes to the wrong one; beside it, what a second core adds to a program that shares nothing. Virtual cores may be
+//! halves of one, and change that from one moment to the next.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use shunt_dataplane::worker::link::Handle;
 
-use super::{Row, Run, SPEEDUP, SPEEDUP_HANDOFF, median, way};
+use super::{Row, Run, SPEEDUP, SPEEDUP_BARE, SPEEDUP_HANDOFF, median, way};
 use crate::interrupt;
 use crate::machine;
 use crate::stand::team::{Options, Team};
@@ -21,22 +26,27 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let of = |workers| Team::new(Options { workers, ..Options::default() });
     let (mut one, mut two, mut crossed) = (of(1)?, of(2)?, of(2)?);
     crossed.cross();
-    let (mut own, mut handed, mut alone_rates) = (Vec::new(), Vec::new(), Vec::new());
-    for repetition in 0..=run.plan.repetitions {
+    let (mut own, mut handed, mut alone_rates, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // Short and many: a machine that lends its cores to others changes by the second.
+    let window = run.plan.window / 2;
+    for repetition in 0..=3 * run.plan.repetitions {
         interrupt::check()?;
-        let rest = |_: &[Handle]| std::thread::sleep(run.plan.window);
+        let rest = |_: &[Handle]| std::thread::sleep(window);
         let (alone, both, apart) =
             (one.work(&cores, rest), two.work(&cores, rest), crossed.work(&cores, rest));
         if repetition > 0 {
             alone_rates.push(alone);
             own.push(both / alone);
             handed.push(apart / alone);
+            bare.push(loops(&cores, window) / loops(&cores[..1], window));
         }
     }
     let handed_over = crossed.counters.totals().find(|(name, _)| *name == "frames.handed_off");
-    let beside = format!("one: {:.1} M packets/s", median(&alone_rates) / 1e6);
+    let beside =
+        format!("one: {:.1} M packets/s; bare loops: {:.2} ×", median(&alone_rates) / 1e6, median(&bare));
     run.report.add(way("nat"), SPEEDUP, &own);
     run.report.add(way("nat"), SPEEDUP_HANDOFF, &handed);
+    run.report.add(way("nat"), SPEEDUP_BARE, &bare);
     run.rows.push(Row {
         what: "two workers ÷ one, own queues".to_owned(),
         is_met: median(&own) >= 1.9,
@@ -54,4 +64,33 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         target: "≥ 1.5",
     });
     Ok(())
+}
+
+/// Rounds a second of a loop that needs a core's arithmetic and no memory, one on each core, together.
+fn loops(cores: &[usize], window: Duration) -> f64 {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let start = |core: &usize| {
+            let (core, stop) = (*core, &stop);
+            scope.spawn(move || {
+                core_affinity::set_for_current(core_affinity::CoreId { id: core });
+                // More chains than a core's multipliers can be kept busy with by half of it.
+                let (mut chains, mut rounds) = ([1u64, 3, 5, 7, 9, 11, 13, 15], 0u64);
+                while !stop.load(Ordering::Relaxed) {
+                    for _ in 0..1000 {
+                        chains = black_box(
+                            chains.map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7) ^ n),
+                        );
+                    }
+                    rounds += 1;
+                }
+                rounds
+            })
+        };
+        let threads: Vec<_> = cores.iter().map(start).collect();
+        std::thread::sleep(window);
+        stop.store(true, Ordering::Relaxed);
+        let rounds = threads.into_iter().map(|thread| thread.join().expect("arithmetic does not panic"));
+        rounds.sum::<u64>() as f64 / window.as_secs_f64()
+    })
 }
