@@ -1,5 +1,6 @@
 //! The table in real network namespaces: what it drops, who sees it, and that it goes with its owner.
 
+use std::collections::HashSet;
 use std::env;
 use std::io::ErrorKind::{ConnectionRefused, TimedOut};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -29,12 +30,14 @@ fn size(table: &str, set: &str) -> usize {
         a.string(1, table);
         a.string(2, set);
     };
-    let mut count = 0;
+    // The kernel makes a large set's table larger afterwards, and a listing that it overtakes begins again.
+    let mut elements = HashSet::new();
     for_each_answer(libc::NFT_MSG_GETSETELEM, request, |attributes| {
         let list = parse(attributes).into_iter().find(|(kind, _)| *kind == 3);
-        count += list.map_or(0, |(_, list)| parse(list).len());
+        let found = list.into_iter().flat_map(|(_, list)| parse(list));
+        elements.extend(found.map(|(_, element)| element.to_vec()));
     });
-    count
+    elements.len()
 }
 
 /// The first attribute of every answer, a string.
