@@ -1,8 +1,8 @@
 //! The poll loop: one thread, pinned to one core, that owns its queues, its frames and its director.
 //!
 //! ```text
-//!   turn:  control queue ─▶ for each port: receive ─▶ director ─▶ sort by verdict ─▶ transmit, flush
-//!                        └▶ frames handed over by other workers, the same way
+//!   turn:  control queue ─▶ frames handed over by other workers ┬▶ director ─▶ sort by verdict ─▶ transmit, flush
+//!                        └▶ for each port: receive ─────────────┘
 //!                        └▶ expiry, packets that wait for a neighbour
 //! ```
 //!
