@@ -24,9 +24,6 @@ pub const NAME: &str = "shunt-home";
 /// The table of routes: "sh" in ASCII. Nobody else's, as far as anybody knows.
 const TABLE: u32 = 0x7368;
 
-/// The number of ICMPv6.
-const ICMPV6: i32 = 58;
-
 /// The way home.
 pub struct Home {
     handle: Handle,
@@ -133,7 +130,11 @@ impl Home {
                 }
             }
             What::Errors(first, last) => {
-                let icmp = if address.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Other(ICMPV6) };
+                let icmp = if address.is_ipv4() {
+                    IpProtocol::Icmp
+                } else {
+                    IpProtocol::Other(nix::libc::IPPROTO_ICMPV6)
+                };
                 rule.attributes.push(RuleAttribute::IpProtocol(icmp));
                 // To the kernel, type and code stand where others have the destination's port (`union flowi_uli`).
                 let [start, end] = [[first, 0], [last, 0xff]].map(u16::from_be_bytes);
