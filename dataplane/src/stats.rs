@@ -4,6 +4,7 @@
 //! cache lines that no other worker writes. Readers may look at any time and see each counter slightly late, never torn.
 //! Counters only grow: `-Z` is the reader's business, who remembers a base.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
@@ -204,7 +205,7 @@ const LOSSES: [&str; 4] = ["port.rx_overrun", "port.rx_no_buffer", "port.rx_over
 
 /// The counters of all workers.
 pub struct Counters {
-    workers: Vec<CachePadded<WorkerCounters>>,
+    workers: Vec<Arc<CachePadded<WorkerCounters>>>,
     /// Real servers that have reached their upper threshold. Written when one crosses a threshold, read when scheduling.
     overloaded: Mapped<AtomicBool>,
 }
@@ -241,13 +242,13 @@ impl Counters {
         Ok(Self {
             workers: (0..workers)
                 .map(|_| {
-                    Ok(CachePadded::new(WorkerCounters {
+                    Ok(Arc::new(CachePadded::new(WorkerCounters {
                         dests: Mapped::zeroed(PLACES)?,
                         drops: std::array::from_fn(|_| AtomicU64::new(0)),
                         events: std::array::from_fn(|_| AtomicU64::new(0)),
                         losses: std::array::from_fn(|_| AtomicU64::new(0)),
                         profile: Profile::default(),
-                    }))
+                    })))
                 })
                 .collect::<std::io::Result<_>>()?,
             overloaded: Mapped::zeroed(PLACES)?,
@@ -262,6 +263,11 @@ impl Counters {
     /// One worker's counters. Only that worker may write to them.
     pub fn worker(&self, worker: WorkerId) -> &WorkerCounters {
         &self.workers[usize::from(worker.0)]
+    }
+
+    /// One worker's counters, for that worker to keep at hand.
+    pub fn own(&self, worker: WorkerId) -> Arc<CachePadded<WorkerCounters>> {
+        Arc::clone(&self.workers[usize::from(worker.0)])
     }
 
     /// Each worker's counters of a real server.

@@ -179,7 +179,7 @@ impl<A: Address> Table<A> {
 
     /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`, or if there was none and has been none
     /// since.
-    #[inline]
+    #[inline(always)]
     pub fn find_where(&self, likely: &Likely, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
         match likely.candidate {
             Some((slot, direction)) if self.is_of(slot, direction, tuple) => Some((ConnId(slot), direction)),
@@ -189,6 +189,7 @@ impl<A: Address> Table<A> {
     }
 
     /// The connection that a packet belongs to, and which way the packet goes.
+    #[inline(never)]
     pub fn find(&self, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
         let is_it = |(slot, direction): Candidate| self.is_of(slot, direction, tuple);
         let (slot, direction) = self.index.find(hash, is_it).or_else(|| {

@@ -54,7 +54,7 @@ impl<A: Near> Family<A> {
         if far.conns.conn(id).remaining(now) == 0 {
             return self.stray(shared, packet, meta, &meta.tuple, now);
         }
-        if nat::needs_whole(meta, true) {
+        if nat::needs_whole(meta) {
             return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match far.hop(shared, id, Toward::Client) {

@@ -99,8 +99,8 @@ impl<A: Near> Family<A> {
         }
     }
 
-    /// Decides about a packet.
-    #[inline]
+    /// Decides about a packet that is no [whole segment or datagram](Meta::is_whole_transport).
+    #[inline(never)]
     pub fn decide(
         &mut self,
         far: &mut Family<A::Other>,
@@ -109,33 +109,27 @@ impl<A: Near> Family<A> {
         looked: &Looked<A>,
         now: Tick,
     ) -> Verdict {
-        let Looked { meta, hash, likely } = looked;
-        if meta.tuple.protocol == A::ICMP {
-            return match meta.fragment {
-                None => self.icmp(far, shared, packet, meta, now),
-                Some(_) => Verdict::Pass,
-            };
-        }
+        let meta = &looked.meta;
         match meta.fragment {
-            None => self.packet(far, shared, packet, meta, (*hash, likely), now),
-            Some(part) if part.offset == 0 => {
-                self.first_fragment(far, shared, packet, meta, (&part, *hash), now)
-            }
+            None => self.icmp(far, shared, packet, meta, now),
+            Some(_) if meta.tuple.protocol == A::ICMP => Verdict::Pass,
+            Some(part) if part.offset == 0 => self.first_fragment(far, shared, packet, (looked, &part), now),
             Some(part) => self.later_fragment(far, shared, packet, meta, &part, now),
         }
     }
 
-    /// A packet with a transport header: whole, or a datagram's first part.
-    #[inline]
-    pub(super) fn packet(
+    /// Decides about a packet with a transport header: whole, or a datagram's first part.
+    #[inline(always)]
+    pub fn packet(
         &mut self,
         far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
-        meta: &Meta<A>,
-        (hash, likely): (u64, &Likely),
+        looked: &Looked<A>,
         now: Tick,
     ) -> Verdict {
+        let Looked { meta, hash, likely } = looked;
+        let hash = *hash;
         let found = self.conns.find_where(likely, &meta.tuple, hash);
         match found.and_then(|found| self.if_alive(shared, found, now)) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
@@ -183,8 +177,6 @@ impl<A: Near> Family<A> {
     }
 
     /// A packet from the client of a known connection.
-    // Here and below, a call costs as much as what it does: five to ten instructions, twenty with all that must be saved.
-    #[inline(always)]
     pub(super) fn request(
         &mut self,
         shared: &mut Shared,
@@ -223,7 +215,8 @@ impl<A: Near> Family<A> {
     }
 
     /// A packet from the client of a connection that is the one for it, to its real server.
-    #[inline]
+    // Here and below, a call costs as much as what it does: five to ten instructions, thirty with all that must be saved.
+    #[inline(always)]
     pub(super) fn deliver(
         &mut self,
         shared: &mut Shared,
@@ -233,30 +226,14 @@ impl<A: Near> Family<A> {
         id: ConnId,
         now: Tick,
     ) -> Verdict {
-        if nat::needs_whole(meta, self.conns.conn(id).changes_ports()) {
+        if nat::needs_whole(meta) && self.conns.conn(id).changes_ports() {
             return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match self.hop(shared, id, Toward::Server) {
-            Err(Unreachable::Unresolved(link, neighbour)) => return Verdict::Wait(link, neighbour),
-            hop => hop,
-        };
-
-        self.track(shared, id, meta, Direction::Request, now);
-        let length = u64::from(meta.length());
-        let conn = self.conns.conn_mut(id);
-        // Past its end it goes on in the middle: one that counts few packets is a short one.
-        conn.in_packets = conn.in_packets.checked_add(1).unwrap_or(1 << 15);
-        let counters = shared.mine().dest(conn.dest);
-        add(&counters.in_packets, 1);
-        add(&counters.in_bytes, length);
-
-        let hop = match hop {
             Ok(hop) => hop,
-            Err(Unreachable::NoRoute) => {
-                return self.refuse(shared, packet, meta, Problem::HostUnreachable, Some(id), now);
-            }
-            Err(_) => return Verdict::Drop(Reason::NoNeighbour),
+            Err(why) => return self.strand(shared, packet, meta, why, id, now),
         };
+        self.follow(shared, meta, id, now);
         if shared.snapshot.network.is_home(hop.link) {
             forward::spare(packet, meta);
         } else if forward::hops_left(packet, meta) <= 1 {
@@ -293,6 +270,41 @@ impl<A: Near> Family<A> {
         self.send(shared, packet, &hop)
     }
 
+    /// Counts a packet from the client, and follows its connection.
+    #[inline(always)]
+    fn follow(&mut self, shared: &mut Shared, meta: &Meta<A>, id: ConnId, now: Tick) {
+        self.track(shared, id, meta, Direction::Request, now);
+        let conn = self.conns.conn_mut(id);
+        // Past its end it goes on in the middle: one that counts few packets is a short one.
+        conn.in_packets = conn.in_packets.checked_add(1).unwrap_or(1 << 15);
+        let counters = shared.mine().dest(conn.dest);
+        add(&counters.in_packets, 1);
+        add(&counters.in_bytes, meta.length().into());
+    }
+
+    /// A packet from the client that has no way to its real server.
+    #[cold]
+    fn strand(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        why: Unreachable,
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        if let Unreachable::Unresolved(link, neighbour) = why {
+            return Verdict::Wait(link, neighbour);
+        }
+        self.follow(shared, meta, id, now);
+        match why {
+            Unreachable::NoRoute => {
+                self.refuse(shared, packet, meta, Problem::HostUnreachable, Some(id), now)
+            }
+            _ => Verdict::Drop(Reason::NoNeighbour),
+        }
+    }
+
     /// A packet from the real server of a known NAT connection. It is translated also when the real server was removed.
     pub(super) fn reply(
         &mut self,
@@ -303,7 +315,7 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let conn = self.conns.conn(id);
-        if nat::needs_whole(meta, conn.changes_ports()) {
+        if nat::needs_whole(meta) && conn.changes_ports() {
             return Verdict::Drop(Reason::SctpFragment);
         }
         let hop = match self.hop(shared, id, Toward::Client) {
@@ -409,7 +421,7 @@ impl<A: Near> Family<A> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn hop(&mut self, shared: &Shared, id: ConnId, toward: Toward) -> Result<Hop, Unreachable> {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let conn = self.conns.conn_mut(id);

@@ -1,11 +1,10 @@
 //! Parts of datagrams: the later ones go the way of the first, and none goes over another.
 
 use super::beyond::{self, Near};
-use super::family::Family;
+use super::family::{Family, Looked};
 use super::{Shared, Verdict};
 use crate::conn::Direction;
 use crate::conn::fragments::Fragments;
-use crate::conn::table::Likely;
 use crate::packet::parse::Fragment;
 use crate::packet::{Meta, Packet};
 use crate::service::Tick;
@@ -18,16 +17,16 @@ impl<A: Near> Family<A> {
         far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
-        meta: &Meta<A>,
-        (part, hash): (&Fragment, u64),
+        (looked, part): (&Looked<A>, &Fragment),
         now: Tick,
     ) -> Verdict {
+        let meta = &looked.meta;
         let key = Fragments::key(meta, part);
         let datagram = self.conns.hash(&key);
         if let Err(reason) = self.fragments.flow(&key, datagram, part, now) {
             return Verdict::Drop(reason);
         }
-        let verdict = self.packet(far, shared, packet, meta, (hash, &Likely::default()), now);
+        let verdict = self.packet(far, shared, packet, looked, now);
         if let Verdict::Forward(_) = verdict {
             shared.claim(datagram);
             if let Some(displaced) = self.fragments.remember(key, datagram, meta.tuple, part, now) {

@@ -42,7 +42,7 @@ impl Default for HopCache {
 
 impl HopCache {
     /// The hop of a connection's packets towards one end. `address` is that end's; it is looked up only when the hop is not remembered.
-    #[inline]
+    #[inline(always)]
     pub fn of_conn(
         &mut self,
         network: &Network,
@@ -54,10 +54,11 @@ impl HopCache {
             Toward::Server => hops.to_server,
             Toward::Client => hops.to_client,
         };
-        match self.hops.get(known as usize) {
-            Some(hop) if hops.generation == self.generation => Ok(*hop),
-            _ => self.remember(network, hops, toward, address()),
-        }
+        let number = match hops.generation == self.generation && known != UNKNOWN {
+            true => known,
+            false => self.remember(network, hops, toward, address())?,
+        };
+        Ok(self.hops[usize::from(number)])
     }
 
     #[cold]
@@ -67,7 +68,7 @@ impl HopCache {
         hops: &mut Hops,
         toward: Toward,
         address: IpAddr,
-    ) -> Result<Hop, Unreachable> {
+    ) -> Result<u16, Unreachable> {
         if hops.generation != self.generation {
             *hops = self.unknown();
         }
@@ -80,7 +81,7 @@ impl HopCache {
             Toward::Server => hops.to_server = number,
             Toward::Client => hops.to_client = number,
         }
-        Ok(self.hops[number as usize])
+        Ok(number)
     }
 
     fn unknown(&self) -> Hops {

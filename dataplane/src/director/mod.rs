@@ -42,6 +42,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use crossbeam::utils::CachePadded;
 
 use crate::conn::Conn;
 use crate::conn::directory::{Announced, Directory};
@@ -104,6 +105,8 @@ struct Shared {
     directory: Option<Arc<Directory>>,
     paths: Arc<Paths>,
     counters: Arc<Counters>,
+    /// This worker's of them.
+    mine: Arc<CachePadded<WorkerCounters>>,
     limiter: Limiter,
     outbox: Outbox,
     pools: Pools,
@@ -146,6 +149,7 @@ impl Director {
         pools.adopt(&snapshot.services, snapshot.network.spread());
         let beyond = Beyond::with_capacity(capacity, secret, now)?;
         let (limiter, outbox, defence) = Default::default();
+        let mine = counters.own(worker);
         Ok(Self {
             shared: Shared {
                 worker,
@@ -154,6 +158,7 @@ impl Director {
                 directory,
                 paths,
                 counters,
+                mine,
                 limiter,
                 outbox,
                 pools,
@@ -236,6 +241,9 @@ impl Director {
 
     #[inline]
     fn decide_v4(&mut self, packet: &mut Packet, looked: &Looked<V4>, now: Tick) -> Verdict {
+        if looked.meta.is_whole_transport() {
+            return self.v4.packet(&mut self.v6, &mut self.shared, packet, looked, now);
+        }
         match self.undelivered(packet, &looked.meta, now) {
             Some(verdict) => verdict,
             None => self.v4.decide(&mut self.v6, &mut self.shared, packet, looked, now),
@@ -244,6 +252,9 @@ impl Director {
 
     #[inline]
     fn decide_v6(&mut self, packet: &mut Packet, looked: &Looked<V6>, now: Tick) -> Verdict {
+        if looked.meta.is_whole_transport() {
+            return self.v6.packet(&mut self.v4, &mut self.shared, packet, looked, now);
+        }
         match self.undelivered(packet, &looked.meta, now) {
             Some(verdict) => verdict,
             None => self.v6.decide(&mut self.v4, &mut self.shared, packet, looked, now),
@@ -368,7 +379,7 @@ impl Shared {
     }
 
     fn mine(&self) -> &WorkerCounters {
-        self.counters.worker(self.worker)
+        &self.mine
     }
 
     fn count(&self, verdict: Verdict) {

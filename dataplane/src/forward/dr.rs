@@ -7,7 +7,7 @@ use crate::packet::{Address, Meta, Packet};
 use crate::service::Hop;
 
 /// Sends a request to the real server. Since Linux 4.x the time to live is decremented in this mode too.
-#[inline]
+#[inline(always)]
 pub fn request<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     route(packet, meta, hop);
 }

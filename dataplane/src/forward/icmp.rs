@@ -213,7 +213,7 @@ pub fn translate<A: Address>(
     // The outer header, then the message: its sum is taken anew, for it is rare and short.
     let (outer, message) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
     readdress(outer, new.source, new.destination);
-    A::age(outer);
+    A::age(outer, Change::default());
     put16(message, 2, 0);
     let checksum = sum(message, new.source, new.destination).field();
     put16(message, 2, checksum);

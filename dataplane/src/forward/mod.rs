@@ -20,6 +20,7 @@ pub mod toa;
 pub mod tunnel;
 pub mod undelivered;
 
+use crate::packet::checksum::Change;
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, Tags, put16};
 use crate::service::Hop;
@@ -39,7 +40,7 @@ pub fn hops_left<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> u8 {
 /// Takes one from the packet's time to live. The caller has seen that more than one is left.
 #[inline]
 pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
-    A::age(ip(packet, meta));
+    A::age(ip(packet, meta), Change::default());
 }
 
 /// Has the packet keep its time to live when it is rewritten next: it goes to the machine's own kernel or comes from there, which is no hop.
@@ -65,8 +66,12 @@ fn frame<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     let tags = usize::from(meta.network) - ETHERNET;
     packet.len = usize::from(meta.end) - tags;
     packet.start += tags;
-    put16(packet.data(), 12, A::ETHERTYPE);
-    address(packet, hop);
+    let Some(header) = packet.data().first_chunk_mut::<ETHERNET>() else { return };
+    header[..12].copy_from_slice(&hop.macs);
+    put16(header, 12, A::ETHERTYPE);
+    if !hop.tags.is_empty() {
+        address(packet, hop);
+    }
 }
 
 /// Addresses a frame to the hop. It has no tags so far and gets the hop's; its ethertype stays where it is, right before the packet.
@@ -92,7 +97,7 @@ fn tag(packet: &mut Packet, tags: &Tags) {
 }
 
 /// Sends the packet on as a router does: nothing changes but the time to live.
-#[inline]
+#[inline(always)]
 pub fn route<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     age(packet, meta);
     frame(packet, meta, hop);

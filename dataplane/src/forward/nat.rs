@@ -17,31 +17,31 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
-/// Whether a packet cannot be rewritten, if that changes its ports, because it is only a part.
+/// Whether a packet cannot be rewritten if that changes its ports, because it is only a part.
 #[inline]
-pub fn needs_whole<A>(meta: &Meta<A>, changes_ports: bool) -> bool {
-    changes_ports && meta.tuple.protocol == SCTP && meta.fragment.is_some()
+pub fn needs_whole<A>(meta: &Meta<A>) -> bool {
+    meta.tuple.protocol == SCTP && meta.fragment.is_some()
 }
 
 /// An end of a connection: an address and a port.
 pub type End<A> = (A, u16);
 
 /// Sends a request to the real server.
-#[inline]
+#[inline(always)]
 pub fn request<A: Address>(packet: &mut Packet, meta: &Meta<A>, server: End<A>, hop: &Hop) {
     rewrite(packet, meta, None, Some(server));
     frame(packet, meta, hop);
 }
 
 /// Sends a reply to the client, from the virtual address and port.
-#[inline]
+#[inline(always)]
 pub fn reply<A: Address>(packet: &mut Packet, meta: &Meta<A>, service: End<A>, hop: &Hop) {
     rewrite(packet, meta, Some(service), None);
     frame(packet, meta, hop);
 }
 
 /// FullNAT: sends a packet on from and to other ends.
-#[inline]
+#[inline(always)]
 pub fn both<A: Address>(packet: &mut Packet, meta: &Meta<A>, source: End<A>, destination: End<A>, hop: &Hop) {
     rewrite(packet, meta, Some(source), Some(destination));
     frame(packet, meta, hop);
@@ -65,8 +65,7 @@ fn rewrite<A: Address>(
             address.write(ip, at);
         }
     }
-    A::adjust_header(ip, change);
-    A::age(ip);
+    A::age(ip, change);
     if meta.is_later_fragment() {
         return;
     }

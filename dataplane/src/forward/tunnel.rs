@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use super::{address, icmp, ip};
 use crate::packet::address::Onward;
-use crate::packet::checksum::{Sum, pseudo_header};
+use crate::packet::checksum::{Change, Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, V4, V6, be16, put16, put32};
 use crate::service::{Hop, Tunnel, TunnelKind};
@@ -78,7 +78,7 @@ pub fn request<A: Address>(
     (flow, id): (u64, u16),
 ) {
     let inner = ip(packet, meta);
-    A::age(inner);
+    A::age(inner, Change::default());
     let onward = Onward {
         ttl: A::hops_left(inner),
         tos: encapsulate_ecn(A::tos(inner)),

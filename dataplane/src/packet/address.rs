@@ -72,8 +72,9 @@ pub trait Address:
     /// The type of service, or traffic class.
     fn tos(ip: &[u8]) -> u8;
 
-    /// Takes one from the time to live. The caller has seen that there is one, or [put it on](Self::spare).
-    fn age(ip: &mut [u8]);
+    /// Takes one from the time to live, and adjusts the header's own checksum, where it has one, by this and by what else was changed. The caller has
+    /// seen that there is one to take, or [put it on](Self::spare).
+    fn age(ip: &mut [u8], change: Change);
 
     /// Puts one on the time to live, which is about to be taken off again.
     fn spare(ip: &mut [u8]);
@@ -202,12 +203,12 @@ impl Address for V4 {
     }
 
     #[inline]
-    fn age(ip: &mut [u8]) {
-        set_ttl(ip, ip[8].wrapping_sub(1));
+    fn age(ip: &mut [u8], change: Change) {
+        add_to_ttl(ip, u8::MAX, change);
     }
 
     fn spare(ip: &mut [u8]) {
-        set_ttl(ip, ip[8].wrapping_add(1));
+        add_to_ttl(ip, 1, Change::default());
     }
 
     #[inline]
@@ -288,12 +289,15 @@ impl Address for V4 {
     }
 }
 
-/// Changes the time to live. The protocol, in the other half of its word, stays.
+/// Adds to the time to live, which wraps. The protocol, in the other half of its word, stays.
 #[inline]
-fn set_ttl(ip: &mut [u8], ttl: u8) {
-    let change = Change::default().word(u16::from(ip[8]) << 8, u16::from(ttl) << 8);
-    ip[8] = ttl;
-    V4::adjust_header(ip, change);
+fn add_to_ttl(ip: &mut [u8], more: u8, change: Change) {
+    let Some(header) = ip.first_chunk_mut::<{ V4::HEADER }>() else { return };
+    let old = header[8];
+    header[8] = old.wrapping_add(more);
+    let change = change.word(u16::from(old) << 8, u16::from(header[8]) << 8);
+    let field = change.apply(be16(header, V4_CHECKSUM));
+    put16(header, V4_CHECKSUM, field);
 }
 
 /// Puts the checksum into a header without options, where 0 is.
@@ -366,7 +370,7 @@ impl Address for V6 {
     }
 
     #[inline]
-    fn age(ip: &mut [u8]) {
+    fn age(ip: &mut [u8], _change: Change) {
         ip[7] = ip[7].wrapping_sub(1);
     }
 

@@ -66,13 +66,21 @@ impl<A: Copy> Tuple<A> {
 /// Reads a big-endian 16-bit word.
 #[inline]
 pub fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+    u16::from_be_bytes(array(bytes, at))
 }
 
 /// Reads a big-endian 32-bit word.
 #[inline]
 pub fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    u32::from_be_bytes(array(bytes, at))
+}
+
+/// Reads some bytes: one check and one load, where byte by byte it would be one for each.
+#[inline]
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(&bytes[at..at + N]);
+    array
 }
 
 /// Writes a big-endian 16-bit word.
