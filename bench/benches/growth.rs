@@ -14,7 +14,7 @@ use shunt_dataplane::conn::{Conn, Table};
 use shunt_dataplane::packet::{Address, V4, V6};
 use shunt_dataplane::service::{Forwarding, Services, Tick};
 
-const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+const SECRET: Secret = Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
 
 /// Insertions that are shown together.
 const STEP: u32 = 1_000_000;

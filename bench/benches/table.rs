@@ -17,7 +17,7 @@ use std::hint::black_box;
 /// A prime that is no neighbour of a power of two, so that look-ups jump.
 const STRIDE: u32 = 7_368_787;
 
-const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+const SECRET: Secret = Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
 
 fn conn(n: u32) -> Conn<V4> {
     let mut conn = Conn::default();

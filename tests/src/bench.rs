@@ -112,7 +112,7 @@ impl Bench {
             worker: WorkerId(worker),
             snapshot: Arc::new(snapshot),
             capacity: 4096,
-            secret: Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]),
+            secret: Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]),
             directory: None,
             paths: Arc::default(),
             counters: Arc::clone(&counters),

@@ -24,8 +24,8 @@ use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
 use shunt_dataplane::service::{
-    Epoch, Interface, LinkId, Neighbour, Network, PortId, Route, Services, Snapshot, Sysctls, Tick, Timeouts,
-    WorkerId,
+    Epoch, Interface, LinkId, Neighbour, Network, PortId, Route, Services, Snapshot, Sorted, Spread, Sysctls,
+    Tick, Timeouts, WorkerId,
 };
 use shunt_dataplane::stats::Counters;
 
@@ -39,8 +39,8 @@ pub const VIP2: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 /// The router on the clients' side.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 
-/// The hash key. The last word is odd, as tables make theirs.
-const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+/// The hash key.
+const SECRET: Secret = Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
 
 /// Connections a worker can hold. Enough for every test, and its tables stay far below a huge page.
 const CAPACITY: usize = 1024;
@@ -166,6 +166,13 @@ impl Rig {
         self.mtu[usize::from(port.0)] = mtu;
         let mut snapshot = (**self.directors[0].snapshot()).clone();
         snapshot.network = Arc::new(network(self.mtu));
+        self.adopt(snapshot);
+    }
+
+    /// Has the NICs deal frames out otherwise.
+    pub fn set_spread(&mut self, spread: Spread) {
+        let mut snapshot = (**self.directors[0].snapshot()).clone();
+        snapshot.network = Arc::new(network(self.mtu).with_spread(Some(Arc::new(Sorted::new(spread)))));
         self.adopt(snapshot);
     }
 

@@ -10,7 +10,7 @@ const MILLION: u32 = 1_000_000;
 
 /// Bytes each of a million connections by NAT costs, which are found by two tuples.
 fn bytes_per_connection<A: Address>(address: impl Fn(u32) -> A) -> f64 {
-    let secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+    let secret = Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
     let before = resident().expect("proc is mounted");
     let mut table = Table::with_capacity(1 << 20, secret, Tick(0)).expect("memory");
     for n in 0..MILLION {

@@ -50,7 +50,7 @@ pub const MODES: [(&str, Forwarding); 4] = [
 ];
 
 /// The key of every stand's hash.
-pub const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+pub const SECRET: Secret = Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
 
 /// The client with a number. There are sixteen ports a host.
 pub fn client(n: u32) -> End {

@@ -4,16 +4,15 @@
 //! workers; queues beyond that are dealt out in turn, or their frames would stay with the kernel. With AF_PACKET the kernel
 //! deals the frames out to any number of workers.
 
-use std::sync::Arc;
-
 use anyhow::{Context as _, bail};
 use shunt_dataplane::port::af_xdp::{AfXdp, Attach, Queue};
 use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 use shunt_dataplane::port::{FrameMemory, Pool, Port, af_packet, af_xdp};
-use shunt_dataplane::service::{Interface, PortId, Protocol, Spread, WorkerId};
+use shunt_dataplane::service::{Interface, PortId};
 use shunt_dataplane::steer::{self, Filter, Mode, Preference, Steering, Xdp};
 use shunt_dataplane::worker::MAX_PORTS;
 
+use super::queues::{self, Dealing, Queues};
 use crate::cli::in_one_line;
 
 /// Frames of a worker beyond those that its queues can hold: bursts under way, packets that wait, frames handed to another
@@ -52,14 +51,13 @@ pub struct Backend {
     pub steering: Box<dyn Steering>,
     /// Each interface, with the way it is driven.
     pub ways: Vec<(String, String)>,
-    /// How the interfaces deal frames out to the workers, where they say, and all do it alike.
-    pub spread: Option<Arc<Spread>>,
+    /// The NICs' own queues, where workers have those.
+    pub queues: Option<Queues>,
 }
 
 /// Queues that frames of an interface may come in by.
 pub fn queues(interface: &str) -> u32 {
-    // A driver that does not say has one.
-    Ethtool::open(interface).and_then(|e| e.channels()).map_or(1, |channels| channels.receiving().max(1))
+    queues::count(interface).unwrap_or(1)
 }
 
 /// Opens the queues of `interfaces` for `workers` workers.
@@ -152,8 +150,12 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
         xdp.register(port, queue.queue, std::os::fd::AsFd::as_fd(&socket))?;
         ports[queue.worker].push((port, Box::new(socket)));
     }
-    let spread = spread(interfaces, workers);
-    Ok(Backend { ports, pools, steering: Box::new(xdp), ways, spread })
+    let opened = interfaces.iter().map(|interface| {
+        let its = wanted.iter().filter(|queue| queue.index == interface.index);
+        (interface.name.clone(), its.count() as u32)
+    });
+    let queues = Some(Queues::new(opened, workers, Dealing::of));
+    Ok(Backend { ports, pools, steering: Box::new(xdp), ways, queues })
 }
 
 fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
@@ -170,35 +172,7 @@ fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backe
     }
     let ways = interfaces.iter().map(|interface| (interface.name.clone(), "af-packet".to_owned())).collect();
     // The kernel's own hash deals out here.
-    Ok(Backend { ports, pools, steering: Box::new(filter), ways, spread: None })
-}
-
-/// How the interfaces' receive hash deals frames out to workers, as [`open_xdp`] gives them queues.
-fn spread(interfaces: &[Interface], workers: usize) -> Option<Arc<Spread>> {
-    if workers == 1 {
-        return None;
-    }
-    let of = |interface: &Interface| {
-        let ethtool = Ethtool::open(&interface.name).ok()?;
-        let (key, table) = ethtool.receive_hash().ok()?;
-        let [with_tcp, with_udp] = [false, true].map(|udp| ethtool.hashes_ports(udp).unwrap_or(false));
-        let table = table.into_iter().map(|queue| WorkerId((queue as usize % workers) as u8)).collect();
-        if with_tcp { Spread::new(key, table, with_udp) } else { None }
-    };
-    let mut all = interfaces.iter().map(of);
-    let first = all.next()??;
-    let alike = all.all(|other| other.as_ref() == Some(&first));
-    if alike {
-        tracing::info!(
-            "the receive hash is known: FullNAT takes ports whose replies come to the right worker{}",
-            if first.hashes_ports_of(Protocol::Udp as u8) {
-                ""
-            } else {
-                ", but for UDP, whose ports are not hashed"
-            }
-        );
-    }
-    alike.then(|| Arc::new(first))
+    Ok(Backend { ports, pools, steering: Box::new(filter), ways, queues: None })
 }
 
 fn frames(workers: usize, per_worker: u32) -> anyhow::Result<Vec<Pool>> {

@@ -21,7 +21,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
-use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Spread, Vlan};
+use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Sorted, Vlan};
 
 /// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
 /// takes about 1 ms to read.
@@ -43,7 +43,7 @@ pub struct Mirror {
     /// The one that the machine's own kernel is beyond.
     home: Option<LinkId>,
     /// How they deal frames out to the workers.
-    spread: Option<Arc<Spread>>,
+    spread: Option<Arc<Sorted>>,
 }
 
 /// What the mirror shows.
@@ -114,8 +114,8 @@ impl Mirror {
     }
 
     /// Notes how the interfaces deal frames out to the workers: from now on a part of what is read.
-    pub fn note_spread(&mut self, spread: Option<Arc<Spread>>) {
-        self.spread = spread;
+    pub fn note_spread(&mut self, spread: Option<&Arc<Sorted>>) {
+        self.spread = spread.cloned();
     }
 
     /// Waits until events have stopped coming for a moment.

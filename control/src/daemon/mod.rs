@@ -18,6 +18,7 @@ mod home;
 mod memory;
 mod mirror;
 mod placement;
+mod queues;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -58,6 +59,7 @@ use engine::{Cursor, Engine};
 use home::Home;
 use mirror::{Mirror, View};
 use placement::{Machine, Setup};
+use queues::Queues;
 use watch::Watch;
 
 /// How often control looks after things: workers alive, neighbours that did not answer asked again.
@@ -217,6 +219,8 @@ struct Control {
     /// Workers that are still to be told of targets that were granted to them.
     granted: Vec<(usize, Target)>,
     ways: Vec<(String, String)>,
+    /// The NICs' queues that workers have.
+    queues: Option<Queues>,
     /// What frames are kept in.
     frames: Pages,
     /// What each worker's tables are kept in.
@@ -256,7 +260,7 @@ impl Control {
         let claim = Claim::stake(view.network.interfaces())?;
         Watch::mtus(&view.network);
         let (named, _) = view.network.interfaces().split_at(options.interfaces.len());
-        let Backend { mut ports, pools, steering, ways, spread } =
+        let Backend { mut ports, pools, steering, ways, queues } =
             backend::open(options.backend, named, cores.len(), options.busy_poll)?;
         let home = home.map(|(home, queues)| {
             for (ports, queue) in ports.iter_mut().zip(queues) {
@@ -272,7 +276,8 @@ impl Control {
         for complaint in machine.complaints(&setup) {
             tracing::warn!("{complaint}");
         }
-        view.network = view.network.with_spread(spread.clone());
+        let spread = queues.as_ref().and_then(Queues::spread);
+        view.network = view.network.with_spread(spread.cloned());
         mirror.note_spread(spread);
         let has_transparent = machine.has_transparent_pages();
         let frames = pools.first().map(|pool| (pool.memory().backing(), pool.memory().size()));
@@ -291,7 +296,7 @@ impl Control {
         let cycles = quanta::Clock::new();
         let words = backend::random::<24>()?;
         let word = |n: usize| u64::from_ne_bytes(std::array::from_fn(|byte| words[n * 8 + byte]));
-        let secret = Secret([word(0), word(1), word(2)]);
+        let secret = Secret::new([word(0), word(1), word(2)]);
         let capacity = options.connections as usize;
         let directory = match cores.len() {
             1 => None,
@@ -379,6 +384,7 @@ impl Control {
             wished: HashMap::new(),
             granted: Vec::new(),
             ways,
+            queues,
             frames,
             tables,
             cores,
@@ -617,7 +623,12 @@ impl Control {
                 self.resolve(link, neighbour).await;
             }
             self.publisher.forget(self.engine.counters(), Instant::now());
-            // Forwarding may have been switched on or off, which no event tells.
+            if let Some(queues) = &mut self.queues
+                && queues.look()
+            {
+                self.mirror.note_spread(queues.spread());
+            }
+            // Forwarding may have been switched on or off, which no event tells, nor of the queues.
             self.follow().await?;
         }
         Ok(())

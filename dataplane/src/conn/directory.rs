@@ -99,6 +99,12 @@ impl Directory {
         }
     }
 
+    /// Announces a tuple that nobody has, `worker` neither. Says whether that has come about.
+    pub fn announce_new(&self, hash: u64, worker: WorkerId) -> bool {
+        // What is not there is not there for `worker` in a moment either: only it could announce it as its own.
+        self.owner(hash).is_none() && self.announce(hash, worker) == Announced::Ours
+    }
+
     /// Says that a tuple is `worker`'s from now on, whoever's it was. For what is short-lived and never contended.
     pub fn claim(&self, hash: u64, worker: WorkerId) -> Announced {
         let new = tag(hash) | (u64::from(worker.0) + 1);
@@ -154,7 +160,8 @@ mod tests {
         let directory = Directory::with_capacity(100).unwrap();
         let hash = 0x1234_5678_9abc_def0;
         assert_eq!(directory.owner(hash), None);
-        assert_eq!(directory.announce(hash, WorkerId(1)), Announced::Ours);
+        assert!(directory.announce_new(hash, WorkerId(1)));
+        assert!((0..2).all(|worker| !directory.announce_new(hash, WorkerId(worker))));
         assert_eq!(directory.announce(hash, WorkerId(0)), Announced::Theirs(WorkerId(1)));
         assert_eq!(directory.announce(hash, WorkerId(1)), Announced::Ours);
         directory.withdraw(hash, WorkerId(0));

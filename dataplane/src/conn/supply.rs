@@ -114,7 +114,7 @@ mod tests {
 
     /// Fills a table and empties it. Says how many pages that touched first.
     fn fill_and_empty(count: u32) -> i64 {
-        let mut table = Table::with_capacity(count as usize, Secret([1, 2, 3]), Tick(0)).unwrap();
+        let mut table = Table::with_capacity(count as usize, Secret::new([1, 2, 3]), Tick(0)).unwrap();
         let mut supply = table.supply();
         assert!(!supply.has_begun());
         supply.bring().expect("this needs Linux 5.14");

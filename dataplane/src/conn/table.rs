@@ -37,7 +37,7 @@ pub const REPRIEVE: u32 = 60_000;
 
 /// Random words that key the hash: a client can choose its ports, and must not be able to choose its bucket.
 #[derive(Clone, Copy, Debug)]
-pub struct Secret(pub [u64; 3]);
+pub struct Secret(pub(crate) [u64; 3]);
 
 /// The table.
 pub struct Table<A> {
@@ -89,6 +89,12 @@ impl Likely {
 pub struct Full;
 
 impl Secret {
+    /// A key of random words.
+    pub const fn new([a, b, c]: [u64; 3]) -> Self {
+        // The last one is a multiplier; an even one would lose the hash's lowest bits.
+        Self([a, b, c | 1])
+    }
+
     /// A keyed hash: two folded multiplications, so that every output bit depends on every input bit and on the key.
     #[inline]
     pub fn hash<A: Address>(&self, tuple: &Tuple<A>) -> u64 {
@@ -129,8 +135,7 @@ impl<A: Address> Table<A> {
             // A NAT connection has two index entries.
             index: Index::with_capacity(capacity * 2)?,
             wheel: Wheel::new(now),
-            // An even multiplier would lose its lowest bits.
-            secret: Secret([secret.0[0], secret.0[1], secret.0[2] | 1]),
+            secret,
             controllers: Mapped::zeroed(capacity)?,
             insertions: 0,
             fresh: ArrayVec::new(),
@@ -458,7 +463,7 @@ mod tests {
     use crate::packet::{V4, V6};
     use crate::service::{DestId, Forwarding};
 
-    const SECRET: Secret = Secret([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
+    const SECRET: Secret = Secret::new([0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b]);
 
     fn conn(n: u16, nat: bool, now: Tick, timeout: u32) -> Conn<V4> {
         Conn {

@@ -141,11 +141,8 @@ impl<A: Near> Family<A> {
         }
     }
 
-    /// Makes a new connection and its twin known to each other, and the twin to all workers.
+    /// Makes a new connection and its twin known to each other. The workers know of the twin since its port was taken.
     pub(super) fn join_across(shared: &mut Shared, conn: &Conn<A>, id: ConnId) {
         beyond::point::<A::Other>(shared, conn.server.pointed(), id);
-        let reply = beyond::tuple::<A::Other>(shared, conn);
-        let hash = A::Other::twins(&shared.beyond).hash(&reply);
-        shared.announce(hash);
     }
 }

@@ -230,7 +230,8 @@ impl<A: Near> Family<A> {
             }
             return Err(Reason::TableFull);
         };
-        if let Some(reply) = conn.reply() {
+        // A local port is announced when it is taken.
+        if let Some(reply) = conn.reply().filter(|_| conn.forwarding != Forwarding::FullNat) {
             // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
             let hash = self.conns.hash(&reply);
             shared.announce(hash);

@@ -81,6 +81,7 @@ impl<A: Near> Family<A> {
                     protocol: conn.protocol,
                 };
                 let Some(twin) = beyond::insert::<A::Other>(shared, &reply, now) else {
+                    shared.withdraw(A::Other::twins(&shared.beyond).hash(&reply));
                     shared.pools.give(conn.dest, &way, port, now, now);
                     return Err(Reason::TableFull);
                 };
@@ -105,10 +106,10 @@ impl<A: Near> Family<A> {
     pub(super) fn release_full_nat(shared: &mut Shared, conn: &Conn<A>, now: Tick) {
         let (local, server) = if conn.marks.has(Marks::ACROSS) {
             let reply = beyond::remove::<A::Other>(shared, conn);
-            let hash = A::Other::twins(&shared.beyond).hash(&reply);
-            shared.withdraw(hash);
+            shared.withdraw(A::Other::twins(&shared.beyond).hash(&reply));
             (reply.destination.into(), reply.source.into())
         } else {
+            shared.withdraw(A::twins(&shared.beyond).hash(&conn.beyond()));
             (conn.local.into(), conn.server.into())
         };
         let server_port = if conn.marks.has(Marks::ANY_PORT) { 0 } else { conn.server_port };

@@ -145,7 +145,7 @@ impl Director {
         let Parts { worker, snapshot, capacity, secret, directory, paths, counters } = parts;
         let mut schedulers = Schedulers::new(worker, &secret);
         schedulers.adopt(None, &snapshot.services);
-        let mut pools = Pools::new(worker, counters.workers(), secret);
+        let mut pools = Pools::new(worker, counters.workers(), secret, directory.clone());
         pools.adopt(&snapshot.services, snapshot.network.spread());
         let beyond = Beyond::with_capacity(capacity, secret, now)?;
         let (limiter, outbox, defence) = Default::default();
@@ -270,7 +270,9 @@ impl Director {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let shared = &mut self.shared;
         shared.schedulers.adopt(Some(&shared.snapshot.services), &snapshot.services);
-        if !Arc::ptr_eq(&shared.snapshot.services, &snapshot.services) {
+        if !Arc::ptr_eq(&shared.snapshot.services, &snapshot.services)
+            || shared.snapshot.network.spread() != snapshot.network.spread()
+        {
             shared.pools.adopt(&snapshot.services, snapshot.network.spread());
         }
         if !Arc::ptr_eq(&shared.snapshot.network, &snapshot.network) {

@@ -6,8 +6,12 @@
 //! asks for, and then after all other free ports. A connection that ends earlier, because a SYN of its client's takes its place, has the rest of its wait
 //! kept by its port. Nothing is searched for, and a used-up queue says so at once.
 //!
-//! The workers share the ports out, so none has to ask another. Where it is known how the NICs deal frames out ([`Spread`]), a worker has the ports
+//! The workers share the ports out, so none has to ask another. Where it is known how the NICs deal frames out ([`Spread`](crate::service::Spread)), a worker has the ports
 //! whose replies come to it; elsewhere by their numbers, and replies are handed over. Queues are made when rules change, never for a packet.
+//!
+//! When the NICs are told to deal otherwise, every worker begins anew with what it has by the new deal, at a moment of its own. Until then, and for as long as older
+//! connections live, a port may be in the queue of one worker and a connection's of another. What keeps them apart is the directory of owners: a port is taken when the tuple of its
+//! replies has been announced there, which succeeds for one worker alone, and fails for as long as a connection has it.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -16,31 +20,30 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use siphasher::sip::SipHasher13;
 
+use crate::conn::directory::Directory;
 use crate::conn::table::Secret;
+use crate::packet::{Tuple, V4, V6};
 use crate::service::spread::Ends;
-use crate::service::{Dest, DestId, Forwarding, Local, Services, Spread, Tick, WorkerId};
+use crate::service::{Dest, DestId, Forwarding, Local, Services, Sorted, Tick, WorkerId};
 
-/// The first local port. Those below are for the machine's own services.
-const FIRST: u16 = 1024;
+const FIRST: u16 = Local::FIRST_PORT;
 
 /// Local ports there are.
 const PORTS: u16 = u16::MAX - FIRST + 1;
+
+/// Ports that are tried for a connection, each some 50 ns, after a change of the deal: older connections may have them. A longer row of such ports costs a connection, and the next
+/// one goes on behind it.
+const TRIES: usize = 1024;
 
 /// The local ports of one worker.
 pub struct Pools {
     worker: WorkerId,
     workers: u16,
     secret: Secret,
+    directory: Option<Arc<Directory>>,
     queues: HashMap<Way, Queue>,
     turns: HashMap<DestId, Turn>,
-    sorted: Option<Sorted>,
-}
-
-/// All ports, sorted by what they add to the place that a reply's hash leads to.
-struct Sorted {
-    spread: Arc<Spread>,
-    /// For IPv4 and IPv6: the ports, and where those that add 0, 1, 2 … begin among them, and where the last end.
-    families: [(Vec<u16>, Vec<u16>); 2],
+    sorted: Option<Arc<Sorted>>,
 }
 
 /// The ports of a way that a worker has, by the order of its places.
@@ -75,6 +78,8 @@ struct Turn {
 /// Free ports of a way.
 struct Queue {
     deal: Deal,
+    /// Ports that connections have from here, a bit each. One that is older than the queue has a port of another's.
+    out: Box<[u64]>,
     /// Ports from this place on were never used.
     fresh: u16,
     /// Where in the worker's ports the first one stands: two servers' connections do not begin at the same port.
@@ -93,14 +98,15 @@ struct Ring<T> {
 }
 
 impl Pools {
-    /// No ports yet, for one of some workers.
-    pub fn new(worker: WorkerId, workers: usize, secret: Secret) -> Self {
+    /// No ports yet, for one of some workers, who share the secret and the directory.
+    pub fn new(worker: WorkerId, workers: usize, secret: Secret, directory: Option<Arc<Directory>>) -> Self {
         let workers = workers.clamp(1, 256) as u16;
-        Self { worker, workers, secret, queues: HashMap::new(), turns: HashMap::new(), sorted: None }
+        let (queues, turns) = (HashMap::new(), HashMap::new());
+        Self { worker, workers, secret, directory, queues, turns, sorted: None }
     }
 
-    /// Takes a port for a new connection to this port of a real server at `now`. Addresses take turns; one whose ports are used up is passed over, and counts
-    /// that. `None` when all are.
+    /// Takes a port for a new connection to this port of a real server at `now`, and announces the tuple of its replies. Addresses take turns; one whose ports are used up is
+    /// passed over, and counts that. `None` when all are.
     pub fn take(&mut self, dest: &Dest, protocol: u8, server_port: u16, now: Tick) -> Option<(Way, u16)> {
         let turn = self.turns.get_mut(&dest.id)?;
         for _ in 0..turn.locals.len() {
@@ -110,30 +116,40 @@ impl Pools {
             if !self.queues.contains_key(&way) {
                 way.server.1 = 0;
             }
-            let queue = self.queues.get_mut(&way);
-            match queue.and_then(|queue| queue.take(now).map(|place| (&queue.deal, place))) {
-                Some((deal, place)) => {
-                    local.begin(self.worker);
-                    let port = match (deal, &self.sorted) {
-                        (Deal::ByHash(shares), Some(sorted)) => sorted.port(&way, shares, place),
-                        _ => FIRST + u16::from(self.worker.0) + place * self.workers,
-                    };
+            let (worker, workers, sorted) = (self.worker, self.workers, &self.sorted);
+            let number = |deal: &Deal, place| match (deal, sorted) {
+                (Deal::ByHash(shares), Some(sorted)) => sorted.port(&way, shares, place),
+                _ => FIRST + u16::from(worker.0) + place * workers,
+            };
+            let is_free = |port| match &self.directory {
+                Some(directory) => {
+                    directory.announce_new(reply(&self.secret, &way, server_port, port), worker)
+                }
+                None => true,
+            };
+            match self.queues.get_mut(&way).and_then(|queue| queue.take(now, number, is_free)) {
+                Some(port) => {
+                    local.begin(worker);
                     return Some((way, port));
                 }
-                None => local.exhaust(self.worker),
+                None => local.exhaust(worker),
             }
         }
         None
     }
 
-    /// Gives a connection's port back, which may be used again from the moment `from` on. The way is the one it was taken for.
+    /// Gives a connection's port back, which may be used again from the moment `from` on. The way is the one it was taken for; its announcement has been withdrawn.
     pub fn give(&mut self, dest: DestId, way: &Way, port: u16, from: Tick, now: Tick) {
         if let Some(queue) = self.queues.get_mut(way) {
             let place = match (&queue.deal, &self.sorted) {
                 (Deal::ByHash(shares), Some(sorted)) => sorted.place(way, shares, port),
-                _ => (port - FIRST) / self.workers,
+                _ => Some(port - FIRST)
+                    .filter(|n| n % self.workers == u16::from(self.worker.0))
+                    .map(|n| n / self.workers),
             };
-            queue.give(place, from, now);
+            if let Some(place) = place.filter(|place| queue.comes_back(*place)) {
+                queue.give(place, from, now);
+            }
         }
         let turn = self.turns.get(&dest);
         let mut locals = turn.into_iter().flat_map(|turn| turn.locals.iter().chain(&turn.leaving));
@@ -142,11 +158,13 @@ impl Pools {
         }
     }
 
-    /// Learns what local addresses and real servers there are now. What is gone stays for as long as connections have ports of it.
-    pub fn adopt(&mut self, services: &Services, spread: Option<&Arc<Spread>>) {
-        // A port must go back to the queue it came from, so the order they are in does not change any more.
-        if self.queues.is_empty() && self.sorted.as_ref().map(|sorted| &sorted.spread) != spread {
-            self.sorted = spread.map(Sorted::new);
+    /// Learns what local addresses and real servers there are now, and how the NICs deal frames out. What is gone stays for as long as connections have ports of it.
+    pub fn adopt(&mut self, services: &Services, sorted: Option<&Arc<Sorted>>) {
+        // Where nobody announces connections only the queues know of those that live.
+        if self.sorted.as_ref() != sorted && (self.queues.is_empty() || self.directory.is_some()) {
+            self.sorted = sorted.cloned();
+            // Connections keep their ports. That those which rest are free again is the price: two minutes at most, of connections that ended before their time.
+            self.queues.clear();
         }
         let mut wanted = HashSet::new();
         let mut turns = std::mem::take(&mut self.turns);
@@ -192,30 +210,38 @@ impl Pools {
     }
 }
 
-impl Sorted {
-    fn new(spread: &Arc<Spread>) -> Self {
-        let families = [true, false].map(|is_ipv4| {
-            let mut ports: Vec<(usize, u16)> =
-                (FIRST..=u16::MAX).map(|port| (spread.of_port(is_ipv4, port), port)).collect();
-            ports.sort_unstable();
-            let begin = |value| ports.partition_point(|(adds, _)| *adds < value) as u16;
-            let starts = (0..=spread.places()).map(begin).collect();
-            (ports.iter().map(|(_, port)| *port).collect(), starts)
-        });
-        Self { spread: Arc::clone(spread), families }
+/// The hash of what the real server's port sends back to a local port.
+fn reply(secret: &Secret, way: &Way, server_port: u16, port: u16) -> u64 {
+    let protocol = way.protocol;
+    let (source_port, destination_port) = (server_port, port);
+    match (way.server.0, way.local) {
+        (IpAddr::V4(server), IpAddr::V4(local)) => {
+            let (source, destination) = (V4::from(server), V4::from(local));
+            secret.hash(&Tuple { source, destination, source_port, destination_port, protocol })
+        }
+        (server, local) => {
+            let [source, destination] = [server, local].map(|address| match address {
+                IpAddr::V4(address) => V6::from(address.to_ipv6_mapped()),
+                IpAddr::V6(address) => V6::from(address),
+            });
+            secret.hash(&Tuple { source, destination, source_port, destination_port, protocol })
+        }
     }
+}
 
+impl Sorted {
     /// What a worker has of a way's ports, and how many. `None` where the hash does not see ports, or would leave somebody short of them: then
     /// for all workers.
     fn deal(&self, way: &Way, worker: WorkerId, workers: u16) -> Option<(Deal, u16)> {
-        if way.server.1 == 0 || !self.spread.hashes_ports_of(way.protocol) {
+        let spread = self.spread();
+        if way.server.1 == 0 || !spread.hashes_ports_of(way.protocol) {
             return None;
         }
-        let place = self.spread.place(&Ends { source: way.server, destination: (way.local, 0) });
-        let (_, starts) = self.family(way);
+        let place = spread.place(&Ends { source: way.server, destination: (way.local, 0) });
+        let (_, starts) = self.ports(way.local.is_ipv4());
         let (mut shares, mut counts) = (Vec::new(), [0u16; 256]);
         for (value, ends) in starts.windows(2).enumerate() {
-            let owner = self.spread.worker_at(place ^ value);
+            let owner = spread.worker_at(place ^ value);
             let count = &mut counts[usize::from(owner.0)];
             if owner == worker && ends[0] != ends[1] {
                 shares.push((value as u16, *count));
@@ -228,23 +254,19 @@ impl Sorted {
     }
 
     fn port(&self, way: &Way, shares: &[(u16, u16)], place: u16) -> u16 {
-        let (ports, starts) = self.family(way);
+        let (ports, starts) = self.ports(way.local.is_ipv4());
         let (value, first) = shares[shares.partition_point(|(_, first)| *first <= place) - 1];
         ports[usize::from(starts[usize::from(value)] + (place - first))]
     }
 
-    /// The place of a port that [`Sorted::port`] gave.
-    fn place(&self, way: &Way, shares: &[(u16, u16)], port: u16) -> u16 {
-        let (ports, starts) = self.family(way);
-        let value = self.spread.of_port(way.local.is_ipv4(), port);
+    /// The place of a port that [`Sorted::port`] gives; none where it gives it to another worker.
+    fn place(&self, way: &Way, shares: &[(u16, u16)], port: u16) -> Option<u16> {
+        let (ports, starts) = self.ports(way.local.is_ipv4());
+        let value = self.spread().of_port(way.local.is_ipv4(), port);
         let [start, end] = [starts[value], starts[value + 1]].map(usize::from);
         let within = ports[start..end].partition_point(|other| *other < port) as u16;
         let share = shares.partition_point(|(other, _)| usize::from(*other) < value);
-        shares.get(share).map_or(0, |(_, first)| first + within)
-    }
-
-    fn family(&self, way: &Way) -> &(Vec<u16>, Vec<u16>) {
-        &self.families[usize::from(way.local.is_ipv6())]
+        shares.get(share).filter(|(other, _)| usize::from(*other) == value).map(|(_, first)| first + within)
     }
 }
 
@@ -259,10 +281,30 @@ impl Turn {
 
 impl Queue {
     fn new(deal: Deal, share: u16, start: u16) -> Self {
-        Self { deal, fresh: 0, start, back: Ring::new(share), waiting: Ring::new(share) }
+        let out = vec![0; usize::from(share).div_ceil(64)].into();
+        Self { deal, out, fresh: 0, start, back: Ring::new(share), waiting: Ring::new(share) }
     }
 
-    fn take(&mut self, now: Tick) -> Option<u16> {
+    /// Takes the first port that is free; those that are not go to the end.
+    fn take(
+        &mut self,
+        now: Tick,
+        number: impl Fn(&Deal, u16) -> u16,
+        is_free: impl Fn(u16) -> bool,
+    ) -> Option<u16> {
+        for _ in 0..TRIES.min(self.back.places.len()) {
+            let place = self.next(now)?;
+            let port = number(&self.deal, place);
+            if is_free(port) {
+                self.out[usize::from(place / 64)] |= 1 << (place % 64);
+                return Some(port);
+            }
+            self.back.push(place);
+        }
+        None
+    }
+
+    fn next(&mut self, now: Tick) -> Option<u16> {
         let share = self.back.places.len() as u16;
         if self.fresh < share {
             let place = wrap(self.start, self.fresh, share);
@@ -277,6 +319,14 @@ impl Queue {
             }
         }
         self.back.pop(|_| true)
+    }
+
+    /// Whether a port was taken from here, and not from the queue of an earlier deal. It counts as given back now.
+    fn comes_back(&mut self, place: u16) -> bool {
+        let (word, bit) = (&mut self.out[usize::from(place / 64)], 1 << (place % 64));
+        let is_out = *word & bit != 0;
+        *word &= !bit;
+        is_out
     }
 
     fn give(&mut self, place: u16, from: Tick, now: Tick) {
@@ -328,9 +378,10 @@ mod tests {
 
     use super::*;
     use crate::sched;
-    use crate::service::{Protocol, Service, ServiceId, Tunnel};
+    use crate::service::{Protocol, Service, ServiceId, Spread, Tunnel};
 
     const NOW: Tick = Tick(7);
+    const SECRET: Secret = Secret::new([1, 2, 3]);
     const WAY: Way =
         Way { protocol: 6, local: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 2)), server: (SERVER, 80) };
     const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 11));
@@ -378,7 +429,7 @@ mod tests {
     }
 
     fn pools(worker: u8, services: &Services) -> Pools {
-        let mut pools = Pools::new(WorkerId(worker), 4, Secret([1, 2, 3]));
+        let mut pools = Pools::new(WorkerId(worker), 4, SECRET, None);
         pools.adopt(services, None);
         pools
     }
@@ -401,15 +452,15 @@ mod tests {
         let (services, dest) = services(&[&local(2)]);
         let key: Vec<u8> = (0..40).map(|n| (n * 37 + 11) as u8).collect();
         let table = (0..128).map(|place| WorkerId(place / 32)).collect();
-        let spread = Arc::new(Spread::new(key, table, false).unwrap());
+        let sorted = Arc::new(Sorted::new(Spread::new(key, table, false).unwrap()));
         let mut seen = HashSet::new();
         for worker in (0..4).map(WorkerId) {
-            let mut pools = Pools::new(worker, 4, Secret([1, 2, 3]));
-            pools.adopt(&services, Some(&spread));
+            let mut pools = Pools::new(worker, 4, SECRET, None);
+            pools.adopt(&services, Some(&sorted));
             let mut own = Vec::new();
             while let Some((way, port)) = pools.take(&dest, 6, 80, NOW) {
                 let reply = Ends { source: way.server, destination: (way.local, port) };
-                assert_eq!(spread.worker(&reply), worker);
+                assert_eq!(sorted.spread().worker(&reply), worker);
                 assert!(port >= FIRST && seen.insert(port), "{port} twice");
                 own.push(port);
             }
@@ -427,10 +478,10 @@ mod tests {
         let (services, dest) = services(&[&local(2)]);
         // Four workers, of which the table knows two.
         let table = (0..128).map(|place| WorkerId(place % 2)).collect();
-        let spread = Arc::new(Spread::new((0..40).collect(), table, true).unwrap());
+        let sorted = Arc::new(Sorted::new(Spread::new((0..40).collect(), table, true).unwrap()));
         for worker in 0..4 {
-            let mut pools = Pools::new(WorkerId(worker), 4, Secret([1, 2, 3]));
-            pools.adopt(&services, Some(&spread));
+            let mut pools = Pools::new(WorkerId(worker), 4, SECRET, None);
+            pools.adopt(&services, Some(&sorted));
             let (_, port) = pools.take(&dest, 6, 80, NOW).unwrap();
             assert_eq!((port - FIRST) % 4, u16::from(worker));
         }
@@ -470,6 +521,103 @@ mod tests {
         assert!(pools.queues.is_empty() && pools.turns[&dest.id].leaving.is_empty());
     }
 
+    /// Four workers with a directory, each with the connections that it has: their ports.
+    struct Workers {
+        directory: Arc<Directory>,
+        all: Vec<(Pools, VecDeque<u16>)>,
+        dest: Arc<Dest>,
+    }
+
+    impl Workers {
+        fn new(services: &Services, dest: Arc<Dest>, sorted: &Arc<Sorted>) -> Self {
+            let directory = Arc::new(Directory::with_capacity(4 * usize::from(PORTS)).unwrap());
+            let pools = (0..4).map(|n| Pools::new(WorkerId(n), 4, SECRET, Some(Arc::clone(&directory))));
+            let mut all: Vec<_> = pools.map(|pools| (pools, VecDeque::new())).collect();
+            all.iter_mut().for_each(|(pools, _)| pools.adopt(services, Some(sorted)));
+            Self { directory, all, dest }
+        }
+
+        fn take(&mut self, worker: usize) -> Option<u16> {
+            let (pools, conns) = &mut self.all[worker];
+            let (_, port) = pools.take(&self.dest, 6, 80, NOW)?;
+            conns.push_back(port);
+            Some(port)
+        }
+
+        /// Ends the oldest connection.
+        fn end(&mut self, worker: usize) {
+            let (pools, conns) = &mut self.all[worker];
+            let port = conns.pop_front().unwrap();
+            self.directory.withdraw(reply(&SECRET, &WAY, 80, port), WorkerId(worker as u8));
+            pools.give(self.dest.id, &WAY, port, NOW, NOW);
+        }
+
+        fn in_use(&self) -> HashSet<u16> {
+            let ports = self.all.iter().flat_map(|(_, conns)| conns.iter().copied());
+            let (ports, all): (HashSet<u16>, _) =
+                (ports.collect(), self.all.iter().map(|(_, conns)| conns.len()).sum::<usize>());
+            assert_eq!(ports.len(), all, "a port has two connections");
+            ports
+        }
+    }
+
+    /// A spread by a key made of this number, and by this table.
+    fn sorted(seed: usize, table: impl Fn(u8) -> u8) -> Arc<Sorted> {
+        let key = (0..40).map(|n| (n * 37 + seed) as u8).collect();
+        let table = (0..128).map(|place| WorkerId(table(place))).collect();
+        Arc::new(Sorted::new(Spread::new(key, table, false).unwrap()))
+    }
+
+    #[test]
+    fn when_the_nics_deal_otherwise_connections_keep_their_ports_and_new_ones_have_the_new_deals() {
+        let (services, dest) = services(&[&local(2)]);
+        let (before, after) = (sorted(11, |place| place / 32), sorted(40, |place| (place % 16) / 4));
+        let mut workers = Workers::new(&services, dest, &before);
+        for worker in (0..4).cycle().take(40_000) {
+            workers.take(worker).unwrap();
+        }
+        // They do not hear of it at once. Who has comes by ports that nobody has, whatever the others work by.
+        for worker in 0..4 {
+            workers.all[worker].0.adopt(&services, Some(&after));
+            for n in 0..4 {
+                let spread = if n <= worker { &after } else { &before };
+                for _ in 0..500 {
+                    let Some(port) = workers.take(n) else { continue };
+                    let reply = Ends { source: WAY.server, destination: (WAY.local, port) };
+                    assert_eq!(usize::from(spread.spread().worker(&reply).0), n);
+                }
+            }
+            workers.in_use();
+        }
+        // The older connections end, and in the end all ports are there, each once.
+        for worker in 0..4 {
+            (0..workers.all[worker].1.len()).for_each(|_| workers.end(worker));
+        }
+        assert!(workers.in_use().is_empty());
+        for worker in 0..4 {
+            while workers.take(worker).is_some() {}
+        }
+        assert_eq!(workers.in_use().len(), usize::from(PORTS));
+    }
+
+    #[test]
+    fn without_a_directory_a_deal_is_kept_for_as_long_as_connections_live() {
+        let (with, dest) = services(&[&local(2)]);
+        let (without, _) = services(&[]);
+        let (before, after) = (sorted(11, |place| place / 32), sorted(40, |place| (place % 16) / 4));
+        let mut pools = Pools::new(WorkerId(1), 4, SECRET, None);
+        pools.adopt(&with, Some(&before));
+        let (way, port) = pools.take(&dest, 6, 80, NOW).unwrap();
+        for services in [&with, &without, &with] {
+            pools.adopt(services, Some(&after));
+            assert_eq!(pools.sorted.as_ref(), Some(&before));
+        }
+        pools.give(dest.id, &way, port, NOW, NOW);
+        pools.adopt(&without, Some(&after));
+        pools.adopt(&without, Some(&after));
+        assert_eq!(pools.sorted.as_ref(), Some(&after));
+    }
+
     #[test]
     fn a_service_of_all_ports_shares_those_towards_a_port_that_another_has() {
         let [(all, to_all), (one, to_one)] = [0, 80].map(|port| services_to(port, &[&local(2)]));
@@ -488,6 +636,41 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever comes when, no port has two connections, and in the end none is lost.
+        #[test]
+        fn no_port_is_given_out_twice_whoever_works_by_which_deal(
+            steps in prop::collection::vec((0usize..4, prop_oneof![
+                1 => (0usize..3).prop_map(Err), 6 => (1u16..3000).prop_map(|n| Ok((true, n))), 5 => (1u16..3000).prop_map(|n| Ok((false, n)))
+            ]), 0..60),
+        ) {
+            let (services, dest) = services(&[&local(2)]);
+            let deals = [sorted(11, |place| place / 32), sorted(40, |place| place % 4), sorted(11, |place| place % 64 / 16)];
+            let mut workers = Workers::new(&services, dest, &deals[0]);
+            for (worker, step) in steps {
+                match step {
+                    Err(deal) => workers.all[worker].0.adopt(&services, Some(&deals[deal])),
+                    Ok((true, n)) => drop((0..n).map_while(|_| workers.take(worker)).count()),
+                    Ok((false, n)) => {
+                        let n = usize::from(n).min(workers.all[worker].1.len());
+                        (0..n).for_each(|_| workers.end(worker));
+                    }
+                }
+                workers.in_use();
+            }
+            for worker in 0..4 {
+                workers.all[worker].0.adopt(&services, Some(&deals[1]));
+                (0..workers.all[worker].1.len()).for_each(|_| workers.end(worker));
+            }
+            for worker in 0..4 {
+                while workers.take(worker).is_some() {}
+            }
+            prop_assert_eq!(workers.in_use().len(), usize::from(PORTS));
+        }
+    }
+
+    proptest! {
         /// The queue against a plain one: what waits, and then what is free, in order.
         #[test]
         fn ports_come_back_after_all_others_and_not_before_their_time(
@@ -501,7 +684,7 @@ mod tests {
             for step in steps {
                 now = now.plus(1);
                 let Some(wait) = step else {
-                    let place = queue.take(now);
+                    let place = queue.take(now, |_, place| place, |_| true);
                     let ripe = |place| waiting.iter().any(|(p, from)| *p == place && !now.is_before(*from));
                     let may_be_used = place.is_none_or(|place| free.contains(&place) || ripe(place));
                     prop_assert!(may_be_used);
@@ -519,6 +702,7 @@ mod tests {
                     continue;
                 };
                 if let Some(place) = out.pop_front() {
+                    prop_assert!(queue.comes_back(place));
                     queue.give(place, now.plus(wait), now);
                     match wait {
                         0 => free.push_back(place),
@@ -529,7 +713,7 @@ mod tests {
             }
             // In the end all are there.
             now = now.plus(9);
-            let rest: HashSet<u16> = std::iter::from_fn(|| queue.take(now)).collect();
+            let rest: HashSet<u16> = std::iter::from_fn(|| queue.take(now, |_, place| place, |_| true)).collect();
             prop_assert_eq!(rest.len() + out.len(), usize::from(share));
         }
     }

@@ -109,7 +109,7 @@ mod tests {
     use crate::sched;
     use crate::service::{DestId, Forwarding, Protocol};
 
-    const SECRET: Secret = Secret([1, 2, 3]);
+    const SECRET: Secret = Secret::new([1, 2, 3]);
 
     /// A service as control publishes it after edits: real servers of these weights, the newest first.
     fn service(name: &str, weights: &[u32]) -> Arc<Service> {

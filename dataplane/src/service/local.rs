@@ -24,6 +24,9 @@ struct Counts {
 }
 
 impl Local {
+    /// The first local port. Those below are for the machine's own services.
+    pub const FIRST_PORT: u16 = 1024;
+
     /// An address that `workers` workers use.
     pub fn new(address: IpAddr, workers: usize) -> Self {
         Self { address, workers: (0..workers).map(|_| CachePadded::default()).collect() }

@@ -27,7 +27,7 @@ pub use local::Local;
 use marking::Markings;
 pub use marking::{EVERY_PORT, MAX_MARKINGS, Marking, Pattern, Prefix};
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable, Vlan};
-pub use spread::Spread;
+pub use spread::{Sorted, Spread};
 pub use sysctl::{SysctlError, Sysctls, absent};
 
 /// Counts snapshots. A worker that has reached an epoch has forgotten everything older.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{LinkId, PortId, Spread};
+use super::{LinkId, PortId, Sorted};
 use crate::packet::Tags;
 
 /// An interface of the machine: one of the director's, or a VLAN on one of those.
@@ -96,7 +96,7 @@ pub struct Network {
     local: HashSet<IpAddr>,
     forwards: [bool; 2],
     home: Option<LinkId>,
-    spread: Option<Arc<Spread>>,
+    spread: Option<Arc<Sorted>>,
 }
 
 impl Network {
@@ -130,13 +130,13 @@ impl Network {
 
     /// The same network, whose NICs deal frames out to the workers like this.
     #[must_use]
-    pub fn with_spread(mut self, spread: Option<Arc<Spread>>) -> Self {
+    pub fn with_spread(mut self, spread: Option<Arc<Sorted>>) -> Self {
         self.spread = spread;
         self
     }
 
     /// How the NICs deal frames out to the workers, if that is known and the same for all.
-    pub fn spread(&self) -> Option<&Arc<Spread>> {
+    pub fn spread(&self) -> Option<&Arc<Sorted>> {
         self.spread.as_ref()
     }
 

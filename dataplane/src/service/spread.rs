@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use super::{Protocol, WorkerId};
+use super::{Local, Protocol, WorkerId};
 
 /// The key and the indirection table of NICs that hash addresses and ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,15 @@ pub struct Spread {
     table: Vec<WorkerId>,
     /// Whether UDP's ports are hashed as well as TCP's.
     with_udp: bool,
+}
+
+/// All local ports, sorted by what they add to the place that a reply's hash leads to. To sort them takes some tens of milliseconds: control does it, once for all
+/// workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sorted {
+    spread: Spread,
+    /// For IPv4 and IPv6: the ports, and where those that add 0, 1, 2 … begin among them, and where the last end.
+    families: [(Vec<u16>, Vec<u16>); 2],
 }
 
 /// What a frame is hashed by: the ends as they stand in it.
@@ -95,6 +104,32 @@ impl Spread {
         let end = if is_ipv4 { 12 } else { 36 };
         input[end - 2..end].copy_from_slice(&port.to_be_bytes());
         hash(&self.key, &input[..end]) as usize & (self.table.len() - 1)
+    }
+}
+
+impl Sorted {
+    /// Sorts all ports.
+    pub fn new(spread: Spread) -> Self {
+        let families = [true, false].map(|is_ipv4| {
+            let mut ports: Vec<(usize, u16)> =
+                (Local::FIRST_PORT..=u16::MAX).map(|port| (spread.of_port(is_ipv4, port), port)).collect();
+            ports.sort_unstable();
+            let begin = |value| ports.partition_point(|(adds, _)| *adds < value) as u16;
+            let starts = (0..=spread.places()).map(begin).collect();
+            (ports.iter().map(|(_, port)| *port).collect(), starts)
+        });
+        Self { spread, families }
+    }
+
+    /// What they are sorted by.
+    pub fn spread(&self) -> &Spread {
+        &self.spread
+    }
+
+    /// The ports for local addresses of IPv4, or IPv6, and where those that add 0, 1, 2 … begin among them, and where the last end.
+    pub fn ports(&self, is_ipv4: bool) -> (&[u16], &[u16]) {
+        let (ports, starts) = &self.families[usize::from(!is_ipv4)];
+        (ports, starts)
     }
 }
 

@@ -5,10 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::{Tuple, V4};
+use shunt_dataplane::service::spread::Ends;
+use shunt_dataplane::service::{Spread, WorkerId};
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
-use shunt_tests::frames::{C0, client_mac, sctp};
+use shunt_tests::frames::{C0, S0, client_mac, sctp, server_mac, udp};
 use shunt_tests::layers::Layers;
+use shunt_tests::rig::Rig;
 use shunt_tests::segment::{Pair, Segment};
 
 /// Workers among which the ports are shared out, so that a test need not open 64,512 connections.
@@ -269,4 +273,53 @@ fn a_connection_without_a_local_address_is_told_so_too() {
     let syn = pair.request("S", 100, 0);
     assert!(matches!(pair.bench.frame(CLIENTS, &syn.frame()).verdict, Verdict::Reply(_)));
     assert_eq!(pair.bench.counter("drop.no_local_port"), 1);
+}
+
+/// How NICs deal out to two workers, by a key made of this number.
+fn spread(seed: u8) -> Spread {
+    let key = (0..40u8).map(|n| n.wrapping_mul(37).wrapping_add(seed)).collect();
+    Spread::new(key, (0..128).map(|place| WorkerId(place % 2)).collect(), true).expect("a good one")
+}
+
+#[test]
+fn when_nics_deal_otherwise_replies_find_older_connections_and_new_ones_are_not_handed_over() {
+    let mut rig = Rig::new(2);
+    rig.set_spread(spread(1));
+    rig.ipvsadm("-A -u 10.9.0.1:80 -s rr");
+    rig.ipvsadm("-a -u 10.9.0.1:80 -r 10.1.0.11:80 --fullnat");
+    rig.ipvsadm("-P -u 10.9.0.1:80 -z 10.1.0.2");
+    let client = [10, 0, 0, 2].into();
+    let mut tuples: Vec<Tuple<V4>> = Vec::new();
+    for (round, spread) in [spread(1), spread(90), spread(1), spread(7)].into_iter().enumerate() {
+        rig.set_spread(spread.clone());
+        for n in 0..200u16 {
+            let from = (client, 2000 + 200 * round as u16 + n);
+            let frame = udp((client_mac(client), C0), from, ([10, 9, 0, 1].into(), 80));
+            assert_eq!(rig.deliver(usize::from(n % 2), CLIENTS, &frame).verdict, Verdict::Forward(SERVERS));
+        }
+        let conns: Vec<_> = rig.connections().collect();
+        assert_eq!(conns.len(), 200 * (round + 1));
+        tuples = conns.iter().filter_map(|(_, conn)| conn.reply()).collect();
+        assert_eq!(
+            tuples.iter().map(|tuple| tuple.destination_port).collect::<HashSet<_>>().len(),
+            conns.len()
+        );
+
+        let mut handed = 0;
+        for (owner, conn) in conns {
+            let (server, local) = (conn.server.into(), conn.local.into());
+            let ends = Ends { source: (server, 80), destination: (local, conn.local_port) };
+            let comes_to = spread.worker(&ends);
+            handed += usize::from(comes_to != owner);
+            assert!(comes_to == owner || usize::from(conn.client_port) < 2000 + 200 * round);
+            let from = [10, 1, 0, 11].into();
+            let reply = udp((server_mac(from), S0), (from, 80), ([10, 1, 0, 2].into(), conn.local_port));
+            let went = rig.deliver(comes_to.0.into(), SERVERS, &reply);
+            assert_eq!((went.verdict, went.worker), (Verdict::Forward(CLIENTS), owner));
+        }
+        assert_eq!(handed > 0, round > 0);
+    }
+    rig.wait(Duration::from_secs(301));
+    assert_eq!(rig.connections().count(), 0);
+    assert!(tuples.iter().all(|tuple| rig.owner(tuple).is_none()), "left in the directory");
 }
