@@ -17,6 +17,7 @@ mod engine;
 mod home;
 mod memory;
 mod mirror;
+mod napi;
 mod placement;
 mod queues;
 mod watch;
@@ -24,7 +25,7 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,7 @@ use claim::Claim;
 use engine::{Cursor, Engine};
 use home::Home;
 use mirror::{Mirror, View};
+use napi::Napi;
 use placement::{Machine, Setup};
 use queues::Queues;
 use watch::Watch;
@@ -82,7 +84,8 @@ pub struct Options {
     /// Cores for the workers, one worker each, such as 1,2. By default as many as there are queues, from the last core down, on the NUMA nodes of the interfaces first.
     #[arg(long, value_delimiter = ',', value_name = "CORES")]
     pub cores: Vec<usize>,
-    /// Never let workers sleep, and (AF_XDP) let them do the receiving work of their queues' interrupts: for cores that nothing else is to run on.
+    /// Never let workers sleep, and (AF_XDP) let them do the receiving work of their queues' interrupts: for cores that nothing else is to run on. Sets the interfaces'
+    /// napi_defer_hard_irqs and gro_flush_timeout where they are 0, and puts them back at the end.
     #[arg(long)]
     pub busy_poll: bool,
     /// Serve by the director itself, too: real servers may have its own addresses. Makes a device, shunt-home, that leads to the machine's own kernel, and rules of
@@ -221,6 +224,8 @@ struct Control {
     ways: Vec<(String, String)>,
     /// The NICs' queues that workers have.
     queues: Option<Queues>,
+    /// Held for as long as workers poll.
+    napi: Napi,
     /// What frames are kept in.
     frames: Pages,
     /// What each worker's tables are kept in.
@@ -274,6 +279,12 @@ impl Control {
         let setup = Setup { ways: &ways, cores: &cores, busy_poll: options.busy_poll };
         let machine = Machine::here();
         for complaint in machine.complaints(&setup) {
+            tracing::warn!("{complaint}");
+        }
+        // Over AF_PACKET no system call of a worker's receives.
+        let polled = named.iter().filter(|_| options.busy_poll && queues.is_some()).cloned();
+        let (napi, complaints) = Napi::leave_to_pollers(Path::new("/"), &polled.collect::<Vec<_>>());
+        for complaint in complaints {
             tracing::warn!("{complaint}");
         }
         let spread = queues.as_ref().and_then(Queues::spread);
@@ -385,6 +396,7 @@ impl Control {
             granted: Vec::new(),
             ways,
             queues,
+            napi,
             frames,
             tables,
             cores,
@@ -702,7 +714,7 @@ impl Control {
 
     /// Gives the frames back to the kernel, then stops the workers.
     async fn stop(self) {
-        let Self { steering, engine, home, .. } = self;
+        let Self { steering, engine, home, napi, .. } = self;
         drop(steering);
         if let Some(home) = home
             && let Err(error) = home.clear().await
@@ -710,6 +722,7 @@ impl Control {
             tracing::warn!("rules of routing for {} stay, and mean nothing: {error:#}", home::NAME);
         }
         engine.stop();
+        drop(napi);
     }
 }
 

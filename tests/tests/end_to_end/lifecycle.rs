@@ -85,6 +85,46 @@ fn leaves_nothing(test: impl Fn() -> Result<()>, backend: Backend) -> Result<()>
 }
 
 #[test]
+fn busy_polling_sets_what_is_zero_and_puts_it_back() -> Result<()> {
+    if !permitted(busy_polling_sets_what_is_zero_and_puts_it_back)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let _servers = topology.start_servers()?;
+    let http = SocketAddrV4::new(VIP, HTTP_PORT);
+    // What an operator has chosen.
+    topology.director().run_in(|| fs::write(napi(DIRECTOR_SERVER_SIDE, "gro_flush_timeout"), "50000"))??;
+    let before = machine(&topology)?;
+    for backend in Backend::that_work()? {
+        let director = start(&topology, backend, &["--busy-poll"])?;
+        serve(&director, "-t", http, "-m", HTTP_PORT)?;
+        get_each(&topology, http.into(), 4)?;
+        let during = machine(&topology)?;
+        let set =
+            |interface, name| during.settings.get(&napi(interface, name)).map_or("", |value| value.trim());
+        let settings = [DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE]
+            .map(|interface| [set(interface, "napi_defer_hard_irqs"), set(interface, "gro_flush_timeout")]);
+        let expected = match backend {
+            Backend::AfXdp => [["2", "200000"], ["2", "50000"]],
+            Backend::AfPacket => [["0", "0"], ["0", "50000"]],
+        };
+        ensure!(settings == expected, "{}: {settings:?}", backend.name());
+        director.stop()?;
+        eventually(Duration::from_secs(2), || {
+            let after = machine(&topology)?;
+            ensure!(after == before, "{}", difference(&before, &after));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Where a setting of an interface is.
+fn napi(interface: &str, name: &str) -> String {
+    format!("/sys/class/net/{interface}/{name}")
+}
+
+#[test]
 fn systemd_is_told_when_the_director_is_ready_and_when_it_stops() -> Result<()> {
     const NOTIFY: &str = "/run/notify";
     if !permitted(systemd_is_told_when_the_director_is_ready_and_when_it_stops)? {
