@@ -47,7 +47,7 @@ impl Directory {
     /// # Errors
     /// When the kernel refuses the memory.
     pub fn with_capacity(tuples: usize) -> std::io::Result<Self> {
-        // Half full, two choices of eight: an overflow is then a matter of 10⁻⁹ (balanced allocations).
+        // With every table full it is half full. Then some 3 tuples in 10,000 find neither of their buckets with room, as the first is taken while it has any.
         let buckets = (tuples * 2).div_ceil(ENTRIES).next_power_of_two();
         Ok(Self { buckets: Mapped::zeroed(buckets)?, mask: buckets - 1 })
     }

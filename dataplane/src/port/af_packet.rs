@@ -146,7 +146,7 @@ impl AfPacket {
         Ok(port)
     }
 
-    /// Whether the kernel has sent, or taken for sending, all that was enqueued.
+    /// Has the kernel send all that was enqueued, or take it for sending. After an error some still waits.
     fn send(&self) -> io::Result<()> {
         // SAFETY: no buffer, no address; the descriptor is open as long as `self`.
         let sent = unsafe {

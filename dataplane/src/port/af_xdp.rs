@@ -241,6 +241,7 @@ impl Port for AfXdp {
             });
         }
         let mut losses = self.losses.get();
+        // A sound kernel never gives such; where it does, the chunk is lost, too.
         losses.rx_overrun += self.invalid;
         losses.tx_refused += self.short;
         losses

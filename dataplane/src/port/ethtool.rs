@@ -1,7 +1,7 @@
-//! What the kernel knows of a NIC: its driver, its offloads, its channels.
+//! What the kernel knows of a NIC: its driver, its offloads, its channels, its receive hash.
 //!
 //! The old ioctl interface (SIOCETHTOOL) rather than ethtool netlink: it has been in every kernel for twenty years
-//! and needs no message building. The daemon warns about offloads that hand over frames larger than a chunk (GRO,
+//! and needs no message building. The daemon follows how frames are dealt out to queues, and warns about offloads that hand over frames larger than a chunk (GRO,
 //! LRO); the lab switches off what makes local senders leave work undone (transmit checksums, TSO, GSO).
 
 #![allow(unsafe_code)]

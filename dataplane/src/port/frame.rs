@@ -54,7 +54,7 @@ pub struct Frame {
     chunk: u32,
     start: u16,
     len: u16,
-    /// Index of the port the frame came in by; meaningless while it is free.
+    /// The [`PortId`](crate::service::PortId) of the interface that the frame came in by, which the worker writes here; meaningless while it is free.
     pub port: u8,
 }
 

@@ -39,8 +39,8 @@ pub type Burst = ArrayVec<Frame, BURST>;
 
 /// One queue of one interface, owned by one worker.
 ///
-/// The index of a port in its worker's list is its [`PortId`](crate::service::PortId): all workers list the same
-/// interfaces in the same order.
+/// A worker may have several of an interface. Which interface a port is of, its owner is told beside it
+/// ([`PortId`](crate::service::PortId), the same in every worker).
 pub trait Port: Send {
     /// Appends received frames to `burst` until it is full or the queue is empty, and lends the kernel as many empty frames
     /// from `pool` as it has room for. Never blocks.
@@ -70,6 +70,6 @@ pub struct Losses {
     pub rx_no_buffer: u64,
     /// A received frame was longer than one chunk of frame memory (GRO, jumbo frames).
     pub rx_oversized: u64,
-    /// The kernel refused a frame that was to be sent, or an invalid descriptor was seen.
+    /// The port refused a frame that was to be sent (too short or too long), or the kernel did (AF_XDP: an invalid descriptor).
     pub tx_refused: u64,
 }
