@@ -84,8 +84,9 @@ impl Index {
     /// The place whose tag fits and that `is_it` accepts.
     #[inline]
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(Candidate) -> bool) -> Option<Candidate> {
-        for probe in 0..=self.mask {
-            let bucket = &self.buckets[(hash as usize + probe) & self.mask];
+        let mut probe = 0;
+        loop {
+            let bucket = &self.buckets[(hash as usize).wrapping_add(probe) & self.mask];
             // Free entries may be among them, and the eighth, which is none.
             let mut fitting = equal(&bucket.tags, tag(hash));
             while fitting != 0 {
@@ -97,11 +98,11 @@ impl Index {
                 }
                 fitting &= fitting - 1;
             }
-            if bucket.overflow == 0 {
+            if bucket.overflow == 0 || probe == self.mask {
                 return None;
             }
+            probe += 1;
         }
-        None
     }
 
     /// Adds an entry. The caller has made sure that there is none yet for the same key, and that there are not more than the index was made for.

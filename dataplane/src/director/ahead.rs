@@ -38,8 +38,10 @@ pub struct Seen {
     pub v4: ArrayVec<Looked<V4>, BURST>,
     /// Those of IPv6.
     pub v6: ArrayVec<Looked<V6>, BURST>,
-    /// Of how many the entry was asked for.
-    fetched: usize,
+    /// Of each family, those whose index lines were asked for before the last look, and have come by now.
+    ready: [usize; 2],
+    /// Of each family, those whose entries were asked for.
+    fetched: [usize; 2],
 }
 
 impl Seen {
@@ -47,8 +49,10 @@ impl Seen {
     #[inline]
     pub fn look(&mut self, director: &Director, packets: &mut [Packet], end: usize) {
         let (v4, v6) = (self.v4.len(), self.v6.len());
+        self.ready = [v4, v6];
         let end = end.min(packets.len()).min(BURST);
-        for packet in packets.get_mut(self.kinds.len()..end).into_iter().flatten() {
+        let Some(group) = packets.get_mut(self.kinds.len()..end) else { return };
+        for packet in group {
             let kind = match plain(packet.data()) {
                 Some(meta) => Ok(self.v4(director, meta)),
                 None => self.look_closely(director, packet),
@@ -77,18 +81,13 @@ impl Seen {
         })
     }
 
-    /// Asks for the entries of the burst's packets up to `end`, which were looked at a while ago.
+    /// Asks for the entries of the packets that were looked at before the last look.
     #[inline]
-    pub fn fetch(&mut self, director: &Director, end: usize) {
-        let end = end.min(self.kinds.len());
+    pub fn fetch(&mut self, director: &Director) {
         let owners = director.shared.owners();
-        for kind in self.kinds.get(self.fetched..end).into_iter().flatten() {
-            match kind {
-                Ok(Kind::V4(place)) => director.v4.fetch(&mut self.v4[usize::from(*place)], owners),
-                Ok(Kind::V6(place)) => director.v6.fetch(&mut self.v6[usize::from(*place)], owners),
-                Err(_) => {}
-            }
-        }
-        self.fetched = end.max(self.fetched);
+        let [v4, v6] = self.fetched;
+        self.v4[v4..self.ready[0]].iter_mut().for_each(|looked| director.v4.fetch(looked, owners));
+        self.v6[v6..self.ready[1]].iter_mut().for_each(|looked| director.v6.fetch(looked, owners));
+        self.fetched = self.ready;
     }
 }

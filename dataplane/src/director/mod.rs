@@ -199,38 +199,35 @@ impl Director {
         self.shared.outbox.clear();
         let mut seen = Seen::default();
         let count = packets.len().min(BURST);
-        seen.look(self, packets, 2 * GROUP);
+        for groups in 1..=2 {
+            seen.look(self, packets, groups * GROUP);
+        }
         self.shared.watch.lap(Stage::Parse);
-        seen.fetch(self, GROUP);
+        seen.fetch(self);
         self.shared.watch.lap(Stage::LookUp);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
         let mut forwarded = 0;
-        for n in 0..count {
-            if n % GROUP == 0 {
-                self.shared.watch.lap(Stage::Decide);
-                seen.look(self, packets, n + 3 * GROUP);
-                self.shared.watch.lap(Stage::Parse);
-                seen.fetch(self, n + 2 * GROUP);
-                self.shared.watch.lap(Stage::LookUp);
-            }
-            let packet = &mut packets[n];
-            let verdict = match seen.kinds[n] {
-                Ok(_) if is_idle => Verdict::Pass,
-                Ok(Kind::V4(place)) => self.decide_v4(packet, &seen.v4[usize::from(place)], now),
-                Ok(Kind::V6(place)) => self.decide_v6(packet, &seen.v6[usize::from(place)], now),
-                Err(NotOurs::Pass) => Verdict::Pass,
-                Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
-            };
-            match verdict {
-                Verdict::Forward(port) => {
-                    forwarded += 1;
-                    verdicts.push(Verdict::Forward(port));
+        for group in (0..count).step_by(GROUP) {
+            self.shared.watch.lap(Stage::Decide);
+            seen.look(self, packets, group + 3 * GROUP);
+            self.shared.watch.lap(Stage::Parse);
+            seen.fetch(self);
+            self.shared.watch.lap(Stage::LookUp);
+            let group = group..count.min(group + GROUP);
+            for (packet, kind) in packets[group.clone()].iter_mut().zip(&seen.kinds[group]) {
+                let verdict = match *kind {
+                    Ok(_) if is_idle => Verdict::Pass,
+                    Ok(Kind::V4(place)) => self.decide_v4(packet, &seen.v4[usize::from(place)], now),
+                    Ok(Kind::V6(place)) => self.decide_v6(packet, &seen.v6[usize::from(place)], now),
+                    Err(NotOurs::Pass) => Verdict::Pass,
+                    Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
+                };
+                match verdict {
+                    Verdict::Forward(_) => forwarded += 1,
+                    verdict => self.shared.count(verdict),
                 }
-                verdict => {
-                    self.shared.count(verdict);
-                    verdicts.push(verdict);
-                }
+                verdicts.push(verdict);
             }
         }
         self.v4.conns.settle();

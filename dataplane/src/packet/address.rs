@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromZeros, Immutable};
 
-use super::checksum::{Change, Sum, header_field};
+use super::checksum::{Change, Sum};
 use super::parse::Fragment;
 use super::{be16, be32, put16, put32};
 
@@ -139,6 +139,9 @@ const OWN_TTL: u8 = 64;
 
 const V4_CHECKSUM: usize = 10;
 
+/// The word about fragments of a header that forbids them, and whose id means nothing (RFC 6864).
+const FORBIDS_FRAGMENTS: u32 = 0x4000;
+
 /// The kind of an IPv6 fragment header.
 pub const FRAGMENT: u8 = 44;
 
@@ -241,19 +244,13 @@ impl Address for V4 {
         source: Self,
         destination: Self,
     ) {
-        ip[..2].copy_from_slice(&[0x45, onward.tos]);
-        put16(ip, 2, (Self::HEADER + payload) as u16);
         let part = match onward.fragment {
             Some(part) => part.id << 16 | u32::from(part.more) << 13 | u32::from(part.offset),
             None if onward.may_be_cut => u32::from(onward.id) << 16,
-            None => 0x4000,
+            None => FORBIDS_FRAGMENTS,
         };
-        put32(ip, 4, part);
-        ip[8..10].copy_from_slice(&[onward.ttl, protocol]);
-        put16(ip, V4_CHECKSUM, 0);
-        source.write(ip, Self::SOURCE);
-        destination.write(ip, Self::DESTINATION);
-        write_checksum(ip);
+        let kind = u32::from_be_bytes([onward.ttl, protocol, 0, 0]);
+        write_v4(ip, onward.tos, payload, part, kind, [source, destination]);
     }
 
     #[inline]
@@ -272,14 +269,9 @@ impl Address for V4 {
         // The kernel marks errors "internetwork control" and keeps the rest of the sender's TOS (`icmp_send`); a reset forbids fragments and
         // needs no id (`ip_send_unicast_reply`).
         let tos = error.map_or(0, |tos| tos & 0x1e | 0xc0);
-        ip[..2].copy_from_slice(&[0x45, tos]);
-        put16(ip, 2, (Self::HEADER + payload) as u16);
-        put32(ip, 4, if error.is_some() { 0 } else { 0x4000 });
-        ip[8..10].copy_from_slice(&[OWN_TTL, protocol]);
-        put16(ip, V4_CHECKSUM, 0);
-        source.write(ip, Self::SOURCE);
-        destination.write(ip, Self::DESTINATION);
-        write_checksum(ip);
+        let part = if error.is_some() { 0 } else { FORBIDS_FRAGMENTS };
+        let kind = u32::from_be_bytes([OWN_TTL, protocol, 0, 0]);
+        write_v4(ip, tos, payload, part, kind, [source, destination]);
     }
 
     fn mark_ecn_capable(ip: &mut [u8]) {
@@ -300,12 +292,17 @@ fn add_to_ttl(ip: &mut [u8], more: u8, change: Change) {
     put16(header, V4_CHECKSUM, field);
 }
 
-/// Puts the checksum into a header without options, where 0 is.
+/// The words of a header without options: `part` is the one about fragments, `kind` the one of TTL and protocol.
+// Summed as they are written: to read them back from where they have just been written in other pieces would be to wait.
 #[inline]
-fn write_checksum(ip: &mut [u8]) {
-    if let Some(header) = ip.first_chunk_mut() {
-        let field = header_field(header);
-        header[V4_CHECKSUM..V4_CHECKSUM + 2].copy_from_slice(&field);
+fn write_v4(ip: &mut [u8], tos: u8, payload: usize, part: u32, kind: u32, [source, destination]: [V4; 2]) {
+    let length = (V4::HEADER + payload) as u16;
+    let first = 0x4500_0000 | u32::from(tos) << 16 | u32::from(length);
+    let words = [first, part, kind, source.0, destination.0];
+    let field = words.iter().fold(Sum::default(), |sum, word| sum.long(*word)).field();
+    let words = [first, part, kind | u32::from(field), source.0, destination.0];
+    for (place, word) in ip.chunks_exact_mut(4).zip(words) {
+        place.copy_from_slice(&word.to_be_bytes());
     }
 }
 

@@ -52,12 +52,6 @@ pub fn is_right_header(header: &[u8; 20]) -> bool {
     sum != 0 && sum.is_multiple_of(0xffff)
 }
 
-/// The checksum field, as it is in memory, of an IPv4 header without options in whose place there is 0.
-#[inline]
-pub fn header_field(header: &[u8; 20]) -> [u8; 2] {
-    (!fold_long(words_of(header))).to_ne_bytes()
-}
-
 /// The sum of a header's words of 32 bits, in the machine's own order.
 #[inline]
 fn words_of(header: &[u8; 20]) -> u64 {

@@ -60,7 +60,9 @@ pub enum Neighbour {
 }
 
 /// Where a packet goes next.
+// Aligned, it is copied in two pieces that are read again as such: a load of what two stores have just written waits for both to reach the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(16))]
 pub struct Hop {
     /// The port to send it by.
     pub port: PortId,
