@@ -46,6 +46,9 @@ pub const TO_NFTABLES: Metric = Metric { name: "ratio_to_nftables", unit: "ratio
 pub const IDLE: Metric = Metric { name: "idle_cpu_percent", unit: "percent", heading: "idle CPU" };
 /// How long the first frame after that takes through the director.
 pub const FIRST_PACKET: Metric = Metric { name: "first_packet_us", unit: "us", heading: "first frame" };
+/// The same, of a director that keeps the processors awake (`--wake-within 0`).
+pub const FIRST_PACKET_AWAKE: Metric =
+    Metric { name: "first_packet_awake_us", unit: "us", heading: "first frame, awake" };
 /// How long any thread takes to wake on the same core.
 pub const WAKE: Metric = Metric { name: "wake_us", unit: "us", heading: "a wake" };
 

@@ -88,7 +88,10 @@ impl Contender {
     pub fn start(self, ground: &Ground) -> Result<Running<'_>> {
         ground.prepare()?;
         match self {
-            Self::Shunt(mode, backend) => start_shunt(ground, mode, backend, true).map(Running::Shunt),
+            // testpmd never sleeps either.
+            Self::Shunt(mode, backend) => {
+                start_shunt(ground, mode, backend, &["--busy-poll"]).map(Running::Shunt)
+            }
             Self::Testpmd(backend) => start_testpmd(ground, backend),
             Self::Nftables => start_nftables(ground).map(|()| Running::Nftables(ground)),
         }
@@ -115,17 +118,16 @@ impl Running<'_> {
     }
 }
 
-/// Starts a director that sleeps when there is nothing to do.
-pub fn start_sleepy<'g>(ground: &'g Ground, backend: Backend) -> Result<Director<'g>> {
+/// Starts a director whose workers sleep when there is nothing to do. The processor, too, unless it is to stay awake.
+pub fn start_sleepy(ground: &Ground, backend: Backend, stays_awake: bool) -> Result<Director<'_>> {
     ground.prepare()?;
-    start_shunt(ground, Mode::Nat, backend, false)
+    let awake: &[&str] = if stays_awake { &["--wake-within", "0"] } else { &[] };
+    start_shunt(ground, Mode::Nat, backend, awake)
 }
 
-fn start_shunt(ground: &Ground, mode: Mode, backend: Backend, busy: bool) -> Result<Director<'_>> {
+fn start_shunt<'g>(ground: &'g Ground, mode: Mode, backend: Backend, more: &[&str]) -> Result<Director<'g>> {
     let core = ground.core.to_string();
-    // testpmd never sleeps either.
-    let polling: &[&str] = if busy { &["--busy-poll"] } else { &[] };
-    let arguments = [&["--backend", backend.name(), "--cores", &core], polling].concat();
+    let arguments = [&["--backend", backend.name(), "--cores", &core], more].concat();
     let director = ground.topology.start_director(&arguments)?;
     let service = format!("{VIP}:{DISCARD_PORT}");
     director.ipvsadm(&["-A", "-u", &service, "-s", "rr"])?;

@@ -35,8 +35,9 @@ pub struct Idle {
 }
 
 /// Leaves a director alone, `rounds` times, and wakes it with a frame.
-pub fn measure(ground: &Ground, backend: Backend, rounds: usize) -> Result<Vec<Idle>> {
-    let director = start_sleepy(ground, backend)?;
+/// `stays_awake` says that the processors are not to sleep.
+pub fn measure(ground: &Ground, backend: Backend, stays_awake: bool, rounds: usize) -> Result<Vec<Idle>> {
+    let director = start_sleepy(ground, backend, stays_awake)?;
     // Who is to hear a frame must have the address it is sent to.
     ground.sink().run_in(|| Netlink::open()?.mac(SINK, FAR))??;
     let mut wire = Wire::open(ground)?;

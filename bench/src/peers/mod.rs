@@ -22,7 +22,8 @@ use anyhow::{Context, Result};
 use crate::interrupt;
 use crate::lab::{Backend, Mode, Progress};
 use crate::report::{
-    FIRST_PACKET, IDLE, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, WAKE, Way, median_and_spread,
+    FIRST_PACKET, FIRST_PACKET_AWAKE, IDLE, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, WAKE, Way,
+    median_and_spread,
 };
 use contender::Contender;
 use ground::{Ground, Sample};
@@ -158,7 +159,7 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
     for backend in BACKENDS {
         interrupt::check()?;
         progress.step(&format!("a worker left alone, {}", backend.name()));
-        let found = idle::measure(&ground, backend, plan.rounds)?;
+        let found = idle::measure(&ground, backend, false, plan.rounds)?;
         let way = Way { family: "ipv4", mode: Mode::Nat.name(), backend: backend.name() };
         let cpu: Vec<f64> = found.iter().map(|idle| idle.cpu_percent).collect();
         let first: Vec<f64> = found.iter().map(|idle| idle.first_packet_us).collect();
@@ -167,6 +168,19 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
         report.add(way, FIRST_PACKET, &first);
         report.add(way, WAKE, &wake);
         text += &table::idle(backend.name(), &cpu, &first, &wake);
+        match idle::measure(&ground, backend, true, plan.rounds) {
+            Ok(found) => {
+                let first: Vec<f64> = found.iter().map(|idle| idle.first_packet_us).collect();
+                let wake: Vec<f64> = found.iter().map(|idle| idle.wake_us).collect();
+                report.add(way, FIRST_PACKET_AWAKE, &first);
+                text += &table::awake(&first, &wake);
+            }
+            Err(error) => {
+                let why = format!("not with --wake-within: {error:#}");
+                progress.note(&why);
+                report.skip_one(way, FIRST_PACKET_AWAKE, &why);
+            }
+        }
     }
     Ok((report, text))
 }

@@ -83,6 +83,15 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
     )
 }
 
+/// A line about a worker left alone while the processors stay awake.
+pub fn awake(first: &[f64], wake: &[f64]) -> String {
+    let ((first, spread), (wake, _)) = (median_and_spread(first), median_and_spread(wake));
+    format!(
+        "While no processor sleeps (--wake-within 0) it takes {first:.0} µs (±{:.0}%); to wake alone takes {wake:.0} µs.\n",
+        spread * 50.0
+    )
+}
+
 /// A line about a worker left alone.
 pub fn idle(backend: &str, cpu: &[f64], first: &[f64], wake: &[f64]) -> String {
     let ((cpu, _), (first, spread)) = (median_and_spread(cpu), median_and_spread(first));

@@ -10,7 +10,8 @@
 //! steered, and only then answered; if any step fails the old rules are published again. So what `ipvsadm` says is
 //! done is in force, and what it says failed has changed nothing.
 
-pub mod backend;
+pub mod awake;
+mod backend;
 mod calls;
 mod claim;
 mod engine;
@@ -53,6 +54,7 @@ use crate::cli::in_one_line;
 use crate::publisher::{PERIOD, Publisher};
 use crate::rules::{Capabilities, Change, Refusal, Rules};
 use crate::socket;
+use awake::Awake;
 use backend::Backend;
 use calls::{Answer, Call, Question};
 use claim::Claim;
@@ -88,6 +90,10 @@ pub struct Options {
     /// napi_defer_hard_irqs and gro_flush_timeout where they are 0, and puts them back at the end.
     #[arg(long)]
     pub busy_poll: bool,
+    /// Keep the processors out of sleep that takes longer than this to wake from: the first packet after a rest comes sooner, and power is used for it. With 0 they never
+    /// sleep, though workers do.
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub wake_within: Option<u32>,
     /// Serve by the director itself, too: real servers may have its own addresses. Makes a device, shunt-home, that leads to the machine's own kernel, and rules of
     /// routing for what these servers send.
     #[arg(long)]
@@ -244,6 +250,7 @@ struct Control {
     is_behind: bool,
     /// Held for as long as the interfaces are.
     _claim: Claim,
+    _awake: Option<Awake>,
     ticks: u64,
 }
 
@@ -263,6 +270,7 @@ impl Control {
             }
         }
         let claim = Claim::stake(view.network.interfaces())?;
+        let awake = options.wake_within.map(Awake::within).transpose()?;
         Watch::mtus(&view.network);
         let (named, _) = view.network.interfaces().split_at(options.interfaces.len());
         let Backend { mut ports, pools, steering, ways, queues } =
@@ -407,6 +415,7 @@ impl Control {
             kernels: Vec::new(),
             is_behind: false,
             _claim: claim,
+            _awake: awake,
             ticks: 0,
         };
         control.leave_to_kernel(&control.view.local.clone())?;

@@ -172,11 +172,11 @@ impl Link {
         self.shared.commands.is_empty()
     }
 
-    /// Says that this worker is awake, and hushes the bell.
-    pub fn wake(&mut self) {
+    /// Says that this worker is awake, and hushes the bell if it was rung. One that is rung too late for that ends the next sleep at once.
+    pub fn wake(&mut self, is_rung: bool) {
         self.shared.asleep.store(false, Ordering::Relaxed);
-        let mut rung = [0; 64];
-        while matches!(self.bell.read(&mut rung), Ok(n) if n == rung.len()) {}
+        let mut strokes = [0; 64];
+        while is_rung && matches!(self.bell.read(&mut strokes), Ok(n) if n == strokes.len()) {}
     }
 
     /// What to poll for the bell.

@@ -482,7 +482,7 @@ impl Worker {
 
     fn sleep(&mut self) {
         if !self.link.prepare_to_sleep() || self.peers.from.iter().any(|ring| !ring.is_empty()) {
-            self.link.wake();
+            self.link.wake(false);
             return;
         }
         let mut fds: ArrayVec<PollFd, { MAX_PORTS + 1 }> = ArrayVec::new();
@@ -496,7 +496,8 @@ impl Worker {
         // An interrupted sleep is a short one.
         let nap = if self.kept.is_empty() { NAP } else { kept::PAUSE as u8 };
         let _ = nix::poll::poll(&mut fds, PollTimeout::from(nap));
+        let is_rung = fds[0].any().unwrap_or(true);
         drop(fds);
-        self.link.wake();
+        self.link.wake(is_rung);
     }
 }

@@ -20,7 +20,7 @@ use shunt_bench::netlink::Netlink;
 use shunt_bench::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Options, Topology, VIP};
 use shunt_bench::traffic::HTTP_PORT;
 
-use crate::ground::{Backend, PATIENCE, eventually, get, get_each, launcher, permitted, serve, start};
+use crate::ground::{Backend, PATIENCE, eventually, get, get_each, launcher, permitted, say, serve, start};
 
 #[test]
 fn after_sigterm_and_after_sigkill_the_machine_is_as_before_over_af_xdp() -> Result<()> {
@@ -269,4 +269,26 @@ pub fn difference(before: &Machine, after: &Machine) -> String {
         }
     }
     text
+}
+
+#[test]
+fn processors_stay_awake_for_as_long_as_a_director_that_wants_it() -> Result<()> {
+    if !permitted(processors_stay_awake_for_as_long_as_a_director_that_wants_it)? {
+        return Ok(());
+    }
+    const WISHES: &str = "/dev/cpu_dma_latency";
+    if !Path::new(WISHES).exists() {
+        say(&format!("skip: there is no {WISHES}"));
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    for (arguments, wishes) in [(&[][..], 0), (&["--wake-within", "20"], 1)] {
+        let director = start(&topology, Backend::AfPacket, arguments)?;
+        let open = fs::read_dir(format!("/proc/{}/fd", director.id()))?
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .filter(|file| file == Path::new(WISHES));
+        ensure!(open.count() == wishes, "with {arguments:?}");
+        director.stop()?;
+    }
+    Ok(())
 }
