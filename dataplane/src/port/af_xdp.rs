@@ -67,6 +67,8 @@ pub struct AfXdp {
     partial_checksums: bool,
     /// Whether our system calls do the queue's receiving work.
     busy_poll: bool,
+    /// The first descriptor that the last busy poll left unsent.
+    left: Option<u32>,
     /// Frames too short to be sent.
     short: u64,
     /// Descriptors from the kernel that lie in no chunk.
@@ -128,6 +130,9 @@ impl AfXdp {
             // Also when all descriptors are taken: some drivers reap completions only when woken.
             if self.tx.needs_wakeup() {
                 self.wake_tx();
+                if self.busy_poll {
+                    self.wake_unpolled();
+                }
             }
             return;
         }
@@ -149,6 +154,21 @@ impl AfXdp {
         unsafe {
             libc::sendto(self.fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0);
         }
+    }
+
+    /// Wakes a driver whose sending the busy poll just made has not polled.
+    ///
+    /// `sendto` on a socket that prefers busy polling polls the queue's receiving NAPI and leaves the driver asleep (`xsk_no_wakeup` in
+    /// net/xdp/xsk.c). Most drivers send in the same NAPI. Those that send in another one, such as igb with few queues,
+    /// are still woken by `poll`; two calls that leave the same descriptor first tell them.
+    fn wake_unpolled(&mut self) {
+        let left = self.tx.first_unsent();
+        if left.is_some() && left == self.left {
+            let mut socket = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+            // SAFETY: one descriptor, open as long as `self`; with a timeout of 0 nothing waits. Its answer tells nothing new.
+            unsafe { libc::poll(&raw mut socket, 1, 0) };
+        }
+        self.left = left;
     }
 
     fn wake_rx(&self) {

@@ -100,6 +100,11 @@ impl Tx {
         self.0.unconsumed()
     }
 
+    /// The counter of the first descriptor the kernel has not yet taken, if there is one.
+    pub fn first_unsent(&mut self) -> Option<u32> {
+        (self.0.unconsumed() != 0).then_some(self.0.consumer)
+    }
+
     /// Whether the kernel sends only when it is told to.
     pub fn needs_wakeup(&self) -> bool {
         self.0.needs_wakeup()
@@ -359,6 +364,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(ring.unsent(), model.len() as u32);
+                let first = model.front().map(|sent| start.wrapping_add(*sent as u32));
+                prop_assert_eq!(ring.first_unsent(), first);
             }
         }
 

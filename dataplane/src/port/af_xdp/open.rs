@@ -273,6 +273,7 @@ fn open_one(
         mode,
         partial_checksums: options.partial_checksums,
         busy_poll,
+        left: None,
         short: 0,
         invalid: 0,
         losses: Cell::default(),
