@@ -207,7 +207,7 @@ impl Director {
         self.shared.watch.lap(Stage::LookUp);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
-        let mut forwarded = 0;
+        let (mut forwarded, mut handed_off) = (0, 0);
         for group in (0..count).step_by(GROUP) {
             self.shared.watch.lap(Stage::Decide);
             seen.look(self, packets, group + 3 * GROUP);
@@ -225,6 +225,7 @@ impl Director {
                 };
                 match verdict {
                     Verdict::Forward(_) => forwarded += 1,
+                    Verdict::HandOff(_) => handed_off += 1,
                     verdict => self.shared.count(verdict),
                 }
                 verdicts.push(verdict);
@@ -233,6 +234,7 @@ impl Director {
         self.v4.conns.settle();
         self.v6.conns.settle();
         self.shared.mine().count(Event::Forwarded, forwarded);
+        self.shared.mine().count(Event::HandedOff, handed_off);
         self.shared.watch.lap(Stage::Decide);
     }
 
@@ -385,11 +387,10 @@ impl Shared {
         let counters = self.mine();
         match verdict {
             // A burst's are counted at its end, all at once.
-            Verdict::Forward(_) => {}
+            Verdict::Forward(_) | Verdict::HandOff(_) => {}
             Verdict::Reply(_) => counters.count(Event::Replied, 1),
             Verdict::Pass => counters.count(Event::Passed, 1),
             Verdict::Drop(reason) => counters.drop(reason),
-            Verdict::HandOff(_) => counters.count(Event::HandedOff, 1),
             Verdict::Wait(..) => counters.count(Event::Waited, 1),
             // Tried again and again; the worker counts it once.
             Verdict::Keep | Verdict::Hold => {}

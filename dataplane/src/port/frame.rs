@@ -10,8 +10,9 @@
 //!             0                 start                                       CHUNK
 //! ```
 //!
-//! Each worker has a [`Pool`] of free frames. A frame that was handed to another worker comes home to the pool
-//! it started in through a ring, so that no pool runs dry because traffic flows one way.
+//! Each worker has a [`Pool`] of free frames. Frames are like coins: a worker that was handed one by another keeps it, and uses it again while it is in
+//! its cache; only how many went each way is counted. Who has got many more than it gave gives some back through a ring, so that no pool runs dry because
+//! traffic flows one way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::conn::memory::{Backing, advise};
+use crate::service::WorkerId;
 use crate::worker::ring::{self, Receiver, Sender};
 
 /// Bytes in a chunk. AF_XDP wants a power of two of at least 2048 that divides a page; 2048 holds a full Ethernet
@@ -40,7 +42,6 @@ pub struct FrameMemory {
     id: u32,
     map: MmapRaw,
     frames: u32,
-    per_worker: u32,
     backing: Backing,
 }
 
@@ -61,12 +62,21 @@ pub struct Frame {
 /// A worker's free frames.
 pub struct Pool {
     memory: Arc<FrameMemory>,
-    worker: u32,
     free: Vec<Frame>,
-    /// Where frames of the other workers go home to, by worker; `None` at our own place.
-    homes: Vec<Option<Sender>>,
-    /// Where our own frames come home from.
-    returns: Vec<Receiver>,
+    /// What there is with each worker; nothing ever with itself.
+    accounts: Vec<Account>,
+    /// Frames that each other worker is left with at most.
+    slack: i64,
+}
+
+/// What a worker has to do with another one.
+struct Account {
+    /// Frames that came from there, less those that went there.
+    owed: i64,
+    /// By which frames are given back.
+    giving: Sender,
+    /// By which the other gives back.
+    taking: Receiver,
 }
 
 impl FrameMemory {
@@ -94,28 +104,34 @@ impl FrameMemory {
             }
         };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let memory = Arc::new(Self { id, map, frames, per_worker, backing });
+        let memory = Arc::new(Self { id, map, frames, backing });
 
-        let mut homes: Vec<Vec<Option<Sender>>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut returns: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
-        for (from, homes) in homes.iter_mut().enumerate() {
-            for (to, returns) in returns.iter_mut().enumerate() {
-                if from == to {
-                    homes.push(None);
-                } else {
-                    // A ring that can hold every frame of its home never refuses one.
-                    let (sender, receiver) = ring::channel(per_worker as usize);
-                    homes.push(Some(sender));
-                    returns.push(receiver);
-                }
+        let mut giving: Vec<Vec<Sender>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut taking: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
+        for (from, giving) in giving.iter_mut().enumerate() {
+            for (to, taking) in taking.iter_mut().enumerate() {
+                // With itself nobody has anything to do, but so the numbers are those of the workers.
+                let (sender, receiver) = ring::channel(if from == to { 1 } else { per_worker as usize });
+                giving.push(sender);
+                taking.push(receiver);
             }
         }
-        let pools = homes.into_iter().zip(returns).enumerate().map(|(worker, (homes, returns))| {
-            let worker = worker as u32;
-            let free = (worker * per_worker..(worker + 1) * per_worker)
-                .map(|chunk| Frame { memory: id, chunk, start: HEADROOM as u16, len: 0, port: 0 })
-                .collect();
-            Pool { memory: Arc::clone(&memory), worker, free, homes, returns }
+        // All others together are left with an eighth of a worker's frames at most.
+        let slack = i64::from(per_worker / 8 / workers.saturating_sub(1).max(1));
+        let pools = giving.into_iter().zip(taking).zip(0..).map(|((giving, taking), worker)| {
+            // Room for all that there are: what others have given must not be in need of memory.
+            let mut free = Vec::with_capacity(frames as usize);
+            let chunks = worker * per_worker..(worker + 1) * per_worker;
+            free.extend(chunks.map(|chunk| Frame {
+                memory: id,
+                chunk,
+                start: HEADROOM as u16,
+                len: 0,
+                port: 0,
+            }));
+            let accounts = giving.into_iter().zip(taking);
+            let accounts = accounts.map(|(giving, taking)| Account { owed: 0, giving, taking }).collect();
+            Pool { memory: Arc::clone(&memory), free, accounts, slack }
         });
         Ok((Arc::clone(&memory), pools.collect()))
     }
@@ -224,34 +240,50 @@ impl Pool {
         self.free.pop()
     }
 
-    /// Takes a frame back. A foreign one goes home, with the next ones to [leave](Self::send_home).
+    /// Takes a frame back, whosever it was.
     pub fn give(&mut self, mut frame: Frame) {
-        let home = frame.chunk / self.memory.per_worker;
         (frame.start, frame.len) = (HEADROOM as u16, 0);
-        if home == self.worker {
-            self.free.push(frame);
-        } else if let Some(sender) = &mut self.homes[home as usize] {
-            let sent = sender.send(frame);
-            debug_assert!(sent.is_ok(), "the ring holds every frame of its home");
-        }
+        self.free.push(frame);
     }
 
-    /// Free frames at hand, those still on their way home not counted.
+    /// Notes that frames were handed to a worker, in use.
+    pub fn lend(&mut self, worker: WorkerId, frames: usize) {
+        self.accounts[usize::from(worker.0)].owed -= frames as i64;
+    }
+
+    /// Notes that frames came from a worker, in use.
+    pub fn borrow(&mut self, worker: WorkerId, frames: usize) {
+        self.accounts[usize::from(worker.0)].owed += frames as i64;
+    }
+
+    /// Free frames at hand, those on their way back not counted.
     pub fn available(&self) -> usize {
         self.free.len()
     }
 
-    /// Lets foreign frames leave for home. To be called after each turn.
-    pub fn send_home(&mut self) {
-        self.homes.iter_mut().flatten().for_each(|home| {
-            home.publish();
-        });
+    /// Gives back what other workers are owed too much. To be called after each turn.
+    pub fn settle(&mut self) {
+        for account in &mut self.accounts {
+            while account.owed > self.slack
+                && let Some(frame) = self.free.pop()
+            {
+                // A full ring: it is tried again.
+                if let Err(frame) = account.giving.send(frame) {
+                    self.free.push(frame);
+                    break;
+                }
+                account.owed -= 1;
+            }
+            account.giving.publish();
+        }
     }
 
-    /// Fetches own frames that other workers have sent home. Early is better: what was used last is in the cache still.
+    /// Fetches what other workers have given back. Early is better: what was used last is in the cache still.
     pub fn collect(&mut self) {
-        for receiver in &mut self.returns {
-            receiver.receive(usize::MAX, |frame| self.free.push(frame));
+        for account in &mut self.accounts {
+            let before = self.free.len();
+            account.taking.receive(usize::MAX, |frame| self.free.push(frame));
+            account.owed += (self.free.len() - before) as i64;
         }
     }
 }
@@ -291,17 +323,32 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_frame_goes_home() {
-        let (_, mut pools) = FrameMemory::with_pools(2, 2).unwrap();
-        let mut second = pools.pop().unwrap();
-        let mut first = pools.pop().unwrap();
-        let (a, b) = (first.take().unwrap(), first.take().unwrap());
-        assert!(first.take().is_none());
-        second.give(a);
-        second.give(b);
-        assert_eq!(second.available(), 2);
-        assert!(first.take().is_none(), "it has not left");
-        second.send_home();
-        assert!(first.take().is_some() && first.take().is_some() && first.take().is_none());
+    fn who_got_many_more_frames_than_it_gave_gives_some_back() {
+        let (_, mut pools) = FrameMemory::with_pools(2, 32).unwrap();
+        let (mut second, mut first) = (pools.pop().unwrap(), pools.pop().unwrap());
+        let hand = |first: &mut Pool, second: &mut Pool, ids: [WorkerId; 2], frames: usize| {
+            for _ in 0..frames {
+                second.give(first.take().unwrap());
+            }
+            first.lend(ids[1], frames);
+            second.borrow(ids[0], frames);
+            first.settle();
+            second.settle();
+            first.collect();
+            second.collect();
+        };
+        let [there, back] = [[WorkerId(0), WorkerId(1)], [WorkerId(1), WorkerId(0)]];
+        // An eighth stays. What came from there pays for what goes there.
+        hand(&mut first, &mut second, there, 20);
+        assert_eq!((first.available(), second.available()), (28, 36));
+        hand(&mut second, &mut first, back, 7);
+        assert_eq!((first.available(), second.available()), (35, 29));
+        hand(&mut second, &mut first, back, 29);
+        assert_eq!((first.available(), second.available()), (36, 28));
+        for _ in 0..100 {
+            hand(&mut first, &mut second, there, 9);
+            hand(&mut second, &mut first, back, 9);
+        }
+        assert_eq!(first.available() + second.available(), 64);
     }
 }

@@ -52,12 +52,11 @@ impl Wire {
         self.send(frame).map_err(|frame| pool.give(frame)).is_ok()
     }
 
-    /// Shows the next transmitted frame to `look` and gives it back to its pool. `None` when there is none.
+    /// Shows the next transmitted frame to `look` and gives it back to the pool. `None` when there is none.
     pub fn take<R>(&mut self, pool: &mut Pool, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let mut frame = self.receive()?;
         let seen = look(pool.memory().data(&mut frame));
         pool.give(frame);
-        pool.send_home();
         Some(seen)
     }
 
@@ -170,7 +169,6 @@ mod tests {
                 pool.give(frame);
                 out.push(copy);
             }
-            pool.send_home();
             while !out.is_empty() {
                 let before = out.len();
                 port.transmit(&mut pool, &mut out);

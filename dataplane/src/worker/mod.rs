@@ -78,7 +78,7 @@ impl Clock {
 /// The rings between workers: what each sends by, and receives by.
 pub struct Peers {
     to: Vec<Option<Peer>>,
-    from: Vec<Receiver>,
+    from: Vec<(WorkerId, Receiver)>,
 }
 
 struct Peer {
@@ -93,7 +93,7 @@ pub fn connect(bells: &[link::Bell]) -> Vec<Peers> {
         for (to, bell) in bells.iter().enumerate() {
             let end = (from != to).then(|| {
                 let (sender, receiver) = ring::channel(HANDOFF);
-                peers[to].from.push(receiver);
+                peers[to].from.push((WorkerId(from as u8), receiver));
                 Peer { sender, bell: bell.clone() }
             });
             peers[from].to.push(end);
@@ -224,7 +224,9 @@ impl Worker {
             // Before new frames, and more of them: those have their ring yet to wait in, and these have had their work.
             for _ in 0..HANDED_BURSTS {
                 let mut burst = Burst::new();
-                self.peers.from[peer].receive(BURST, |frame| burst.push(frame));
+                let (sender, ring) = &mut self.peers.from[peer];
+                ring.receive(BURST, |frame| burst.push(frame));
+                self.pool.borrow(*sender, burst.len());
                 let is_last = !burst.is_full();
                 worked |= !burst.is_empty();
                 self.process(burst, true, now);
@@ -275,8 +277,11 @@ impl Worker {
             self.asked = now;
             self.note_losses();
         }
-        for peer in self.peers.to.iter_mut().flatten() {
-            if peer.sender.publish() {
+        for (peer, to) in self.peers.to.iter_mut().zip(0..) {
+            let Some(peer) = peer else { continue };
+            let frames = peer.sender.publish();
+            if frames > 0 {
+                self.pool.lend(WorkerId(to), frames);
                 peer.bell.ring_if_asleep();
             }
         }
@@ -285,7 +290,7 @@ impl Worker {
             self.transmit(port);
             self.ports[port].1.flush(&mut self.pool);
         }
-        self.pool.send_home();
+        self.pool.settle();
         self.director.watch().lap(Stage::Send);
         self.director.watch().end_turn(worked, self.counters.worker(self.id).profile());
         Some(worked)
@@ -481,7 +486,7 @@ impl Worker {
     }
 
     fn sleep(&mut self) {
-        if !self.link.prepare_to_sleep() || self.peers.from.iter().any(|ring| !ring.is_empty()) {
+        if !self.link.prepare_to_sleep() || self.peers.from.iter().any(|(_, ring)| !ring.is_empty()) {
             self.link.wake(false);
             return;
         }

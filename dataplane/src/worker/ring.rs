@@ -102,16 +102,16 @@ impl Sender {
         }
     }
 
-    /// Lets the receiver see what was sent. Says whether there was anything.
-    pub fn publish(&mut self) -> bool {
-        let is_news = self.published != self.tail;
-        if is_news {
+    /// Lets the receiver see what was sent. Says how many frames that were.
+    pub fn publish(&mut self) -> usize {
+        let news = self.tail.wrapping_sub(self.published);
+        if news > 0 {
             self.settle();
             self.published = self.tail;
             // Release: the slots, and the frames' bytes, are written before the receiver can see the index.
             self.shared.tail.store(self.tail, Ordering::Release);
         }
-        is_news
+        news
     }
 }
 
@@ -162,7 +162,7 @@ mod tests {
                     expected += 1;
                     assert!(back_tx.send(frame).is_ok());
                 });
-                if !back_tx.publish() {
+                if back_tx.publish() == 0 {
                     std::thread::yield_now();
                 }
             }
@@ -194,11 +194,11 @@ mod tests {
     fn what_is_not_published_is_not_there() {
         let (_, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
         let (mut tx, mut rx) = channel(8);
-        assert!(!tx.publish());
+        assert_eq!(tx.publish(), 0);
         tx.send(pools[0].take().unwrap()).unwrap();
         assert!(rx.is_empty());
         rx.receive(8, |_| unreachable!("it is not published"));
-        assert!(tx.publish());
+        assert_eq!(tx.publish(), 1);
         assert!(!rx.is_empty());
         let mut count = 0;
         rx.receive(8, |_| count += 1);
