@@ -5,9 +5,9 @@
 //! does not find a packet's connection at home asks here and hands the frame to the owner.
 //!
 //! The directory is one table for all workers, of words that are written when a connection begins and ends and only read in
-//! between: on the established path nobody writes a line that another core reads. A word is 56 bits of the tuple's hash and the
-//! owner; a bucket is a cache line of eight, and an entry stands in one of two buckets, so there is no chain to follow and no
-//! tombstone to leave. Two tuples with the same 56 bits are one in 2⁵⁶ / (connections): the second one's frames would go to a worker that
+//! between: on the established path nobody writes a line that another core reads. A word is 55 bits of the tuple's hash, the
+//! owner, and whether that is settled; a bucket is a cache line of eight, and an entry stands in one of two buckets, so there is no chain to follow and no
+//! tombstone to leave. Two tuples with the same 55 bits are one in 2⁵⁵ / (connections): the second one's frames would go to a worker that
 //! does not know them and treats them as new ones of its own, which is what would have happened here.
 //!
 //! With one worker there is no directory.
@@ -19,6 +19,16 @@ use super::supply::Supply;
 use crate::service::WorkerId;
 
 const ENTRIES: usize = 8;
+
+/// Entries that a tuple's first bucket takes before the second one is looked at. Half full, one tuple in twenty stands in its second bucket, where a look for it costs
+/// another line; would the emptier one always be taken, it were one in three.
+const PLENTY: usize = 6;
+
+/// Bids for a tuple, each struck out or withdrawn for a rival that then withdrew, before a worker does without.
+const BIDS: usize = 4;
+
+/// The bit of a word that is a bid still. Who looks for the owner takes it for settled: nearly always it is about to be.
+const BID: u64 = 1 << 8;
 
 #[derive(zerocopy::FromZeros)]
 #[repr(C, align(64))]
@@ -47,7 +57,7 @@ impl Directory {
     /// # Errors
     /// When the kernel refuses the memory.
     pub fn with_capacity(tuples: usize) -> std::io::Result<Self> {
-        // With every table full it is half full. Then some 3 tuples in 10,000 find neither of their buckets with room, as the first is taken while it has any.
+        // With every table full it is half full: so full, a tuple practically always finds room.
         let buckets = (tuples * 2).div_ceil(ENTRIES).next_power_of_two();
         Ok(Self { buckets: Mapped::zeroed(buckets)?, mask: buckets - 1 })
     }
@@ -74,29 +84,53 @@ impl Directory {
 
     /// Says that a tuple's connection belongs to `worker`.
     ///
-    /// Two workers may do so at once for the same tuple. Each writes its word and then looks for the other's; the one whose word stands
-    /// first keeps it. Both must see the same order of the two writes, hence the sequential consistency.
+    /// Two workers may do so at once for the same tuple, in different places. Each writes a bid, then looks at all places for the other's: it gives way to a settled
+    /// word and to a bid that stands before its own, and strikes out one that stands behind. Only a bid that nobody has struck out is settled. Of two
+    /// bids the later written one sees the other or what it became, so never are both settled; the writes and the looks must have one order for all, hence
+    /// the sequential consistency.
     pub fn announce(&self, hash: u64, worker: WorkerId) -> Announced {
-        let new = tag(hash) | (u64::from(worker.0) + 1);
-        if let Some(owner) = self.owner(hash) {
-            return if owner == worker { Announced::Ours } else { Announced::Theirs(owner) };
-        }
-        let written = self.words(hash).position(|word| {
-            word.load(Ordering::Relaxed) == 0
-                && word.compare_exchange(0, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-        });
-        let Some(written) = written else { return Announced::Full };
-        let earlier = self.words(hash).take(written).find_map(|word| {
-            let word = word.load(Ordering::SeqCst);
-            is(word, hash).then(|| owner_of(word))
-        });
-        match earlier.filter(|owner| *owner != worker) {
-            Some(owner) => {
-                self.withdraw(hash, worker);
-                Announced::Theirs(owner)
+        let (new, bid) = (word(hash, worker), word(hash, worker) | BID);
+        for _ in 0..BIDS {
+            if let Some(owner) = self.owner(hash) {
+                return if owner == worker { Announced::Ours } else { Announced::Theirs(owner) };
             }
-            None => Announced::Ours,
+            let Some(place) = self.write(hash, bid) else { return Announced::Full };
+            if self.prevails(hash, worker, place) && exchange(place, bid, new) {
+                return Announced::Ours;
+            }
+            // Where a rival struck it out, it is gone already.
+            exchange(place, bid, 0);
         }
+        Announced::Full
+    }
+
+    /// Writes a bid to a free place, if there is one.
+    fn write(&self, hash: u64, bid: u64) -> Option<&AtomicU64> {
+        let taken =
+            |bucket: &Bucket| bucket.0.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count();
+        let [mut first, mut second] = self.buckets(hash);
+        let in_first = taken(first);
+        if in_first >= PLENTY && taken(second) < in_first {
+            (first, second) = (second, first);
+        }
+        first
+            .0
+            .iter()
+            .chain(&second.0)
+            .find(|place| place.load(Ordering::Relaxed) == 0 && exchange(place, 0, bid))
+    }
+
+    /// Whether no other worker's word stands against the bid at `place`, or no longer.
+    fn prevails(&self, hash: u64, worker: WorkerId, place: &AtomicU64) -> bool {
+        self.words(hash).all(|other| {
+            let word = other.load(Ordering::SeqCst);
+            let is_rival = is(word, hash) && owner_of(word) != worker;
+            // The two buckets may be one: places are told apart by where they are, not by their order in `words`.
+            !is_rival
+                || word & BID != 0
+                    && std::ptr::from_ref(place) < std::ptr::from_ref(other)
+                    && exchange(other, word, 0)
+        })
     }
 
     /// Announces a tuple that nobody has, `worker` neither. Says whether that has come about.
@@ -107,11 +141,10 @@ impl Directory {
 
     /// Says that a tuple is `worker`'s from now on, whoever's it was. For what is short-lived and never contended.
     pub fn claim(&self, hash: u64, worker: WorkerId) -> Announced {
-        let new = tag(hash) | (u64::from(worker.0) + 1);
+        let new = word(hash, worker);
         for word in self.words(hash) {
             let old = word.load(Ordering::Relaxed);
-            if is(old, hash) && word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            {
+            if is(old, hash) && exchange(word, old, new) {
                 return Announced::Ours;
             }
         }
@@ -120,11 +153,9 @@ impl Directory {
 
     /// Takes a tuple's announcement back, if it is `worker`'s.
     pub fn withdraw(&self, hash: u64, worker: WorkerId) {
-        let ours = tag(hash) | (u64::from(worker.0) + 1);
+        let ours = word(hash, worker);
         for word in self.words(hash) {
-            if word.load(Ordering::Relaxed) == ours
-                && word.compare_exchange(ours, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            {
+            if word.load(Ordering::Relaxed) == ours && exchange(word, ours, 0) {
                 return;
             }
         }
@@ -132,19 +163,31 @@ impl Directory {
 
     /// The places where a tuple may stand.
     fn words(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
-        let first = hash as usize & self.mask;
-        let second = (hash >> 29) as usize & self.mask;
-        self.buckets[first].0.iter().chain(&self.buckets[second].0)
+        let [first, second] = self.buckets(hash);
+        first.0.iter().chain(&second.0)
     }
+
+    fn buckets(&self, hash: u64) -> [&Bucket; 2] {
+        [hash, hash >> 29].map(|at| &self.buckets[at as usize & self.mask])
+    }
+}
+
+/// Writes `new` where `old` stands, if it still does.
+fn exchange(place: &AtomicU64, old: u64, new: u64) -> bool {
+    place.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+}
+
+fn word(hash: u64, worker: WorkerId) -> u64 {
+    tag(hash) | (u64::from(worker.0) + 1)
 }
 
 fn tag(hash: u64) -> u64 {
     // The low bits choose the bucket; they are in the tag too, because the second bucket is chosen by others.
-    hash << 8
+    hash << 9
 }
 
 fn is(word: u64, hash: u64) -> bool {
-    word & 0xff != 0 && word & !0xff == tag(hash)
+    word & 0xff != 0 && word & !(BID | 0xff) == tag(hash)
 }
 
 fn owner_of(word: u64) -> WorkerId {
@@ -154,6 +197,16 @@ fn owner_of(word: u64) -> WorkerId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const RIVALRIES: u64 = 20_000;
+
+    /// Numbers as hashes (the finish of SplitMix64).
+    fn scattered(n: u64) -> u64 {
+        let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        n ^ n >> 31
+    }
 
     #[test]
     fn an_announcement_is_found_until_it_is_withdrawn() {
@@ -199,5 +252,101 @@ mod tests {
             let b = scope.spawn(owners(WorkerId(1)));
             assert_eq!(a.join().unwrap(), b.join().unwrap());
         });
+    }
+
+    #[test]
+    fn half_full_it_refuses_nothing() {
+        let tuples = 1u64 << 16;
+        let directory = Directory::with_capacity(tuples as usize).unwrap();
+        assert_eq!(directory.buckets.len() * ENTRIES, 2 * tuples as usize);
+        let hashes = || (1..=tuples).map(scattered);
+        let refused = hashes().filter(|hash| directory.announce(*hash, WorkerId(0)) != Announced::Ours);
+        assert_eq!(refused.count(), 0);
+        let (mut in_first, mut found) = (0, 0);
+        for hash in hashes() {
+            let [first, _] = directory.buckets(hash);
+            in_first += u64::from(first.0.iter().any(|word| is(word.load(Ordering::Relaxed), hash)));
+            found += u64::from(directory.owner(hash) == Some(WorkerId(0)));
+        }
+        assert_eq!(found, tuples);
+        assert!(in_first > tuples * 9 / 10, "{in_first} of {tuples} stand where they are looked for first");
+    }
+
+    #[test]
+    fn of_two_bids_one_is_settled_in_whatever_order_they_are_written_and_looked_at() {
+        let hash = 77;
+        // What the two do, step by step: the bits of `order` say whose turn is next.
+        for order in (0u32..1 << 6).filter(|order| order.count_ones() == 3) {
+            for freed_before in 0..6 {
+                let directory = Directory::with_capacity(4).unwrap();
+                directory.announce(78, WorkerId(2));
+                let bids = [0, 1].map(|n| word(hash, WorkerId(n)) | BID);
+                let (mut done, mut places, mut prevails) = ([0; 2], [None; 2], [false; 2]);
+                let mut settled = vec![];
+                for step in 0..6 {
+                    if step == freed_before {
+                        directory.withdraw(78, WorkerId(2));
+                    }
+                    let n = (order >> step & 1) as usize;
+                    match done[n] {
+                        0 => places[n] = directory.write(hash, bids[n]),
+                        1 => prevails[n] = directory.prevails(hash, WorkerId(n as u8), places[n].unwrap()),
+                        _ if prevails[n] && exchange(places[n].unwrap(), bids[n], bids[n] & !BID) => {
+                            settled.push(n);
+                        }
+                        _ => {
+                            exchange(places[n].unwrap(), bids[n], 0);
+                        }
+                    }
+                    done[n] += 1;
+                }
+                assert_eq!(settled.len(), 1, "order {order:06b}, a place freed before step {freed_before}");
+                assert_eq!(directory.owner(hash), Some(WorkerId(settled[0] as u8)));
+                directory.withdraw(hash, WorkerId(settled[0] as u8));
+                assert_eq!(directory.owner(hash), None, "the other's bid is gone");
+            }
+        }
+    }
+
+    #[test]
+    fn two_bids_written_at_once_are_never_both_settled() {
+        let directory = Directory::with_capacity(4).unwrap();
+        let arrived = AtomicU64::new(0);
+        let meet = || {
+            let all = (arrived.fetch_add(1, Ordering::SeqCst) | 1) + 1;
+            for turn in 1u64.. {
+                if arrived.load(Ordering::SeqCst) >= all {
+                    break;
+                }
+                // Both are to leave in the same instant, but may have one core only.
+                if turn % 4096 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            }
+        };
+        let rival = |worker: u8| {
+            let (directory, meet) = (&directory, &meet);
+            move || -> Vec<bool> {
+                let settle = |n: u64| {
+                    let hash = scattered(n);
+                    let new = word(hash, WorkerId(worker));
+                    // Who stands first changes.
+                    let place = directory.words(hash).nth((n + u64::from(worker)) as usize % 2).unwrap();
+                    meet();
+                    exchange(place, 0, new | BID);
+                    let is_settled =
+                        directory.prevails(hash, WorkerId(worker), place) && exchange(place, new | BID, new);
+                    meet();
+                    place.store(0, Ordering::SeqCst);
+                    is_settled
+                };
+                (0..RIVALRIES).map(settle).collect()
+            }
+        };
+        let (a, b) = std::thread::scope(|scope| {
+            let (a, b) = (scope.spawn(rival(0)), scope.spawn(rival(1)));
+            (a.join().unwrap(), b.join().unwrap())
+        });
+        let both = a.iter().zip(&b).filter(|settled| *settled == (&true, &true)).count();
+        let neither = a.iter().zip(&b).filter(|settled| *settled == (&false, &false)).count();
+        assert_eq!((both, neither), (0, 0));
     }
 }
