@@ -34,8 +34,7 @@ pub struct Idle {
     pub wake_us: f64,
 }
 
-/// Leaves a director alone, `rounds` times, and wakes it with a frame.
-/// `stays_awake` says that the processors are not to sleep.
+/// Leaves a director alone, `rounds` times, and wakes it with a frame. `stays_awake` says that the processors are not to sleep.
 pub fn measure(ground: &Ground, backend: Backend, stays_awake: bool, rounds: usize) -> Result<Vec<Idle>> {
     let director = start_sleepy(ground, backend, stays_awake)?;
     // Who is to hear a frame must have the address it is sent to.

@@ -176,6 +176,7 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
                 text += &table::awake(&first, &wake);
             }
             Err(error) => {
+                interrupt::check()?;
                 let why = format!("not with --wake-within: {error:#}");
                 progress.note(&why);
                 report.skip_one(way, FIRST_PACKET_AWAKE, &why);
