@@ -128,7 +128,7 @@ impl Dealing {
     /// What an interface says; nothing when it does not exist, or is busy with itself.
     pub fn of(interface: &str) -> Option<Self> {
         let ethtool = Ethtool::open(interface).ok()?;
-        let queues = count(interface)?;
+        let queues = receiving(&ethtool)?;
         let [of_tcp, of_udp] = [false, true].map(|udp| told(ethtool.hashes_ports(udp)));
         let of_ports = [of_tcp?, of_udp?].map(|of_ports| of_ports.unwrap_or(false));
         let hash = told(ethtool.receive_hash())?.map(|(key, table)| Hash { key, table, of_ports });
@@ -151,9 +151,12 @@ impl Hash {
 
 /// Queues that frames of an interface may come in by; nothing when it does not say now.
 pub fn count(interface: &str) -> Option<u32> {
-    let channels = told(Ethtool::open(interface).ok()?.channels())?;
+    receiving(&Ethtool::open(interface).ok()?)
+}
+
+fn receiving(ethtool: &Ethtool) -> Option<u32> {
     // A driver that never says has one.
-    Some(channels.map_or(1, |channels| channels.receiving().max(1)))
+    Some(told(ethtool.channels())?.map_or(1, |channels| channels.receiving().max(1)))
 }
 
 /// Tells a driver that does not say from one that cannot say now.

@@ -214,6 +214,11 @@ impl<A: Address> Conn<A> {
         is_found.then(|| self.beyond())
     }
 
+    /// The [`reply`](Self::reply) if it is announced with the connection, and withdrawn: FullNAT's is with its local port.
+    pub fn announced_reply(&self) -> Option<Tuple<A>> {
+        self.reply().filter(|_| self.forwarding != Forwarding::FullNat)
+    }
+
     /// The tuple on the real server's side of a translated connection, as its replies have it.
     pub fn beyond(&self) -> Tuple<A> {
         let (destination, destination_port) = match self.forwarding {

@@ -230,8 +230,7 @@ impl<A: Near> Family<A> {
             }
             return Err(Reason::TableFull);
         };
-        // A local port is announced when it is taken.
-        if let Some(reply) = conn.reply().filter(|_| conn.forwarding != Forwarding::FullNat) {
+        if let Some(reply) = conn.announced_reply() {
             // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
             let hash = self.conns.hash(&reply);
             shared.announce(hash);

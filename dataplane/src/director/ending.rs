@@ -74,8 +74,7 @@ impl<A: Near> Family<A> {
         if !conn.marks.has(Marks::RETIRED) {
             shared.withdraw(self.conns.hash(&conn.request()));
         }
-        // A local port's is taken out when it is given back.
-        if let Some(reply) = conn.reply().filter(|_| conn.forwarding != Forwarding::FullNat) {
+        if let Some(reply) = conn.announced_reply() {
             let hash = self.conns.hash(&reply);
             // The client's connection by another virtual address may be on the same real server and port.
             if self.conns.find(&reply, hash).is_none() {
