@@ -11,7 +11,8 @@ use shunt_bench::stand::frames::{FRAME, datagram, segment};
 use shunt_bench::stand::{VIP, client};
 use shunt_dataplane::forward::{dr, nat, tunnel};
 use shunt_dataplane::packet::checksum::Sum;
-use shunt_dataplane::packet::{Meta, Packet, Parsed, Tags, V4, parse};
+use shunt_dataplane::packet::plain::HeaderV4;
+use shunt_dataplane::packet::{Meta, Packet, Parsed, Plain, Tags, V4, parse};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{Hop, LinkId, PortId, Tunnel};
@@ -28,30 +29,51 @@ fn parsing(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| frames.iter().for_each(|frame| _ = black_box(parse(black_box(frame)))));
         });
+        let mut chunks: Vec<_> = frames.iter().map(chunk).collect();
+        group.bench_function(format!("plain {name}"), |b| {
+            b.iter(|| {
+                for chunk in &mut chunks {
+                    black_box(Plain::<HeaderV4>::of(black_box(&packet(chunk))).map(Plain::tuple));
+                }
+            });
+        });
     }
     group.finish();
+}
+
+fn chunk(frame: &[u8; FRAME]) -> [u8; CHUNK] {
+    let mut chunk = [0; CHUNK];
+    chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(frame);
+    chunk
+}
+
+fn packet(chunk: &mut [u8; CHUNK]) -> Packet<'_> {
+    Packet { chunk, start: HEADROOM, len: FRAME, port: PortId(0) }
 }
 
 /// A burst of frames that can be rewritten again and again.
 fn rewriting(c: &mut Criterion) {
     let hop = Hop { port: PortId(1), link: LinkId(1), mtu: 1500, macs: [2; 12], tags: Tags::default() };
-    let ends = tunnel::Ends { source: V4(0x0a01_ff01).into(), destination: V4(0x0a01_0001).into() };
+    let (source, destination) = (V4(0x0a01_ff01).into(), V4(0x0a01_0001).into());
+    let ends = tunnel::Ends { source: &source, destination: &destination };
+    let plain = |packet: &mut Packet, rewrite: &dyn Fn(&mut Plain<HeaderV4>)| {
+        rewrite(Plain::again(packet).expect("room for headers"));
+    };
+    let (local, server) = ((V4(0x0a01_0101), 2000), (V4(0x0a01_0001), 8080));
     type Rewrite<'a> = &'a dyn Fn(&mut Packet, &Meta<V4>);
-    let methods: [(&str, Rewrite); 4] = [
+    let methods: [(&str, Rewrite); 7] = [
+        ("plain dr", &|packet, _| plain(packet, &|plain| plain.age())),
+        ("plain nat", &|packet, _| plain(packet, &|plain| plain.translate(None, Some(server)))),
+        ("plain fullnat", &|packet, _| plain(packet, &|plain| plain.translate(Some(local), Some(server)))),
         ("dr", &|packet, meta| dr::request(packet, meta, &hop)),
-        ("nat", &|packet, meta| nat::request(packet, meta, (V4(0x0a01_0001), 8080), &hop)),
-        ("fullnat", &|packet, meta| {
-            nat::both(packet, meta, (V4(0x0a01_0101), 2000), (V4(0x0a01_0001), 8080), &hop);
-        }),
+        ("nat", &|packet, meta| nat::request(packet, meta, server, &hop)),
+        ("fullnat", &|packet, meta| nat::both(packet, meta, local, server, &hop)),
         ("tun", &|packet, meta| tunnel::request(packet, meta, Tunnel::default(), ends, &hop, (7, 8))),
     ];
     let mut group = c.benchmark_group("rewrite");
     group.throughput(Throughput::Elements(BURST as u64));
     for (name, rewrite) in methods {
-        let mut chunks = vec![[0; CHUNK]; BURST];
-        for (n, chunk) in chunks.iter_mut().enumerate() {
-            chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(&datagram(client(n as u32), VIP));
-        }
+        let mut chunks: Vec<_> = (0..BURST as u32).map(|n| chunk(&datagram(client(n), VIP))).collect();
         let metas: Vec<_> = chunks
             .iter()
             .map(|chunk| match parse(&chunk[HEADROOM..HEADROOM + FRAME]) {
@@ -64,8 +86,7 @@ fn rewriting(c: &mut Criterion) {
                 for (chunk, meta) in chunks.iter_mut().zip(&metas) {
                     // Its time to live would run out.
                     chunk[HEADROOM + 22] = 64;
-                    let mut packet = Packet { chunk, start: HEADROOM, len: FRAME, port: PortId(0) };
-                    rewrite(&mut packet, black_box(meta));
+                    rewrite(&mut packet(chunk), black_box(meta));
                 }
             });
         });

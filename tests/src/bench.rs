@@ -17,7 +17,7 @@ use shunt::publisher::Publisher;
 use shunt::rules::{Change, Rules};
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::table::Secret;
-use shunt_dataplane::director::{Director, Parts, Place, Verdict, Wish};
+use shunt_dataplane::director::{Parts, Place, Verdict, Wish};
 use shunt_dataplane::packet::{Packet, Tags};
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{
@@ -27,6 +27,7 @@ use shunt_dataplane::service::{
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::Target;
 
+use crate::both::{Aside, Both};
 use crate::frames::{C0, S0, client_mac, server_mac};
 use crate::ops::LOCALS;
 
@@ -57,7 +58,8 @@ pub struct Bench {
     rules: Rules,
     publisher: Publisher,
     counters: Arc<Counters>,
-    director: Director,
+    director: Both,
+    aside: Aside,
     now: Tick,
     start: Instant,
     mtu: [u16; 2],
@@ -125,11 +127,14 @@ impl Bench {
         }
         // Late enough that the clock wraps in the middle of a long test.
         let now = Tick(u32::MAX - 600_000);
+        let publisher = || Publisher::new(vec!["c0".to_owned(), "s0".to_owned()]);
+        let aside = Aside::new(publisher(), workers, None);
         Self {
             rules,
-            publisher: Publisher::new(vec!["c0".to_owned(), "s0".to_owned()]),
+            publisher: publisher(),
             counters,
-            director: Director::new(parts, now).expect("memory for connections"),
+            director: Both::new(parts, &aside, now),
+            aside,
             now,
             start: Instant::now(),
             mtu: [1500; 2],
@@ -329,11 +334,12 @@ impl Bench {
     fn publish_network(&mut self) {
         let mut snapshot = (**self.director.snapshot()).clone();
         snapshot.network = Arc::new(network(self.mtu, self.tags, &self.routes));
-        self.director.adopt(Arc::new(snapshot));
+        self.director.adopt(&snapshot, &self.aside.services);
     }
 
     fn publish(&mut self, rules: Rules) {
         let services = self.publisher.publish(&rules, &self.counters, self.start).expect("few servers");
+        self.aside.publish(&rules, self.start);
         let mut snapshot = (**self.director.snapshot()).clone();
         snapshot.epoch = Epoch(snapshot.epoch.0 + 1);
         snapshot.services = Arc::new(services);
@@ -342,7 +348,7 @@ impl Bench {
         snapshot.timeouts.set(State::FinWait, seconds.tcp_fin);
         snapshot.timeouts.set(State::Udp, seconds.udp);
         snapshot.sysctls = *rules.sysctls();
-        self.director.adopt(Arc::new(snapshot));
+        self.director.adopt(&snapshot, &self.aside.services);
         self.rules = rules;
     }
 }

@@ -3,6 +3,7 @@
 //! [`harness`] that property tests and fuzzers drive both with, in [`ops`]; the [`targets`] are what is fuzzed.
 
 pub mod bench;
+pub mod both;
 pub mod choices;
 pub mod frames;
 pub mod harness;

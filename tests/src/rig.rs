@@ -19,7 +19,7 @@ use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, State};
-use shunt_dataplane::director::{Director, Parts, Verdict, Wish};
+use shunt_dataplane::director::{Parts, Verdict, Wish};
 use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
@@ -30,6 +30,7 @@ use shunt_dataplane::service::{
 use shunt_dataplane::stats::Counters;
 
 use crate::bench::{CLIENTS, SERVERS, VIP};
+use crate::both::{Aside, Both};
 use crate::frames::{C0, S0, client_mac, server_mac};
 use crate::ops::LOCALS;
 
@@ -53,7 +54,8 @@ pub struct Rig {
     /// Everybody's counters.
     pub counters: Arc<Counters>,
     directory: Option<Arc<Directory>>,
-    directors: Vec<Director>,
+    directors: Vec<Both>,
+    aside: Aside,
     now: Tick,
     elapsed: Duration,
     start: Instant,
@@ -77,8 +79,8 @@ impl Rig {
     /// Workers without services. With more than one there is a directory.
     pub fn new(workers: usize) -> Self {
         let counters = Arc::new(Counters::new(workers).expect("memory for counters"));
-        let directory = (workers > 1)
-            .then(|| Arc::new(Directory::with_capacity(2 * CAPACITY * workers).expect("memory")));
+        let entries = (workers > 1).then_some(2 * CAPACITY * workers);
+        let directory = entries.map(|entries| Arc::new(Directory::with_capacity(entries).expect("memory")));
         let mtu = [1500, 1500];
         let snapshot = Arc::new(Snapshot {
             epoch: Epoch(0),
@@ -90,6 +92,7 @@ impl Rig {
         // Late enough that the clock wraps in the middle of a long test.
         let now = Tick(u32::MAX - 600_000);
         let paths = Arc::<Paths>::default();
+        let aside = Aside::new(Publisher::default(), workers, entries);
         let director = |n| {
             let parts = Parts {
                 worker: WorkerId(n as u8),
@@ -100,7 +103,7 @@ impl Rig {
                 paths: Arc::clone(&paths),
                 counters: Arc::clone(&counters),
             };
-            Director::new(parts, now).expect("memory for connections")
+            Both::new(parts, &aside, now)
         };
         let directors = (0..workers).map(director).collect();
         Self {
@@ -109,6 +112,7 @@ impl Rig {
             counters,
             directory,
             directors,
+            aside,
             now,
             elapsed: Duration::ZERO,
             start: Instant::now(),
@@ -132,6 +136,7 @@ impl Rig {
         }
         let moment = self.start + self.elapsed;
         let services = self.publisher.publish(&rules, &self.counters, moment).expect("few servers");
+        self.aside.publish(&rules, moment);
         let mut snapshot = (**self.directors[0].snapshot()).clone();
         snapshot.epoch = Epoch(snapshot.epoch.0 + 1);
         snapshot.services = Arc::new(services);
@@ -177,9 +182,8 @@ impl Rig {
     }
 
     fn adopt(&mut self, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
         for director in &mut self.directors {
-            director.adopt(Arc::clone(&snapshot));
+            director.adopt(&snapshot, &self.aside.services);
         }
     }
 
@@ -252,6 +256,7 @@ impl Rig {
             left -= step;
         }
         self.publisher.forget(&self.counters, self.start + self.elapsed);
+        self.aside.forget(self.start + self.elapsed);
     }
 
     /// Every worker's connections.

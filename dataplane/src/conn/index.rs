@@ -14,7 +14,7 @@
 
 use zerocopy::FromZeros;
 
-use super::memory::{Mapped, Pages, equal, prefetch};
+use super::memory::{Mapped, Pages, equal};
 
 /// Entries in a bucket: eight do not leave room for the overflow count in a line of 64 bytes.
 const ENTRIES: usize = 7;
@@ -48,6 +48,18 @@ pub enum Direction {
 /// A place in the index where a connection may be found.
 pub type Candidate = (u32, Direction);
 
+/// A [`Candidate`] in a word, or none.
+#[derive(Clone, Copy, Default)]
+pub struct Packed(u32);
+
+impl Packed {
+    /// What it is.
+    #[inline]
+    pub fn candidate(self) -> Option<Candidate> {
+        unpack(self.0)
+    }
+}
+
 /// The index. Holds no more entries than it was made for.
 pub struct Index {
     buckets: Mapped<Bucket>,
@@ -72,13 +84,21 @@ impl Index {
     /// Starts fetching the line that a lookup of `hash` will read first.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.buckets[hash as usize & self.mask]);
+        self.buckets.prefetch(hash as usize & self.mask);
     }
 
     /// The first place whose tag fits.
     #[inline]
-    pub fn candidate(&self, hash: u64) -> Option<Candidate> {
-        self.find(hash, |_| true)
+    pub fn first(&self, hash: u64) -> Packed {
+        let bucket = &self.buckets[hash as usize & self.mask];
+        let fitting = equal(&bucket.tags, tag(hash)).trailing_zeros();
+        match bucket.places.get(fitting as usize) {
+            Some(place) if *place != 0 => Packed(*place),
+            None if bucket.overflow == 0 => Packed(0),
+            _ => {
+                self.find(hash, |_| true).map_or(Packed(0), |(slot, direction)| Packed(pack(slot, direction)))
+            }
+        }
     }
 
     /// The place whose tag fits and that `is_it` accepts.

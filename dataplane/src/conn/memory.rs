@@ -95,6 +95,14 @@ impl<T> Mapped<T> {
     }
 }
 
+impl<T> Mapped<T> {
+    /// Asks the processor to fetch the first line of a value.
+    #[inline]
+    pub fn prefetch(&self, n: usize) {
+        prefetch(self.start.as_ptr().wrapping_add(n));
+    }
+}
+
 impl<T> Deref for Mapped<T> {
     type Target = [T];
 
@@ -120,17 +128,17 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 // SAFETY: as above; shared access only hands out `&T`.
 unsafe impl<T: Sync> Sync for Mapped<T> {}
 
-/// Asks the CPU to fetch the cache line of `value`, which may be anything.
+/// Asks the processor to fetch the cache line at an address, which may be any.
 #[inline]
-pub fn prefetch<T>(value: &T) {
+pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching has no effect on memory and the address is a valid reference; SSE is part of x86-64.
+    // SAFETY: prefetching changes nothing, and does nothing where there is no memory; SSE is part of x86-64.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
+    let _ = address;
 }
 
 /// Which of eight words are equal to one, a bit each, the first word's the lowest.

@@ -119,6 +119,16 @@ impl Marks {
     /// The frames of its virtual port and of its real server's port are steered to the director for its sake.
     pub const STEERED: Marks = Marks(1 << 15);
 
+    /// Some marks together.
+    pub const fn all(marks: &[Marks]) -> Self {
+        let (mut all, mut n) = (0, 0);
+        while n < marks.len() {
+            all |= marks[n].0;
+            n += 1;
+        }
+        Self(all)
+    }
+
     /// Whether any of `marks` is there.
     #[inline]
     pub fn has(self, marks: Marks) -> bool {
@@ -266,6 +276,13 @@ impl<A: Address> Conn<A> {
     #[inline]
     pub fn lingers(&self) -> u32 {
         if self.is_template() { self.timeout / 64 } else { 0 }
+    }
+
+    /// Counts a packet from the client.
+    #[inline]
+    pub fn count_packet(&mut self) {
+        // Past its end it goes on in the middle: one that counts few packets is a short one.
+        self.in_packets = self.in_packets.checked_add(1).unwrap_or(1 << 15);
     }
 
     /// Lets it live on although its time is over.

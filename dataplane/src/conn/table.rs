@@ -8,8 +8,8 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use siphasher::sip::SipHasher13;
 
-use super::index::{Candidate, Direction, Index};
-use super::memory::{Mapped, prefetch};
+use super::index::{Candidate, Direction, Index, Packed};
+use super::memory::Mapped;
 use super::supply::{Demand, Supply};
 use super::wheel::{Linked, Links, Wheel};
 use super::{Conn, Marks};
@@ -72,15 +72,16 @@ struct Slab<A> {
 /// Where a packet's connection most likely is, of all that there were at a moment.
 #[derive(Clone, Copy, Default)]
 pub struct Likely {
-    candidate: Option<Candidate>,
-    /// Connections that had ever been inserted.
-    insertions: u64,
+    candidate: Packed,
+    /// Connections that had ever been inserted, as far as they fit.
+    insertions: u32,
 }
 
 impl Likely {
-    /// Whether there was none that it could be of.
-    pub fn is_nowhere(&self) -> bool {
-        self.candidate.is_none()
+    /// The connection that it could be of, and which way it goes then.
+    #[inline]
+    pub fn candidate(&self) -> Option<(ConnId, Direction)> {
+        self.candidate.candidate().map(|(slot, direction)| (ConnId(slot), direction))
     }
 }
 
@@ -175,20 +176,20 @@ impl<A: Address> Table<A> {
     /// Starts fetching the entry that a hash most likely leads to, and says where that is. Its index line should be there by now.
     #[inline]
     pub fn prefetch_entry(&self, hash: u64) -> Likely {
-        let candidate = self.index.candidate(hash);
-        if let Some((slot, _)) = candidate {
-            prefetch(&self.slab.entries[slot as usize]);
+        let candidate = self.index.first(hash);
+        if let Some((slot, _)) = candidate.candidate() {
+            self.slab.entries.prefetch(slot as usize);
         }
-        Likely { candidate, insertions: self.insertions }
+        Likely { candidate, insertions: self.insertions as u32 }
     }
 
     /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`, or if there was none and has been none
     /// since.
     #[inline(always)]
     pub fn find_where(&self, likely: &Likely, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
-        match likely.candidate {
-            Some((slot, direction)) if self.is_of(slot, direction, tuple) => Some((ConnId(slot), direction)),
-            None if likely.insertions == self.insertions => None,
+        match likely.candidate() {
+            Some((id, direction)) if self.is_of(id.0, direction, tuple) => Some((id, direction)),
+            None if likely.insertions == self.insertions as u32 => None,
             _ => self.find(tuple, hash),
         }
     }
@@ -276,7 +277,7 @@ impl<A: Address> Table<A> {
                 && let Some(slot) = self.wheel.next_due(&mut self.slab, now)
             {
                 if let Some(next) = self.wheel.then_due() {
-                    prefetch(&self.slab.entries[next as usize]);
+                    self.slab.entries.prefetch(next as usize);
                 }
                 *budget -= 1;
                 if self.is_over(slot, now) {

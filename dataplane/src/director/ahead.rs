@@ -11,83 +11,108 @@
 use arrayvec::ArrayVec;
 
 use super::Director;
-use super::family::Looked;
-use crate::packet::parse::{NotOurs, plain};
-use crate::packet::{Meta, Packet, Parsed, V4, V6, parse};
+use crate::conn::table::Likely;
+use crate::packet::parse::NotOurs;
+use crate::packet::plain::{HeaderV4, HeaderV6};
+use crate::packet::{Meta, Packet, Parsed, Plain, V4, V6, parse};
 use crate::port::BURST;
 
 /// Packets that are asked for together. Their index lines and the entries of the group before are under way at once, which are sixteen lines;
 /// a core can wait for some twenty, and stalls at one more.
 pub const GROUP: usize = 8;
 
-/// Which family a packet is of, and its place among those of its family.
-#[derive(Clone, Copy)]
+/// What is known of a packet of a burst before anything is decided.
+pub struct Glance {
+    /// The hash of its tuple.
+    pub hash: u64,
+    /// Where that most likely leads to.
+    pub likely: Likely,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a packet is.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// IPv4.
+    /// A plain one of IPv4.
+    PlainV4,
+    /// A plain one of IPv6.
+    PlainV6,
+    /// Another one of IPv4, and its place among those.
     V4(u8),
-    /// IPv6.
+    /// Another one of IPv6.
     V6(u8),
+    /// None for the director.
+    NotOurs(NotOurs),
 }
 
 /// The packets of a burst that were looked at.
 #[derive(Default)]
 pub struct Seen {
-    /// What each is.
-    pub kinds: ArrayVec<Result<Kind, NotOurs>, BURST>,
-    /// Those of IPv4.
-    pub v4: ArrayVec<Looked<V4>, BURST>,
-    /// Those of IPv6.
-    pub v6: ArrayVec<Looked<V6>, BURST>,
-    /// Of each family, those whose index lines were asked for before the last look, and have come by now.
-    ready: [usize; 2],
-    /// Of each family, those whose entries were asked for.
-    fetched: [usize; 2],
+    /// Each.
+    pub glances: ArrayVec<Glance, BURST>,
+    /// Those of IPv4 that are not plain.
+    pub v4: ArrayVec<Meta<V4>, BURST>,
+    /// Those of IPv6 that are not.
+    pub v6: ArrayVec<Meta<V6>, BURST>,
+    /// Those whose entries were asked for.
+    fetched: usize,
 }
 
 impl Seen {
     /// Looks at the burst's packets up to `end`, and asks for their index lines.
     #[inline]
     pub fn look(&mut self, director: &Director, packets: &mut [Packet], end: usize) {
-        let (v4, v6) = (self.v4.len(), self.v6.len());
-        self.ready = [v4, v6];
+        let first = self.glances.len();
         let end = end.min(packets.len()).min(BURST);
-        let Some(group) = packets.get_mut(self.kinds.len()..end) else { return };
+        let Some(group) = packets.get_mut(first..end) else { return };
         for packet in group {
-            let kind = match plain(packet.data()) {
-                Some(meta) => Ok(self.v4(director, meta)),
+            let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
+                Some(plain) => (Kind::PlainV4, director.v4.conns.hash(&plain.tuple())),
                 None => self.look_closely(director, packet),
             };
-            self.kinds.push(kind);
+            self.glances.push(Glance { hash, likely: Likely::default(), kind });
         }
-        self.v4[v4..].iter().for_each(|looked| director.v4.aim(looked));
-        self.v6[v6..].iter().for_each(|looked| director.v6.aim(looked));
-    }
-
-    #[inline]
-    fn v4(&mut self, director: &Director, meta: Meta<V4>) -> Kind {
-        self.v4.push(director.v4.look(meta));
-        Kind::V4(self.v4.len() as u8 - 1)
+        for glance in &self.glances[first..] {
+            match glance.kind {
+                Kind::PlainV4 | Kind::V4(_) => director.v4.conns.prefetch_index(glance.hash),
+                Kind::PlainV6 | Kind::V6(_) => director.v6.conns.prefetch_index(glance.hash),
+                Kind::NotOurs(_) => {}
+            }
+        }
     }
 
     // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
     #[inline(never)]
-    fn look_closely(&mut self, director: &Director, packet: &mut Packet) -> Result<Kind, NotOurs> {
-        Ok(match parse(packet.data())? {
-            Parsed::V4(meta) => self.v4(director, meta),
-            Parsed::V6(meta) => {
-                self.v6.push(director.v6.look(meta));
-                Kind::V6(self.v6.len() as u8 - 1)
+    fn look_closely(&mut self, director: &Director, packet: &mut Packet) -> (Kind, u64) {
+        if let Some(plain) = Plain::<HeaderV6>::of(packet) {
+            return (Kind::PlainV6, director.v6.conns.hash(&plain.tuple()));
+        }
+        match parse(packet.data()) {
+            Ok(Parsed::V4(meta)) => {
+                self.v4.push(meta);
+                (Kind::V4(self.v4.len() as u8 - 1), director.v4.conns.hash(&meta.tuple))
             }
-        })
+            Ok(Parsed::V6(meta)) => {
+                self.v6.push(meta);
+                (Kind::V6(self.v6.len() as u8 - 1), director.v6.conns.hash(&meta.tuple))
+            }
+            Err(why) => (Kind::NotOurs(why), 0),
+        }
     }
 
-    /// Asks for the entries of the packets that were looked at before the last look.
+    /// Asks for the entries of the packets up to `end`, whose index lines have come by now.
     #[inline]
-    pub fn fetch(&mut self, director: &Director) {
+    pub fn fetch(&mut self, director: &Director, end: usize) {
         let owners = director.shared.owners();
-        let [v4, v6] = self.fetched;
-        self.v4[v4..self.ready[0]].iter_mut().for_each(|looked| director.v4.fetch(looked, owners));
-        self.v6[v6..self.ready[1]].iter_mut().for_each(|looked| director.v6.fetch(looked, owners));
-        self.fetched = self.ready;
+        let end = end.min(self.glances.len());
+        for glance in &mut self.glances[self.fetched.min(end)..end] {
+            glance.likely = match glance.kind {
+                Kind::PlainV4 | Kind::V4(_) => director.v4.fetch(glance.hash, owners),
+                Kind::PlainV6 | Kind::V6(_) => director.v6.fetch(glance.hash, owners),
+                Kind::NotOurs(_) => continue,
+            }
+        }
+        self.fetched = end;
     }
 }

@@ -146,8 +146,8 @@ impl<A: Near> Family<A> {
         let back = network.route(meta.tuple.source.into()).and_then(|route| route.link);
         match network
             .link(back.unwrap_or(packet.port.into()))
-            .and_then(|(interface, ..)| interface.address_towards(meta.tuple.source))
-            .and_then(A::of)
+            .and_then(|(interface, ..)| interface.address_towards(&meta.tuple.source.into()))
+            .and_then(|address| A::of(*address))
         {
             Some(address) => self.answer(shared, packet, meta, problem, address, now),
             None => Verdict::Drop(Reason::NoRoute),

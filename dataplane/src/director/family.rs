@@ -1,5 +1,6 @@
 //! The life of a packet of one address family: the same lines for IPv4 and IPv6.
 
+use super::ahead::Glance;
 use super::beyond::{self, Near};
 use super::ftp::Talks;
 use super::hops::{HopCache, Toward};
@@ -40,16 +41,6 @@ pub struct Family<A> {
     pub(super) talks: Talks,
 }
 
-/// What is known of a packet of a burst before anything is decided.
-pub struct Looked<A> {
-    /// What it is.
-    pub meta: Meta<A>,
-    /// The hash of its tuple.
-    hash: u64,
-    /// Where that most likely leads to.
-    likely: Likely,
-}
-
 impl<A: Near> Family<A> {
     /// A family without connections.
     ///
@@ -75,28 +66,16 @@ impl<A: Near> Family<A> {
         self.conns.supply()
     }
 
-    /// A first look at a packet.
-    #[inline]
-    pub fn look(&self, meta: Meta<A>) -> Looked<A> {
-        let hash = self.conns.hash(&meta.tuple);
-        Looked { meta, hash, likely: Likely::default() }
-    }
-
-    /// Has the index line of a packet fetched.
-    #[inline]
-    pub fn aim(&self, looked: &Looked<A>) {
-        self.conns.prefetch_index(looked.hash);
-    }
-
     /// Has the entry fetched that a packet most likely belongs to; if it is of none here, what tells whose it is.
     #[inline]
-    pub fn fetch(&self, looked: &mut Looked<A>, owners: Option<&Directory>) {
-        looked.likely = self.conns.prefetch_entry(looked.hash);
-        if looked.likely.is_nowhere()
+    pub fn fetch(&self, hash: u64, owners: Option<&Directory>) -> Likely {
+        let likely = self.conns.prefetch_entry(hash);
+        if likely.candidate().is_none()
             && let Some(owners) = owners
         {
-            owners.prefetch(looked.hash);
+            owners.prefetch(hash);
         }
+        likely
     }
 
     /// Decides about a packet that is no [whole segment or datagram](Meta::is_whole_transport).
@@ -106,14 +85,16 @@ impl<A: Near> Family<A> {
         far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
-        looked: &Looked<A>,
+        meta: &Meta<A>,
+        glance: &Glance,
         now: Tick,
     ) -> Verdict {
-        let meta = &looked.meta;
         match meta.fragment {
             None => self.icmp(far, shared, packet, meta, now),
             Some(_) if meta.tuple.protocol == A::ICMP => Verdict::Pass,
-            Some(part) if part.offset == 0 => self.first_fragment(far, shared, packet, (looked, &part), now),
+            Some(part) if part.offset == 0 => {
+                self.first_fragment(far, shared, packet, (meta, glance, &part), now)
+            }
             Some(part) => self.later_fragment(far, shared, packet, meta, &part, now),
         }
     }
@@ -125,11 +106,11 @@ impl<A: Near> Family<A> {
         far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
-        looked: &Looked<A>,
+        meta: &Meta<A>,
+        glance: &Glance,
         now: Tick,
     ) -> Verdict {
-        let Looked { meta, hash, likely } = looked;
-        let hash = *hash;
+        let Glance { hash, ref likely, .. } = *glance;
         let found = self.conns.find_where(likely, &meta.tuple, hash);
         match found.and_then(|found| self.if_alive(shared, found, now)) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
@@ -275,8 +256,7 @@ impl<A: Near> Family<A> {
     fn follow(&mut self, shared: &mut Shared, meta: &Meta<A>, id: ConnId, now: Tick) {
         self.track(shared, id, meta, Direction::Request, now);
         let conn = self.conns.conn_mut(id);
-        // Past its end it goes on in the middle: one that counts few packets is a short one.
-        conn.in_packets = conn.in_packets.checked_add(1).unwrap_or(1 << 15);
+        conn.count_packet();
         let counters = shared.mine().dest(conn.dest);
         add(&counters.in_packets, 1);
         add(&counters.in_bytes, meta.length().into());

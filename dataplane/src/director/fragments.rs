@@ -1,7 +1,8 @@
 //! Parts of datagrams: the later ones go the way of the first, and none goes over another.
 
+use super::ahead::Glance;
 use super::beyond::{self, Near};
-use super::family::{Family, Looked};
+use super::family::Family;
 use super::{Shared, Verdict};
 use crate::conn::Direction;
 use crate::conn::fragments::Fragments;
@@ -17,16 +18,15 @@ impl<A: Near> Family<A> {
         far: &mut Family<A::Other>,
         shared: &mut Shared,
         packet: &mut Packet,
-        (looked, part): (&Looked<A>, &Fragment),
+        (meta, glance, part): (&Meta<A>, &Glance, &Fragment),
         now: Tick,
     ) -> Verdict {
-        let meta = &looked.meta;
         let key = Fragments::key(meta, part);
         let datagram = self.conns.hash(&key);
         if let Err(reason) = self.fragments.flow(&key, datagram, part, now) {
             return Verdict::Drop(reason);
         }
-        let verdict = self.packet(far, shared, packet, looked, now);
+        let verdict = self.packet(far, shared, packet, meta, glance, now);
         if let Verdict::Forward(_) = verdict {
             shared.claim(datagram);
             if let Some(displaced) = self.fragments.remember(key, datagram, meta.tuple, part, now) {

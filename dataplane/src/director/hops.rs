@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
-use crate::conn::Hops;
+use crate::conn::{Direction, Hops};
 use crate::service::{Hop, Network, Unreachable};
 
 /// No hop is remembered.
@@ -59,6 +59,16 @@ impl HopCache {
             false => self.remember(network, hops, toward, address())?,
         };
         Ok(self.hops[usize::from(number)])
+    }
+
+    /// The hop of a connection's packets if it is remembered.
+    #[inline(always)]
+    pub fn known(&self, hops: &Hops, direction: Direction) -> Option<&Hop> {
+        let number = match direction {
+            Direction::Request => hops.to_server,
+            Direction::Reply => hops.to_client,
+        };
+        if hops.generation == self.generation { self.hops.get(usize::from(number)) } else { None }
     }
 
     #[cold]

@@ -36,6 +36,7 @@ mod persistence;
 mod pools;
 mod sending;
 mod services;
+mod short;
 mod undelivered;
 
 use std::net::IpAddr;
@@ -50,16 +51,17 @@ use crate::conn::paths::Paths;
 use crate::conn::supplier;
 use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
-use crate::packet::{Packet, V4, V6};
+use crate::packet::plain::{HeaderV4, HeaderV6};
+use crate::packet::{Meta, Packet, Plain, V4, V6};
 use crate::port::BURST;
 use crate::profile::{Stage, Stopwatch};
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
-use ahead::{GROUP, Kind, Seen};
+use ahead::{GROUP, Glance, Kind, Seen};
 use beyond::Beyond;
 use defence::Defence;
-use family::{Family, Looked};
+use family::Family;
 pub use listing::{Listed, Place};
 use openings::Openings;
 pub use openings::Wish;
@@ -115,6 +117,8 @@ struct Shared {
     openings: Openings,
     /// Whether the burst under way was sent by another worker.
     handed: bool,
+    /// Whether no packet goes the [short] way.
+    is_long: bool,
     watch: Stopwatch,
 }
 
@@ -166,6 +170,7 @@ impl Director {
                 defence,
                 openings: Openings::default(),
                 handed: false,
+                is_long: false,
                 watch: Stopwatch::stopped(),
             },
             v4: Family::with_capacity(capacity, secret, now)?,
@@ -203,7 +208,7 @@ impl Director {
             seen.look(self, packets, groups * GROUP);
         }
         self.shared.watch.lap(Stage::Parse);
-        seen.fetch(self);
+        seen.fetch(self, GROUP);
         self.shared.watch.lap(Stage::LookUp);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
@@ -212,23 +217,26 @@ impl Director {
             self.shared.watch.lap(Stage::Decide);
             seen.look(self, packets, group + 3 * GROUP);
             self.shared.watch.lap(Stage::Parse);
-            seen.fetch(self);
+            seen.fetch(self, group + 2 * GROUP);
             self.shared.watch.lap(Stage::LookUp);
-            let group = group..count.min(group + GROUP);
-            for (packet, kind) in packets[group.clone()].iter_mut().zip(&seen.kinds[group]) {
-                let verdict = match *kind {
-                    Ok(_) if is_idle => Verdict::Pass,
-                    Ok(Kind::V4(place)) => self.decide_v4(packet, &seen.v4[usize::from(place)], now),
-                    Ok(Kind::V6(place)) => self.decide_v6(packet, &seen.v6[usize::from(place)], now),
-                    Err(NotOurs::Pass) => Verdict::Pass,
-                    Err(NotOurs::Drop(reason)) => Verdict::Drop(reason),
+            let (mut at, end) = (group, count.min(group + GROUP));
+            while at < end {
+                let gone = match is_idle || self.shared.is_long {
+                    true => 0,
+                    false => self.go_on(&mut packets[at..end], &seen.glances[at..end], now, verdicts),
                 };
+                (forwarded, at) = (forwarded + gone as u64, at + gone);
+                if at == end {
+                    break;
+                }
+                let verdict = self.decide(&mut packets[at], &seen.glances[at], &seen, is_idle, now);
                 match verdict {
                     Verdict::Forward(_) => forwarded += 1,
                     Verdict::HandOff(_) => handed_off += 1,
                     verdict => self.shared.count(verdict),
                 }
                 verdicts.push(verdict);
+                at += 1;
             }
         }
         self.v4.conns.settle();
@@ -238,25 +246,78 @@ impl Director {
         self.shared.watch.lap(Stage::Decide);
     }
 
+    /// Sends on the first packets, as many as go the [short] way. Says how many these were.
     #[inline]
-    fn decide_v4(&mut self, packet: &mut Packet, looked: &Looked<V4>, now: Tick) -> Verdict {
-        if looked.meta.is_whole_transport() {
-            return self.v4.packet(&mut self.v6, &mut self.shared, packet, looked, now);
+    fn go_on(
+        &mut self,
+        packets: &mut [Packet],
+        glances: &[Glance],
+        now: Tick,
+        verdicts: &mut ArrayVec<Verdict, BURST>,
+    ) -> usize {
+        match glances[0].kind {
+            kind @ Kind::PlainV4 => self.v4.go_on(&self.shared, packets, glances, kind, now, verdicts),
+            kind @ Kind::PlainV6 => self.v6.go_on(&self.shared, packets, glances, kind, now, verdicts),
+            _ => 0,
         }
-        match self.undelivered(packet, &looked.meta, now) {
-            Some(verdict) => verdict,
-            None => self.v4.decide(&mut self.v6, &mut self.shared, packet, looked, now),
+    }
+
+    /// Decides about a packet, the long way.
+    #[inline(never)]
+    fn decide(
+        &mut self,
+        packet: &mut Packet,
+        glance: &Glance,
+        seen: &Seen,
+        is_idle: bool,
+        now: Tick,
+    ) -> Verdict {
+        match glance.kind {
+            Kind::NotOurs(NotOurs::Pass) => Verdict::Pass,
+            Kind::NotOurs(NotOurs::Drop(reason)) => Verdict::Drop(reason),
+            _ if is_idle => Verdict::Pass,
+            Kind::PlainV4 => self.decide_plain_v4(packet, glance, now),
+            Kind::PlainV6 => self.decide_plain_v6(packet, glance, now),
+            Kind::V4(place) => self.decide_v4(packet, &seen.v4[usize::from(place)], glance, now),
+            Kind::V6(place) => self.decide_v6(packet, &seen.v6[usize::from(place)], glance, now),
         }
     }
 
     #[inline]
-    fn decide_v6(&mut self, packet: &mut Packet, looked: &Looked<V6>, now: Tick) -> Verdict {
-        if looked.meta.is_whole_transport() {
-            return self.v6.packet(&mut self.v4, &mut self.shared, packet, looked, now);
+    fn decide_plain_v4(&mut self, packet: &mut Packet, glance: &Glance, now: Tick) -> Verdict {
+        let Some(meta) = Plain::<HeaderV4>::again(packet).map(|plain| plain.meta()) else {
+            return Verdict::Pass;
+        };
+        self.v4.packet(&mut self.v6, &mut self.shared, packet, &meta, glance, now)
+    }
+
+    #[inline]
+    fn decide_plain_v6(&mut self, packet: &mut Packet, glance: &Glance, now: Tick) -> Verdict {
+        let Some(meta) = Plain::<HeaderV6>::again(packet).map(|plain| plain.meta()) else {
+            return Verdict::Pass;
+        };
+        self.v6.packet(&mut self.v4, &mut self.shared, packet, &meta, glance, now)
+    }
+
+    #[inline(never)]
+    fn decide_v4(&mut self, packet: &mut Packet, meta: &Meta<V4>, glance: &Glance, now: Tick) -> Verdict {
+        if meta.is_whole_transport() {
+            return self.v4.packet(&mut self.v6, &mut self.shared, packet, meta, glance, now);
         }
-        match self.undelivered(packet, &looked.meta, now) {
+        match self.undelivered(packet, meta, now) {
             Some(verdict) => verdict,
-            None => self.v6.decide(&mut self.v4, &mut self.shared, packet, looked, now),
+            None => self.v4.decide(&mut self.v6, &mut self.shared, packet, meta, glance, now),
+        }
+    }
+
+    #[inline(never)]
+    fn decide_v6(&mut self, packet: &mut Packet, meta: &Meta<V6>, glance: &Glance, now: Tick) -> Verdict {
+        if meta.is_whole_transport() {
+            return self.v6.packet(&mut self.v4, &mut self.shared, packet, meta, glance, now);
+        }
+        match self.undelivered(packet, meta, now) {
+            Some(verdict) => verdict,
+            None => self.v6.decide(&mut self.v4, &mut self.shared, packet, meta, glance, now),
         }
     }
 
@@ -327,6 +388,11 @@ impl Director {
     /// Gives each IPv4 connection, whole, to `each`: for tests, which look closer than a listing does.
     pub fn each_v4(&self, each: impl FnMut(&Conn<V4>)) {
         self.v4.each(each);
+    }
+
+    /// Sends nothing the [short] way from now on: for tests, which compare.
+    pub fn go_the_long_way(&mut self) {
+        self.shared.is_long = true;
     }
 
     /// What its stages are timed by, if its owner has it run. Nothing that is decided depends on it.

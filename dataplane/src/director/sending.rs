@@ -1,5 +1,7 @@
 //! The last steps of a packet to a real server: what its way takes, and the pieces it goes in.
 
+use std::net::IpAddr;
+
 use super::beyond::Near;
 use super::family::Family;
 use super::{Shared, Verdict};
@@ -73,17 +75,12 @@ impl<A: Near> Family<A> {
         hop: &Hop,
         now: Tick,
     ) -> Verdict {
-        let Snapshot { services, network, .. } = &*shared.snapshot;
-        let Some(destination) = services.dest(dest).map(|dest| dest.address) else {
-            return Verdict::Drop(Reason::NoDest);
+        let (ends, mtu) = match way_inside(shared, dest, hop, now) {
+            Ok(way) => way,
+            Err(reason) => return Verdict::Drop(reason),
         };
-        let source = network.link(hop.link).and_then(|(link, ..)| link.address_towards(destination));
-        // Without an address of its own on the way the director cannot be the tunnel's end.
-        let Some(source) = source else { return Verdict::Drop(Reason::NoRoute) };
         let id = self.id();
-        let ends = tunnel::Ends { source, destination };
         tunnel::request(packet, meta, tunnel, ends, hop, (hash, id));
-        let mtu = hop.mtu.min(shared.paths.mtu(destination, now));
         self.send(shared, packet, &Hop { mtu, ..*hop })
     }
 
@@ -92,6 +89,22 @@ impl<A: Near> Family<A> {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
     }
+}
+
+/// The ends of a tunnel to a real server, and the bytes of the tunnel's own packets that the path carries as far as is known.
+#[inline]
+pub(super) fn way_inside<'a>(
+    shared: &'a Shared,
+    dest: DestId,
+    hop: &Hop,
+    now: Tick,
+) -> Result<(tunnel::Ends<&'a IpAddr>, u16), Reason> {
+    let Snapshot { services, network, .. } = &*shared.snapshot;
+    let destination = &services.dest(dest).ok_or(Reason::NoDest)?.address;
+    // Without an address of its own on the way the director cannot be the tunnel's end.
+    let link = network.link(hop.link).map(|(link, ..)| link);
+    let source = link.and_then(|link| link.address_towards(destination)).ok_or(Reason::NoRoute)?;
+    Ok((tunnel::Ends { source, destination }, hop.mtu.min(shared.paths.mtu(*destination, now))))
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
@@ -106,7 +119,7 @@ pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick
 
 fn mtu_inside<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
     let Some(dest) = shared.snapshot.services.dest(conn.dest) else { return hop.mtu };
-    let overhead = tunnel::overhead(conn.detail.tunnel(), dest.address);
+    let overhead = tunnel::overhead(conn.detail.tunnel(), &dest.address);
     let path = shared.paths.mtu(dest.address, now);
     hop.mtu.saturating_sub(overhead).min(tunnel::room::<A>(path, overhead))
 }

@@ -64,7 +64,7 @@ impl<A: Near> Family<A> {
         if conn.forwarding != Forwarding::Tunnel || error.unwrapped.wrapping != (tunnel.kind, tunnel.port) {
             return None;
         }
-        let overhead = tunnel::overhead(tunnel, dest.address);
+        let overhead = tunnel::overhead(tunnel, &dest.address);
         if !icmp::is_sound(packet, outer) {
             return Some(Verdict::Drop(Reason::BadChecksum));
         }

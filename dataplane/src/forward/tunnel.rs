@@ -29,15 +29,15 @@ const SOURCE_PORTS: std::ops::Range<u16> = 32_768..61_000;
 
 /// Where a packet is tunnelled to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct Ends<A = IpAddr> {
     /// The director's own address on the way.
-    pub source: IpAddr,
+    pub source: A,
     /// The real server's.
-    pub destination: IpAddr,
+    pub destination: A,
 }
 
 /// Bytes that a tunnel to this address puts before a packet.
-pub fn overhead(tunnel: Tunnel, destination: IpAddr) -> u16 {
+pub fn overhead(tunnel: Tunnel, destination: &IpAddr) -> u16 {
     let outer = if destination.is_ipv4() { V4::HEADER } else { V6::HEADER };
     (outer + wrapping(tunnel)) as u16
 }
@@ -73,7 +73,8 @@ pub fn request<A: Address>(
     packet: &mut Packet,
     meta: &Meta<A>,
     tunnel: Tunnel,
-    ends: Ends,
+    // Borrowed: an address that is copied is read again in other pieces than it was written in, and the processor waits.
+    ends: Ends<&IpAddr>,
     hop: &Hop,
     (flow, id): (u64, u16),
 ) {
@@ -103,13 +104,13 @@ pub fn request<A: Address>(
     let (outer, protocol) = (&mut data[ETHERNET..], protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE));
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let (source, destination) = (V4::from(source), V4::from(destination));
+            let (source, destination) = (V4::from(*source), V4::from(*destination));
             write::<V4>(outer, protocol, &onward, source, destination);
             wrap::<A, V4>(&mut outer[V4::HEADER..], tunnel, flow, source, destination);
             put16(data, 12, V4::ETHERTYPE);
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let (source, destination) = (V6::from(source), V6::from(destination));
+            let (source, destination) = (V6::from(*source), V6::from(*destination));
             write::<V6>(outer, protocol, &onward, source, destination);
             wrap::<A, V6>(&mut outer[V6::HEADER..], tunnel, flow, source, destination);
             put16(data, 12, V6::ETHERTYPE);
@@ -244,6 +245,7 @@ mod tests {
         chunk.extend(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
         let hop = Hop { port: PortId(0), link: LinkId(0), mtu: 1500, macs: [0; 12], tags: Tags::default() };
+        let ends = Ends { source: &ends.source, destination: &ends.destination };
         match parse(frame) {
             Ok(Parsed::V4(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
             Ok(Parsed::V6(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
@@ -271,7 +273,7 @@ mod tests {
             };
             let frame = inner(is_v4, length);
             let outer = wrapped(&frame, tunnel, ends);
-            let before = usize::from(overhead(tunnel, ends.destination));
+            let before = usize::from(overhead(tunnel, &ends.destination));
             let expected = Unwrapped { ends, wrapping: (kind, port), inner: before, is_v4 };
             prop_assert_eq!(read(&outer, outer_is_v4), Some(expected));
             prop_assert_eq!(outer.len() - before, frame.len() - ETHERNET);

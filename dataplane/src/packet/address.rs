@@ -11,6 +11,7 @@ use zerocopy::{FromZeros, Immutable};
 
 use super::checksum::{Change, Sum};
 use super::parse::Fragment;
+use super::plain::{Header, HeaderV4, HeaderV6};
 use super::{be16, be32, put16, put32};
 
 /// An IPv4 address, in host order so that it is a number to mask and to hash.
@@ -27,6 +28,9 @@ pub struct V6(pub u128);
 pub trait Address:
     Copy + Eq + Hash + Debug + Default + FromZeros + Immutable + Into<IpAddr> + 'static
 {
+    /// The family's header, without options and extensions.
+    type Header: Header<Address = Self>;
+
     /// The family's ethertype.
     const ETHERTYPE: u16;
     /// Bytes of a header without options or extensions.
@@ -149,6 +153,8 @@ pub const FRAGMENT: u8 = 44;
 pub const FRAGMENT_HEADER: usize = 8;
 
 impl Address for V4 {
+    type Header = HeaderV4;
+
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = 20;
     const SOURCE: usize = 12;
@@ -307,6 +313,8 @@ fn write_v4(ip: &mut [u8], tos: u8, payload: usize, part: u32, kind: u32, [sourc
 }
 
 impl Address for V6 {
+    type Header = HeaderV6;
+
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = 40;
     const SOURCE: usize = 8;

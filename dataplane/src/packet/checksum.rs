@@ -11,7 +11,7 @@ use super::Address;
 
 /// A running ones' complement sum, not folded and not complemented.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sum(u32);
+pub struct Sum(u64);
 
 impl Sum {
     /// Adds bytes; an odd one at the end counts as followed by a zero.
@@ -20,17 +20,17 @@ impl Sum {
         let mut last = [0; 4];
         last[..rest.len()].copy_from_slice(rest);
         let native = words.iter().chain([&last]).map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-        Self(self.0 + u32::from(u16::from_be(fold_long(native))))
+        Self(self.0 + u64::from(u16::from_be(fold(native))))
     }
 
     /// Adds a word.
     pub fn word(self, word: u16) -> Self {
-        Self(self.0 + u32::from(word))
+        Self(self.0 + u64::from(word))
     }
 
     /// Adds two words.
     pub fn long(self, words: u32) -> Self {
-        Self(self.0 + (words >> 16) + (words & 0xffff))
+        Self(self.0 + u64::from(words))
     }
 
     /// The checksum field that makes the whole sum come out right.
@@ -59,30 +59,36 @@ fn words_of(header: &[u8; 20]) -> u64 {
     words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()
 }
 
-/// Folds a sum of fewer than 2^16 words of 32 bits. In the machine's own order, which may not be the wire's, the sum is the same but for the order of its
+/// Folds a sum of words of 16 or 32 bits. In the machine's own order, which may not be the wire's, the sum is the same but for the order of its
 /// bytes (RFC 1071 §2 B).
 #[inline]
-fn fold_long(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    fold(sum as u32)
+fn fold(sum: u64) -> u16 {
+    // Twice, the upper half becomes the sum of both, with the carry that the same addition has in the lower one.
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// How much a rewrite changes a sum: `~m + m'` over the words it touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change(u32);
+pub struct Change(u64);
 
 impl Change {
     /// A word changes.
     #[inline]
     pub fn word(self, old: u16, new: u16) -> Self {
-        Self(self.0 + u32::from(!old) + u32::from(new))
+        Self(self.0 + u64::from(!old) + u64::from(new))
     }
 
     /// Two words change.
     #[inline]
     pub fn long(self, old: u32, new: u32) -> Self {
-        self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
+        Self(self.0 + u64::from(!old) + u64::from(new))
+    }
+
+    /// Another change besides.
+    #[inline]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
     }
 
     /// Words of one sum become those of another.
@@ -94,13 +100,13 @@ impl Change {
     /// Bytes are added, at an even place.
     #[inline]
     pub fn inserted(self, sum: Sum) -> Self {
-        Self(self.0 + u32::from(fold(sum.0)))
+        Self(self.0 + u64::from(fold(sum.0)))
     }
 
     /// The field after the change.
     #[inline]
     pub fn apply(self, field: u16) -> u16 {
-        !fold(u32::from(!field) + self.0)
+        !fold(self.0 + u64::from(!field))
     }
 }
 
@@ -123,12 +129,6 @@ pub fn has_right_sctp_crc(packet: &[u8]) -> bool {
 
 /// Where the CRC stands in SCTP's common header.
 const SCTP_CRC: std::ops::Range<usize> = 8..12;
-
-#[inline]
-fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
-}
 
 #[cfg(test)]
 mod tests {

@@ -7,11 +7,13 @@ pub mod address;
 pub mod checksum;
 pub mod ftp;
 pub mod parse;
+pub mod plain;
 pub mod sip;
 pub mod tags;
 
 pub use address::{Address, V4, V6};
 pub use parse::{Meta, Parsed, parse};
+pub use plain::Plain;
 pub use tags::Tags;
 
 /// A frame in its chunk of memory. The data is `chunk[start..start + len]`; what lies around it is free for
@@ -36,7 +38,7 @@ impl Packet<'_> {
 }
 
 /// What a packet carries on the wire: the key by which its connection is found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Eq)]
 pub struct Tuple<A> {
     /// Source address.
     pub source: A,
@@ -48,6 +50,18 @@ pub struct Tuple<A> {
     pub destination_port: u16,
     /// IP protocol number.
     pub protocol: u8,
+}
+
+impl<A: PartialEq> PartialEq for Tuple<A> {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        // Ports lie together wherever they are kept, and are compared as one word.
+        let ports = |tuple: &Self| u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port);
+        ports(self) == ports(other)
+            && self.source == other.source
+            && self.destination == other.destination
+            && self.protocol == other.protocol
+    }
 }
 
 impl<A: Copy> Tuple<A> {

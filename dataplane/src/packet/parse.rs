@@ -30,6 +30,8 @@ pub mod tcp_flags {
     pub const RST: u8 = 0x04;
     pub const PSH: u8 = 0x08;
     pub const ACK: u8 = 0x10;
+    /// Those that a connection's state depends on.
+    pub const DECISIVE: u8 = FIN | SYN | RST | ACK;
 }
 
 /// Types of SCTP chunks (RFC 9260 §3.2), as far as they mean something to the director.
@@ -136,37 +138,6 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, NotOurs> {
         V6::ETHERTYPE => parse_v6(frame, network).map(Parsed::V6),
         _ => Err(NotOurs::Pass),
     }
-}
-
-/// Reads a frame as [`parse`] does if it is of the plainest and most frequent kind: a whole, sound TCP segment or UDP datagram over IPv4, without tags
-/// and IP options, so that all stands at places known beforehand. Of others, and of broken ones, it says nothing.
-#[inline]
-pub fn plain(frame: &[u8]) -> Option<Meta<V4>> {
-    const TRANSPORT: usize = ETHERNET + V4::HEADER;
-    let (headers, rest) = frame.split_first_chunk::<{ TRANSPORT + 8 }>()?;
-    let ip = headers[ETHERNET..].first_chunk::<{ V4::HEADER }>()?;
-    let end = ETHERNET + usize::from(be16(ip, 2));
-    let (least, flags) = match ip[9] {
-        TCP => (TRANSPORT + 20, *rest.get(5)?),
-        UDP => (TRANSPORT + 8, 0),
-        _ => return None,
-    };
-    let is_plain = be16(headers, ETHERNET - 2) == V4::ETHERTYPE && ip[0] == 0x45 && be16(ip, 6) & 0x3fff == 0;
-    let is_sound = (least..=frame.len()).contains(&end) && is_right_header(ip);
-    (is_plain && is_sound).then(|| Meta {
-        tuple: Tuple {
-            source: V4::read(ip, V4::SOURCE),
-            destination: V4::read(ip, V4::DESTINATION),
-            source_port: be16(headers, TRANSPORT),
-            destination_port: be16(headers, TRANSPORT + 2),
-            protocol: ip[9],
-        },
-        network: ETHERNET as u16,
-        transport: TRANSPORT as u16,
-        end: end as u16,
-        flags,
-        fragment: None,
-    })
 }
 
 #[inline]
@@ -532,40 +503,6 @@ mod tests {
             };
             prop_assert!(network < transport && transport < end);
             prop_assert!(usize::from(end) <= frame.len());
-        }
-
-        /// What a short look says of a plain frame is what a long one says, and it leaves no plain frame to the long one.
-        #[test]
-        fn plain_frames_are_to_both_parsers_the_same(
-            protocol in prop::sample::select(&[TCP, TCP, UDP, SCTP, 1][..]),
-            total in 20u16..60,
-            padding in prop::collection::vec(any::<u8>(), 0..30),
-            ports in any::<u32>(),
-            broken in prop::option::of((12usize..40, any::<u8>())),
-            is_mended in any::<bool>(),
-        ) {
-            let mut frame = SYN[..ETHERNET + V4::HEADER].to_vec();
-            super::super::put16(&mut frame, ETHERNET + 2, total);
-            frame[ETHERNET + 9] = protocol;
-            frame.extend(ports.to_be_bytes());
-            frame.extend(padding);
-            if let Some((at, byte)) = broken && at < frame.len() {
-                frame[at] = byte;
-            }
-            if is_mended {
-                frame[24..26].fill(0);
-                let field = Sum::default().bytes(&frame[ETHERNET..ETHERNET + V4::HEADER]).field();
-                super::super::put16(&mut frame, 24, field);
-            }
-            let long = parse(&frame);
-            match plain(&frame) {
-                Some(meta) => prop_assert_eq!(long, Ok(Parsed::V4(meta))),
-                None => if let Ok(Parsed::V4(meta)) = long {
-                    let has_options = meta.transport != 34;
-                    let is_other = !matches!(meta.tuple.protocol, TCP | UDP);
-                    prop_assert!(has_options || is_other || meta.fragment.is_some() || meta.network != 14);
-                }
-            }
         }
     }
 }

@@ -233,8 +233,8 @@ impl Network {
 
 impl Interface {
     /// Its first address of the family of `other`.
-    pub fn address_towards(&self, other: impl Into<IpAddr>) -> Option<IpAddr> {
-        self.addresses[family(other.into())]
+    pub fn address_towards(&self, other: &IpAddr) -> Option<&IpAddr> {
+        self.addresses[family(*other)].as_ref()
     }
 }
 

@@ -327,7 +327,7 @@ impl Worker {
                 let (start, len, port) = (frame.start(), frame.len(), PortId(frame.port));
                 let chunk = memory.chunk(frame);
                 // It was written by another core, or by the NIC.
-                chunk.get(start).into_iter().for_each(prefetch);
+                chunk.get(start).into_iter().for_each(|line| prefetch(line));
                 Packet { chunk, start, len, port }
             })
             .collect();

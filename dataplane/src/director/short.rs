@@ -1,0 +1,175 @@
+//! The short way: a plain packet of a connection that goes on as it did.
+//!
+//! Nearly all packets are such, and nothing about them is news: no state changes, no timeout, no next hop. What [the long way](super::family) asks of a packet one
+//! after the other is asked of these at once, before anything is changed; one of which anything is otherwise goes the long way, from its beginning. What
+//! becomes of a packet is the same on both, to the byte (a property of [the director](super) holds them to it).
+
+use arrayvec::ArrayVec;
+
+use super::ahead::{Glance, Kind};
+use super::beyond::Near;
+use super::family::Family;
+use super::sending::way_inside;
+use super::{Shared, Verdict};
+use crate::conn::{Conn, Direction, Marks, State};
+use crate::forward::{self, tunnel};
+use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::{Meta, Packet, Plain};
+use crate::port::BURST;
+use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
+use crate::stats::add;
+
+/// Connections whose packets need to be looked at more closely.
+const DEMANDING: Marks = Marks::all(&[Marks::TELLS, Marks::ACROSS, Marks::TEMPLATE, Marks::FTP]);
+
+impl<A: Near> Family<A> {
+    /// Sends on the packets that go the short way, up to the first of another `kind` or that does not. Says how many these were.
+    // Not inlined: alone, it has registers enough.
+    #[inline(never)]
+    pub(super) fn go_on(
+        &mut self,
+        shared: &Shared,
+        packets: &mut [Packet],
+        glances: &[Glance],
+        kind: Kind,
+        now: Tick,
+        verdicts: &mut ArrayVec<Verdict, BURST>,
+    ) -> usize {
+        let before = verdicts.len();
+        for (packet, glance) in packets.iter_mut().zip(glances) {
+            if glance.kind != kind {
+                break;
+            }
+            let Some(port) = self.goes_on(shared, packet, glance, now) else { break };
+            verdicts.push(Verdict::Forward(port));
+        }
+        verdicts.len() - before
+    }
+
+    /// Sends a packet on; gives the port. `None` if it does not go the short way; nothing has changed then.
+    #[inline(always)]
+    fn goes_on(
+        &mut self,
+        shared: &Shared,
+        packet: &mut Packet,
+        glance: &Glance,
+        now: Tick,
+    ) -> Option<PortId> {
+        let Snapshot { services, network, timeouts, .. } = &*shared.snapshot;
+        let (id, direction) = glance.likely.candidate()?;
+        let arrival = packet.port;
+        let plain = Plain::<A::Header>::again(packet)?;
+        let conn = self.conns.conn_mut(id);
+        let steady = match plain.is_udp() {
+            true => State::Udp,
+            // It leaves an established connection established, whoever sends it.
+            false if plain.flags() & tcp_flags::DECISIVE == tcp_flags::ACK => State::Established,
+            false => return None,
+        };
+        let is_as_it_was =
+            conn.state == steady && conn.timeout == timeouts.of(steady) && conn.remaining(now) > 0;
+        if !is_as_it_was || conn.marks.has(DEMANDING) || plain.hops_left() <= 1 {
+            return None;
+        }
+        let hop = self.hops.known(&conn.hops, direction)?;
+        let (length, counters) = (plain.length(), shared.mine().dest(conn.dest));
+        if length > hop.mtu {
+            return None;
+        }
+        match direction {
+            Direction::Request => {
+                let is_usual = services.has_dest(conn.dest) && !network.is_home(hop.link);
+                if !is_usual || plain.tuple() != conn.request() {
+                    return None;
+                }
+                match conn.forwarding {
+                    Forwarding::Tunnel => {
+                        let meta = plain.meta();
+                        Self::wrap(&mut self.next_id, shared, packet, &meta, conn, (glance.hash, now), hop)?;
+                        conn.last_seen = now;
+                        conn.count_packet();
+                        add(&counters.in_packets, 1);
+                        add(&counters.in_bytes, length.into());
+                        return Some(hop.port);
+                    }
+                    _ if to_server(plain, conn) => {}
+                    _ => return None,
+                }
+                conn.count_packet();
+                add(&counters.in_packets, 1);
+                add(&counters.in_bytes, length.into());
+            }
+            Direction::Reply => {
+                // The first answer to a datagram shows a template that its real server serves.
+                let is_news = conn.marks.has(Marks::CONTROLLED) && plain.is_udp();
+                if is_news
+                    || network.is_home(arrival)
+                    || plain.tuple() != conn.beyond()
+                    || !to_client(plain, conn)
+                {
+                    return None;
+                }
+                add(&counters.out_packets, 1);
+                add(&counters.out_bytes, length.into());
+            }
+        }
+        conn.last_seen = now;
+        plain.macs = hop.macs;
+        packet.len = ETHERNET + usize::from(length);
+        if !hop.tags.is_empty() {
+            forward::address(packet, hop);
+        }
+        Some(hop.port)
+    }
+
+    /// Puts a client's packet into a tunnel, if it can leave that way in one piece.
+    #[inline(never)]
+    fn wrap(
+        next_id: &mut u16,
+        shared: &Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        conn: &Conn<A>,
+        (hash, now): (u64, Tick),
+        hop: &Hop,
+    ) -> Option<()> {
+        let kind = conn.detail.tunnel();
+        let (ends, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
+        if meta.length() + tunnel::overhead(kind, ends.destination) > mtu {
+            return None;
+        }
+        *next_id = next_id.wrapping_add(1);
+        tunnel::request(packet, meta, kind, ends, hop, (hash, *next_id));
+        Some(())
+    }
+}
+
+/// Rewrites a client's packet, if it is of one of the usual kinds.
+#[inline(always)]
+fn to_server<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>) -> bool {
+    match conn.forwarding {
+        Forwarding::Route => plain.age(),
+        Forwarding::Masq if plain.has_checksum() => {
+            plain.translate(None, Some((conn.server, conn.server_port)))
+        }
+        Forwarding::FullNat if plain.has_checksum() => {
+            plain.translate(Some((conn.local, conn.local_port)), Some((conn.server, conn.server_port)));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Rewrites a real server's packet, if it is of one of the usual kinds.
+#[inline(always)]
+fn to_client<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>) -> bool {
+    let service = (conn.virtual_address, conn.virtual_port);
+    match conn.forwarding {
+        Forwarding::Masq if plain.has_checksum() => plain.translate(Some(service), None),
+        Forwarding::FullNat if plain.has_checksum() => {
+            plain.translate(Some(service), Some((conn.client, conn.client_port)));
+        }
+        _ => return false,
+    }
+    true
+}

@@ -1,0 +1,400 @@
+//! The plainest and most frequent frames: a whole, sound TCP segment or UDP datagram without VLAN tags, IP options and extension headers. All that
+//! the director asks of them stands at places known beforehand, so they are read and written as what they are: nothing is looked for, and nothing checked twice.
+
+use zerocopy::big_endian::{U16, U32, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
+
+use super::checksum::{Change, is_right_header};
+use super::parse::ETHERNET;
+use super::{Address, Meta, Packet, Tuple, V4, V6};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// The headers of a plain frame, in place. Of a UDP datagram's data they hold the beginning, or what lies in memory behind it.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Plain<H> {
+    /// Destination and source addresses of the frame.
+    pub macs: [u8; 12],
+    ethertype: U16,
+    ip: H,
+    source_port: U16,
+    destination_port: U16,
+    /// UDP's length; half of TCP's sequence number.
+    length: [u8; 2],
+    /// UDP's; the other half.
+    udp_checksum: U16,
+    /// The rest is TCP's.
+    acknowledged: [u8; 4],
+    offset: u8,
+    flags: u8,
+    window: [u8; 2],
+    tcp_checksum: U16,
+    urgent: [u8; 2],
+}
+
+/// An IPv4 header (RFC 791 §3.1).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct HeaderV4 {
+    /// With the header's length.
+    version: u8,
+    tos: u8,
+    length: U16,
+    id: U16,
+    fragment: U16,
+    ttl: u8,
+    protocol: u8,
+    checksum: U16,
+    source: U32,
+    destination: U32,
+}
+
+/// An IPv6 header (RFC 8200 §3).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct HeaderV6 {
+    /// With half of the traffic class.
+    version: u8,
+    flow: [u8; 3],
+    /// Without this header.
+    length: U16,
+    protocol: u8,
+    hop_limit: u8,
+    source: U128,
+    destination: U128,
+}
+
+/// An IP header without options and extensions.
+pub trait Header: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned {
+    /// The family's addresses.
+    type Address: Address;
+
+    /// Whether it is one, sound, of a whole packet.
+    fn is_sound(&self) -> bool;
+
+    /// Bytes of the packet, from this header on.
+    fn length(&self) -> u16;
+
+    /// The protocol number of what follows.
+    fn protocol(&self) -> u8;
+
+    /// The time to live, or hop limit.
+    fn hops_left(&self) -> u8;
+
+    /// From where to where.
+    fn ends(&self) -> (Self::Address, Self::Address);
+
+    /// Replaces the source address.
+    fn set_source(&mut self, address: Self::Address);
+
+    /// Replaces the destination address.
+    fn set_destination(&mut self, address: Self::Address);
+
+    /// Takes one from the time to live, which has one to take, and adjusts the header's checksum, where it has one, by this and by what else was changed.
+    fn age(&mut self, change: Change);
+}
+
+impl<H: Header> Plain<H> {
+    /// The headers of a frame, if it is a plain one of this family.
+    #[inline]
+    pub fn of<'a>(packet: &'a Packet) -> Option<&'a Self> {
+        let (plain, _) = Self::ref_from_prefix(packet.chunk.get(packet.start..)?).ok()?;
+        let least = match plain.ip.protocol() {
+            TCP => 20,
+            UDP => 8,
+            _ => return None,
+        };
+        let length = usize::from(plain.ip.length());
+        let is_whole = least + size_of::<H>() <= length && ETHERNET + length <= packet.len;
+        (is_whole && plain.ethertype.get() == H::Address::ETHERTYPE && plain.ip.is_sound()).then_some(plain)
+    }
+
+    /// The headers of a frame that is [known](Self::of) to be plain.
+    #[inline]
+    pub fn again<'a>(packet: &'a mut Packet) -> Option<&'a mut Self> {
+        let (plain, _) = Self::mut_from_prefix(packet.chunk.get_mut(packet.start..)?).ok()?;
+        Some(plain)
+    }
+
+    /// What [`parse`](super::parse()) says of it.
+    #[inline]
+    pub fn meta(&self) -> Meta<H::Address> {
+        let transport = ETHERNET + size_of::<H>();
+        Meta {
+            tuple: self.tuple(),
+            network: ETHERNET as u16,
+            transport: transport as u16,
+            end: ETHERNET as u16 + self.length(),
+            flags: self.flags(),
+            fragment: None,
+        }
+    }
+
+    /// What it carries.
+    #[inline]
+    pub fn tuple(&self) -> Tuple<H::Address> {
+        let (source, destination) = self.ip.ends();
+        Tuple {
+            source,
+            destination,
+            source_port: self.source_port.get(),
+            destination_port: self.destination_port.get(),
+            protocol: self.ip.protocol(),
+        }
+    }
+
+    /// Bytes from the IP header on.
+    #[inline]
+    pub fn length(&self) -> u16 {
+        self.ip.length()
+    }
+
+    /// Its time to live.
+    #[inline]
+    pub fn hops_left(&self) -> u8 {
+        self.ip.hops_left()
+    }
+
+    /// Whether it is a datagram; otherwise it is a segment.
+    #[inline]
+    pub fn is_udp(&self) -> bool {
+        self.ip.protocol() == UDP
+    }
+
+    /// TCP's flags; 0 for UDP.
+    #[inline]
+    pub fn flags(&self) -> u8 {
+        if self.is_udp() { 0 } else { self.flags }
+    }
+
+    /// Whether it has a checksum, as a datagram need not.
+    #[inline]
+    pub fn has_checksum(&self) -> bool {
+        !self.is_udp() || self.udp_checksum != 0
+    }
+
+    /// Sends it on as a router does.
+    #[inline]
+    pub fn age(&mut self) {
+        self.ip.age(Change::default());
+    }
+
+    /// Replaces its ends, as [`nat`](crate::forward::nat) does, and ages it. It has a checksum.
+    #[inline(always)]
+    pub fn translate(&mut self, source: Option<End<H>>, destination: Option<End<H>>) {
+        let (old_source, old_destination) = self.ip.ends();
+        let (mut change, mut ports) = (Change::default(), Change::default());
+        if let Some((address, port)) = source {
+            change = old_source.becomes(address, change);
+            ports = ports.word(self.source_port.get(), port);
+            self.ip.set_source(address);
+            self.source_port.set(port);
+        }
+        if let Some((address, port)) = destination {
+            change = old_destination.becomes(address, change);
+            ports = ports.word(self.destination_port.get(), port);
+            self.ip.set_destination(address);
+            self.destination_port.set(port);
+        }
+        self.ip.age(change);
+        let change = change.and(ports);
+        if self.is_udp() {
+            // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
+            let field = change.apply(self.udp_checksum.get());
+            self.udp_checksum.set(if field == 0 { 0xffff } else { field });
+        } else {
+            self.tcp_checksum.set(change.apply(self.tcp_checksum.get()));
+        }
+    }
+}
+
+/// An end of a connection.
+type End<H> = (<H as Header>::Address, u16);
+
+impl Header for HeaderV4 {
+    type Address = V4;
+
+    #[inline]
+    fn is_sound(&self) -> bool {
+        self.version == 0x45 && self.fragment.get() & 0x3fff == 0 && is_right_header(transmute_ref!(self))
+    }
+
+    #[inline]
+    fn length(&self) -> u16 {
+        self.length.get()
+    }
+
+    #[inline]
+    fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    #[inline]
+    fn hops_left(&self) -> u8 {
+        self.ttl
+    }
+
+    #[inline]
+    fn ends(&self) -> (V4, V4) {
+        (V4(self.source.get()), V4(self.destination.get()))
+    }
+
+    #[inline]
+    fn set_source(&mut self, address: V4) {
+        self.source.set(address.0);
+    }
+
+    #[inline]
+    fn set_destination(&mut self, address: V4) {
+        self.destination.set(address.0);
+    }
+
+    #[inline]
+    fn age(&mut self, change: Change) {
+        self.ttl = self.ttl.wrapping_sub(1);
+        // It is the upper half of its word, which so gets 0x100 less, whatever it was.
+        self.checksum.set(change.word(0x100, 0).apply(self.checksum.get()));
+    }
+}
+
+impl Header for HeaderV6 {
+    type Address = V6;
+
+    #[inline]
+    fn is_sound(&self) -> bool {
+        self.version >> 4 == 6
+    }
+
+    #[inline]
+    fn length(&self) -> u16 {
+        // One that would be longer than can be said is longer than any frame, too.
+        self.length.get().saturating_add(V6::HEADER as u16)
+    }
+
+    #[inline]
+    fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    #[inline]
+    fn hops_left(&self) -> u8 {
+        self.hop_limit
+    }
+
+    #[inline]
+    fn ends(&self) -> (V6, V6) {
+        (V6(self.source.get()), V6(self.destination.get()))
+    }
+
+    #[inline]
+    fn set_source(&mut self, address: V6) {
+        self.source.set(address.0);
+    }
+
+    #[inline]
+    fn set_destination(&mut self, address: V6) {
+        self.destination.set(address.0);
+    }
+
+    #[inline]
+    fn age(&mut self, _change: Change) {
+        self.hop_limit = self.hop_limit.wrapping_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::checksum::Sum;
+    use super::super::{Parsed, parse, put16, tags};
+    use super::*;
+    use crate::service::PortId;
+
+    /// A frame that is plain, or nearly: UDP or TCP most often, and often whole.
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let header = (any::<bool>(), prop::sample::select(&[TCP, TCP, UDP, UDP, 132, 1][..]), 0u16..60);
+        let bytes = prop::collection::vec(any::<u8>(), 70);
+        let broken = prop::option::of((12usize..60, any::<u8>()));
+        (header, bytes, 40usize..110, broken, any::<bool>()).prop_map(
+            |(header, bytes, length, broken, mended)| {
+                let (is_v4, protocol, payload) = header;
+                let mut frame = vec![2; 12];
+                if is_v4 {
+                    frame.extend([
+                        0x08,
+                        0,
+                        0x45,
+                        0,
+                        0,
+                        20 + payload as u8,
+                        0,
+                        1,
+                        0x40,
+                        0,
+                        64,
+                        protocol,
+                        0,
+                        0,
+                    ]);
+                } else {
+                    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, payload as u8, protocol, 64]);
+                }
+                frame.extend(bytes);
+                frame.truncate(length);
+                if let Some((at, byte)) = broken
+                    && at < frame.len()
+                {
+                    frame[at] = byte;
+                }
+                if is_v4 && mended {
+                    frame[24..26].fill(0);
+                    let field = Sum::default().bytes(&frame[14..34]).field();
+                    put16(&mut frame, 24, field);
+                }
+                frame
+            },
+        )
+    }
+
+    fn agrees<H: Header>(chunk: &mut [u8], len: usize, long: Option<Meta<H::Address>>) {
+        let packet = Packet { chunk, start: 64, len, port: PortId(0) };
+        match (Plain::<H>::of(&packet), long) {
+            (Some(plain), long) => assert_eq!(Some(plain.meta()), long),
+            (None, Some(meta)) => {
+                let is_other = !matches!(meta.tuple.protocol, TCP | UDP);
+                let has_more = usize::from(meta.transport) != ETHERNET + H::Address::HEADER;
+                assert!(is_other || has_more || meta.fragment.is_some(), "{meta:?}");
+            }
+            (None, None) => {}
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// What a short look says of a plain frame is what the parser says, and it leaves no plain frame to that one.
+        #[test]
+        fn plain_frames_are_to_both_parsers_the_same(frame in frames()) {
+            let mut chunk = vec![0xee; 256];
+            chunk[64..64 + frame.len()].copy_from_slice(&frame);
+            let (v4, v6) = match parse(&frame) {
+                Ok(Parsed::V4(meta)) => (Some(meta), None),
+                Ok(Parsed::V6(meta)) => (None, Some(meta)),
+                Err(_) => (None, None),
+            };
+            agrees::<HeaderV4>(&mut chunk, frame.len(), v4);
+            agrees::<HeaderV6>(&mut chunk, frame.len(), v6);
+        }
+    }
+
+    #[test]
+    fn tagged_frames_are_not_plain() {
+        let tagged = [&[2; 12][..], &tags::VLAN.to_be_bytes(), &[0, 7, 8, 0, 0x45], &[0; 100]].concat();
+        let mut chunk = tagged.clone();
+        let packet = Packet { chunk: &mut chunk, start: 0, len: tagged.len(), port: PortId(0) };
+        assert!(Plain::<HeaderV4>::of(&packet).is_none());
+    }
+}
