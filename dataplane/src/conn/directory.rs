@@ -74,6 +74,7 @@ impl Directory {
     }
 
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.
+    #[inline]
     pub fn owner(&self, hash: u64) -> Option<WorkerId> {
         self.words(hash).find_map(|word| {
             // Acquire is not needed: the word is all the information there is.

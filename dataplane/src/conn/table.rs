@@ -189,9 +189,15 @@ impl<A: Address> Table<A> {
     pub fn find_where(&self, likely: &Likely, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
         match likely.candidate() {
             Some((id, direction)) if self.is_of(id.0, direction, tuple) => Some((id, direction)),
-            None if likely.insertions == self.insertions as u32 => None,
+            None if self.has_none(likely) => None,
             _ => self.find(tuple, hash),
         }
+    }
+
+    /// Whether there was no connection that it could be of, and none has begun since.
+    #[inline]
+    pub fn has_none(&self, likely: &Likely) -> bool {
+        likely.candidate().is_none() && likely.insertions == self.insertions as u32
     }
 
     /// The connection that a packet belongs to, and which way the packet goes.

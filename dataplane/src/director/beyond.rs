@@ -116,6 +116,7 @@ impl Near for V6 {
 }
 
 /// Finds the connection of the other family whose real server sends what has this tuple.
+#[inline]
 pub fn find<A: Near>(shared: &Shared, tuple: &Tuple<A>, hash: u64) -> Option<ConnId> {
     let twins = A::twins(&shared.beyond);
     if twins.is_empty() {

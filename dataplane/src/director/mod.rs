@@ -190,7 +190,7 @@ impl Director {
         ]
     }
 
-    /// Decides about a burst of frames, in order. `verdicts` gets one for each.
+    /// Decides about a burst of frames, in order. `verdicts`, empty before, gets one for each.
     ///
     /// `handed` says that another worker sent them, because it took this one for their owner: they are not sent on again.
     pub fn burst(
@@ -212,53 +212,46 @@ impl Director {
         self.shared.watch.lap(Stage::LookUp);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
-        let (mut forwarded, mut handed_off) = (0, 0);
         for group in (0..count).step_by(GROUP) {
             self.shared.watch.lap(Stage::Decide);
             seen.look(self, packets, group + 3 * GROUP);
             self.shared.watch.lap(Stage::Parse);
             seen.fetch(self, group + 2 * GROUP);
             self.shared.watch.lap(Stage::LookUp);
-            let (mut at, end) = (group, count.min(group + GROUP));
-            while at < end {
-                let gone = match is_idle || self.shared.is_long {
-                    true => 0,
-                    false => self.go_on(&mut packets[at..end], &seen.glances[at..end], now, verdicts),
-                };
-                (forwarded, at) = (forwarded + gone as u64, at + gone);
-                if at == end {
-                    break;
+            let end = count.min(group + GROUP);
+            while verdicts.len() < end {
+                if !is_idle && !self.shared.is_long {
+                    self.go_on(packets, &seen, end, now, verdicts);
                 }
-                let verdict = self.decide(&mut packets[at], &seen.glances[at], &seen, is_idle, now);
-                match verdict {
-                    Verdict::Forward(_) => forwarded += 1,
-                    Verdict::HandOff(_) => handed_off += 1,
-                    verdict => self.shared.count(verdict),
+                let at = verdicts.len();
+                if at < end {
+                    let verdict = self.decide(&mut packets[at], &seen.glances[at], &seen, is_idle, now);
+                    self.shared.count(verdict);
+                    verdicts.push(verdict);
                 }
-                verdicts.push(verdict);
-                at += 1;
             }
         }
         self.v4.conns.settle();
         self.v6.conns.settle();
-        self.shared.mine().count(Event::Forwarded, forwarded);
-        self.shared.mine().count(Event::HandedOff, handed_off);
         self.shared.watch.lap(Stage::Decide);
     }
 
-    /// Sends on the first packets, as many as go the [short] way. Says how many these were.
+    /// Decides about the next packets up to `end`, as many of them as go the [short] way.
     #[inline]
     fn go_on(
         &mut self,
         packets: &mut [Packet],
-        glances: &[Glance],
+        seen: &Seen,
+        end: usize,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
-    ) -> usize {
+    ) {
+        let next = verdicts.len()..end;
+        let (packets, glances) = (&mut packets[next.clone()], &seen.glances[next]);
         match glances[0].kind {
             kind @ Kind::PlainV4 => self.v4.go_on(&self.shared, packets, glances, kind, now, verdicts),
             kind @ Kind::PlainV6 => self.v6.go_on(&self.shared, packets, glances, kind, now, verdicts),
-            _ => 0,
+            _ => {}
         }
     }
 
@@ -413,6 +406,7 @@ impl Shared {
     }
 
     /// The worker that a tuple's connection belongs to, if that is not this one.
+    #[inline(always)]
     fn owner_elsewhere(&self, hash: u64) -> Option<WorkerId> {
         let owner = self.owners()?.owner(hash)?;
         (owner != self.worker).then_some(owner)
@@ -452,8 +446,8 @@ impl Shared {
     fn count(&self, verdict: Verdict) {
         let counters = self.mine();
         match verdict {
-            // A burst's are counted at its end, all at once.
-            Verdict::Forward(_) | Verdict::HandOff(_) => {}
+            Verdict::Forward(_) => counters.count(Event::Forwarded, 1),
+            Verdict::HandOff(_) => counters.count(Event::HandedOff, 1),
             Verdict::Reply(_) => counters.count(Event::Replied, 1),
             Verdict::Pass => counters.count(Event::Passed, 1),
             Verdict::Drop(reason) => counters.drop(reason),

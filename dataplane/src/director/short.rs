@@ -16,14 +16,14 @@ use crate::forward::{self, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::{Meta, Packet, Plain};
 use crate::port::BURST;
-use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
-use crate::stats::add;
+use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick, WorkerId};
+use crate::stats::{Event, add};
 
 /// Connections whose packets need to be looked at more closely.
 const DEMANDING: Marks = Marks::all(&[Marks::TELLS, Marks::ACROSS, Marks::TEMPLATE, Marks::FTP]);
 
 impl<A: Near> Family<A> {
-    /// Sends on the packets that go the short way, up to the first of another `kind` or that does not. Says how many these were.
+    /// Decides about the packets that go the short way, up to the first of another `kind` or that does not.
     // Not inlined: alone, it has registers enough.
     #[inline(never)]
     pub(super) fn go_on(
@@ -34,16 +34,30 @@ impl<A: Near> Family<A> {
         kind: Kind,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
-    ) -> usize {
-        let before = verdicts.len();
+    ) {
+        let (mut forwarded, mut handed_off) = (0, 0);
         for (packet, glance) in packets.iter_mut().zip(glances) {
             if glance.kind != kind {
                 break;
+            } else if let Some(port) = self.goes_on(shared, packet, glance, now) {
+                verdicts.push(Verdict::Forward(port));
+                forwarded += 1;
+            } else if let Some(owner) = self.elsewhere(shared, glance) {
+                verdicts.push(Verdict::HandOff(owner));
+                handed_off += 1;
+            } else {
+                break;
             }
-            let Some(port) = self.goes_on(shared, packet, glance, now) else { break };
-            verdicts.push(Verdict::Forward(port));
         }
-        verdicts.len() - before
+        shared.mine().count(Event::Forwarded, forwarded);
+        shared.mine().count(Event::HandedOff, handed_off);
+    }
+
+    /// The worker that a packet's connection belongs to, if it is certain that it is none of this one's.
+    #[inline(always)]
+    fn elsewhere(&self, shared: &Shared, glance: &Glance) -> Option<WorkerId> {
+        let is_none_here = self.conns.has_none(&glance.likely) && A::twins(&shared.beyond).is_empty();
+        if is_none_here { shared.owner_elsewhere(glance.hash) } else { None }
     }
 
     /// Sends a packet on; gives the port. `None` if it does not go the short way; nothing has changed then.

@@ -251,7 +251,7 @@ impl Header for HeaderV4 {
         self.destination.set(address.0);
     }
 
-    #[inline]
+    #[inline(always)]
     fn age(&mut self, change: Change) {
         self.ttl = self.ttl.wrapping_sub(1);
         // It is the upper half of its word, which so gets 0x100 less, whatever it was.
@@ -298,7 +298,7 @@ impl Header for HeaderV6 {
         self.destination.set(address.0);
     }
 
-    #[inline]
+    #[inline(always)]
     fn age(&mut self, _change: Change) {
         self.hop_limit = self.hop_limit.wrapping_sub(1);
     }
