@@ -239,7 +239,7 @@ impl Bench {
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
         let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];
         let mut verdicts = Default::default();
-        self.director.burst(&mut packets, false, self.now, &mut verdicts);
+        self.director.burst(&mut packets, None, self.now, &mut verdicts);
         let verdict = verdicts[0];
         let mut sent: Vec<_> = self.director.extras().map(|(port, bytes)| (port, bytes.to_vec())).collect();
         if let Verdict::Forward(port) | Verdict::Reply(port) = verdict {

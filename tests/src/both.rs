@@ -9,7 +9,7 @@ use shunt::rules::Rules;
 use shunt_dataplane::conn::Conn;
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
-use shunt_dataplane::director::{Director, Listed, Parts, Place, Verdict, Wish};
+use shunt_dataplane::director::{Director, Known, Listed, Parts, Place, Verdict, Wish};
 use shunt_dataplane::packet::{Packet, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::{DestId, PortId, Services, Snapshot, Tick};
@@ -83,7 +83,7 @@ impl Both {
     pub fn burst(
         &mut self,
         packets: &mut [Packet],
-        handed: bool,
+        handed: Option<&[Known]>,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
@@ -96,12 +96,18 @@ impl Both {
             .collect();
         let mut others = ArrayVec::new();
         self.director.burst(packets, handed, now, verdicts);
-        self.long.burst(&mut copies, handed, now, &mut others);
+        // And it is told nothing of what others know.
+        self.long.burst(&mut copies, handed.map(|_| &[][..]), now, &mut others);
         assert_eq!(*verdicts, others, "the long way");
         for (packet, copy) in packets.iter_mut().zip(&mut copies) {
             assert_eq!(packet.data(), copy.data(), "what the long way makes of it");
         }
         assert!(self.director.extras().eq(self.long.extras()), "what the long way sends besides");
+    }
+
+    /// See [`Director::known`].
+    pub fn known(&self, n: usize) -> Known {
+        self.director.known(n)
     }
 
     /// See [`Director::extras`].

@@ -19,7 +19,7 @@ use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, State};
-use shunt_dataplane::director::{Parts, Verdict, Wish};
+use shunt_dataplane::director::{Known, Parts, Verdict, Wish};
 use shunt_dataplane::packet::{Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
@@ -193,18 +193,25 @@ impl Rig {
     /// When the worker it is handed to hands it on, or a frame that is handed on, passed or told to wait was changed.
     pub fn deliver(&mut self, worker: usize, port: PortId, frame: &[u8]) -> Delivery {
         let frame = &frame[..frame.len().min(MAX_FRAME)];
-        let mut delivery = self.look_until_steered(worker, port, frame, false);
+        let mut delivery = self.look_until_steered(worker, port, frame, None);
         // To the owner; who may not be it any more, and then to the worker that the client's template belongs to.
         for _ in 0..2 {
             let Verdict::HandOff(next) = delivery.verdict else { return delivery };
             assert_ne!(next, delivery.worker, "handed to itself");
-            delivery = self.look_until_steered(next.0.into(), port, frame, true);
+            let known = self.directors[usize::from(delivery.worker.0)].known(0);
+            delivery = self.look_until_steered(next.0.into(), port, frame, Some(known));
         }
         assert!(!matches!(delivery.verdict, Verdict::HandOff(_)), "handed on and on");
         delivery
     }
 
-    fn look_until_steered(&mut self, worker: usize, port: PortId, frame: &[u8], handed: bool) -> Delivery {
+    fn look_until_steered(
+        &mut self,
+        worker: usize,
+        port: PortId,
+        frame: &[u8],
+        handed: Option<Known>,
+    ) -> Delivery {
         let first = self.look(worker, port, frame, handed);
         let director = &mut self.directors[worker];
         while let Some(wish) = director.wish() {
@@ -215,11 +222,12 @@ impl Rig {
         if first.verdict == Verdict::Hold { self.look(worker, port, frame, handed) } else { first }
     }
 
-    fn look(&mut self, worker: usize, port: PortId, frame: &[u8], handed: bool) -> Delivery {
+    fn look(&mut self, worker: usize, port: PortId, frame: &[u8], handed: Option<Known>) -> Delivery {
         let mut chunk = vec![0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
         let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: frame.len(), port }];
         let mut verdicts = Default::default();
+        let handed = handed.as_ref().map(std::slice::from_ref);
         self.directors[worker].burst(&mut packets, handed, self.now, &mut verdicts);
         let verdict = verdicts[0];
         let bytes = packets[0].data().to_vec();
@@ -239,7 +247,7 @@ impl Rig {
             packets.push(Packet { chunk, start: HEADROOM, len: frame.len(), port: CLIENTS });
         }
         let mut verdicts = Default::default();
-        self.directors[0].burst(&mut packets, false, self.now, &mut verdicts);
+        self.directors[0].burst(&mut packets, None, self.now, &mut verdicts);
         packets.iter_mut().zip(verdicts).map(|(packet, verdict)| (verdict, packet.data().to_vec())).collect()
     }
 

@@ -231,7 +231,7 @@ impl Stand {
             .collect();
         let mut verdicts = ArrayVec::new();
         let start = Instant::now();
-        self.director.burst(&mut packets, false, self.now, &mut verdicts);
+        self.director.burst(&mut packets, None, self.now, &mut verdicts);
         let took = start.elapsed();
         assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Forward(_))), "{verdicts:?}");
         took

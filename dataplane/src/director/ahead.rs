@@ -10,7 +10,8 @@
 
 use arrayvec::ArrayVec;
 
-use super::Director;
+use super::family::Family;
+use crate::conn::directory::Directory;
 use crate::conn::table::Likely;
 use crate::packet::parse::NotOurs;
 use crate::packet::plain::{HeaderV4, HeaderV6};
@@ -21,7 +22,27 @@ use crate::port::BURST;
 /// a core can wait for some twenty, and stalls at one more.
 pub const GROUP: usize = 8;
 
+/// What a worker knows of a frame that it hands over: the hash of its tuple, if that is of a plain IPv4 packet, or nothing. All workers hash alike, so its
+/// owner need neither read nor hash it again, which is most of what was done twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known(u64);
+
+impl Known {
+    /// As a word; 0 for nothing.
+    #[inline]
+    pub fn into_word(self) -> u64 {
+        self.0
+    }
+
+    /// From the [word](Self::into_word).
+    #[inline]
+    pub fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+}
+
 /// What is known of a packet of a burst before anything is decided.
+#[derive(Clone, Copy)]
 pub struct Glance {
     /// The hash of its tuple.
     pub hash: u64,
@@ -46,37 +67,70 @@ pub enum Kind {
     NotOurs(NotOurs),
 }
 
+/// A director's families.
+type Families<'a> = (&'a Family<V4>, &'a Family<V6>);
+
 /// The packets of a burst that were looked at.
 #[derive(Default)]
 pub struct Seen {
     /// Each.
     pub glances: ArrayVec<Glance, BURST>,
     /// Those of IPv4 that are not plain.
-    pub v4: ArrayVec<Meta<V4>, BURST>,
+    v4: ArrayVec<Meta<V4>, BURST>,
     /// Those of IPv6 that are not.
-    pub v6: ArrayVec<Meta<V6>, BURST>,
+    v6: ArrayVec<Meta<V6>, BURST>,
     /// Those whose entries were asked for.
     fetched: usize,
 }
 
 impl Seen {
-    /// Looks at the burst's packets up to `end`, and asks for their index lines.
+    /// Forgets a burst.
+    pub fn clear(&mut self) {
+        self.glances.clear();
+        self.v4.clear();
+        self.v6.clear();
+        self.fetched = 0;
+    }
+
+    /// What is known of a packet, for another worker.
     #[inline]
-    pub fn look(&mut self, director: &Director, packets: &mut [Packet], end: usize) {
+    pub fn known(&self, n: usize) -> Known {
+        let is_plain = |glance: &&Glance| glance.kind == Kind::PlainV4;
+        self.glances.get(n).filter(is_plain).map_or(Known::default(), |glance| Known(glance.hash))
+    }
+
+    /// One of IPv4 that is not plain.
+    pub fn v4(&self, place: u8) -> Meta<V4> {
+        self.v4[usize::from(place)]
+    }
+
+    /// One of IPv6 that is not plain.
+    pub fn v6(&self, place: u8) -> Meta<V6> {
+        self.v6[usize::from(place)]
+    }
+
+    /// Looks at the burst's packets up to `end` of which nothing is `known` yet, and asks for the index lines of all.
+    #[inline]
+    pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], end: usize) {
+        let (v4, v6) = families;
         let first = self.glances.len();
         let end = end.min(packets.len()).min(BURST);
         let Some(group) = packets.get_mut(first..end) else { return };
-        for packet in group {
+        for (n, packet) in group.iter_mut().enumerate() {
+            if let Some(Known(hash)) = known.get(first + n).filter(|known| known.0 != 0) {
+                self.glances.push(Glance { hash: *hash, likely: Likely::default(), kind: Kind::PlainV4 });
+                continue;
+            }
             let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
-                Some(plain) => (Kind::PlainV4, director.v4.conns.hash(&plain.tuple())),
-                None => self.look_closely(director, packet),
+                Some(plain) => (Kind::PlainV4, v4.conns.hash(&plain.tuple())),
+                None => self.look_closely((v4, v6), packet),
             };
             self.glances.push(Glance { hash, likely: Likely::default(), kind });
         }
         for glance in &self.glances[first..] {
             match glance.kind {
-                Kind::PlainV4 | Kind::V4(_) => director.v4.conns.prefetch_index(glance.hash),
-                Kind::PlainV6 | Kind::V6(_) => director.v6.conns.prefetch_index(glance.hash),
+                Kind::PlainV4 | Kind::V4(_) => v4.conns.prefetch_index(glance.hash),
+                Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_index(glance.hash),
                 Kind::NotOurs(_) => {}
             }
         }
@@ -84,18 +138,18 @@ impl Seen {
 
     // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
     #[inline(never)]
-    fn look_closely(&mut self, director: &Director, packet: &mut Packet) -> (Kind, u64) {
+    fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) -> (Kind, u64) {
         if let Some(plain) = Plain::<HeaderV6>::of(packet) {
-            return (Kind::PlainV6, director.v6.conns.hash(&plain.tuple()));
+            return (Kind::PlainV6, v6.conns.hash(&plain.tuple()));
         }
         match parse(packet.data()) {
             Ok(Parsed::V4(meta)) => {
                 self.v4.push(meta);
-                (Kind::V4(self.v4.len() as u8 - 1), director.v4.conns.hash(&meta.tuple))
+                (Kind::V4(self.v4.len() as u8 - 1), v4.conns.hash(&meta.tuple))
             }
             Ok(Parsed::V6(meta)) => {
                 self.v6.push(meta);
-                (Kind::V6(self.v6.len() as u8 - 1), director.v6.conns.hash(&meta.tuple))
+                (Kind::V6(self.v6.len() as u8 - 1), v6.conns.hash(&meta.tuple))
             }
             Err(why) => (Kind::NotOurs(why), 0),
         }
@@ -103,13 +157,12 @@ impl Seen {
 
     /// Asks for the entries of the packets up to `end`, whose index lines have come by now.
     #[inline]
-    pub fn fetch(&mut self, director: &Director, end: usize) {
-        let owners = director.shared.owners();
+    pub fn fetch(&mut self, (v4, v6): Families, owners: Option<&Directory>, end: usize) {
         let end = end.min(self.glances.len());
         for glance in &mut self.glances[self.fetched.min(end)..end] {
             glance.likely = match glance.kind {
-                Kind::PlainV4 | Kind::V4(_) => director.v4.fetch(glance.hash, owners),
-                Kind::PlainV6 | Kind::V6(_) => director.v6.fetch(glance.hash, owners),
+                Kind::PlainV4 | Kind::V4(_) => v4.fetch(glance.hash, owners),
+                Kind::PlainV6 | Kind::V6(_) => v6.fetch(glance.hash, owners),
                 Kind::NotOurs(_) => continue,
             }
         }

@@ -58,6 +58,7 @@ use crate::profile::{Stage, Stopwatch};
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
+pub use ahead::Known;
 use ahead::{GROUP, Glance, Kind, Seen};
 use beyond::Beyond;
 use defence::Defence;
@@ -97,6 +98,8 @@ pub struct Director {
     shared: Shared,
     v4: Family<V4>,
     v6: Family<V6>,
+    /// The last burst.
+    seen: Seen,
 }
 
 /// What both families of a director use.
@@ -175,6 +178,7 @@ impl Director {
             },
             v4: Family::with_capacity(capacity, secret, now)?,
             v6: Family::with_capacity(capacity, secret, now)?,
+            seen: Seen::default(),
         })
     }
 
@@ -192,40 +196,41 @@ impl Director {
 
     /// Decides about a burst of frames, in order. `verdicts`, empty before, gets one for each.
     ///
-    /// `handed` says that another worker sent them, because it took this one for their owner: they are not sent on again.
+    /// `handed` says that another worker sent them, because it took this one for their owner, and what it knew of them: they are not sent on again.
     pub fn burst(
         &mut self,
         packets: &mut [Packet],
-        handed: bool,
+        handed: Option<&[Known]>,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
-        self.shared.handed = handed;
+        self.shared.handed = handed.is_some();
+        let handed = handed.unwrap_or_default();
         self.shared.outbox.clear();
-        let mut seen = Seen::default();
+        self.seen.clear();
         let count = packets.len().min(BURST);
         for groups in 1..=2 {
-            seen.look(self, packets, groups * GROUP);
+            self.look(packets, handed, groups * GROUP);
         }
         self.shared.watch.lap(Stage::Parse);
-        seen.fetch(self, GROUP);
+        self.fetch(GROUP);
         self.shared.watch.lap(Stage::LookUp);
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = self.shared.snapshot.services.is_empty();
         for group in (0..count).step_by(GROUP) {
             self.shared.watch.lap(Stage::Decide);
-            seen.look(self, packets, group + 3 * GROUP);
+            self.look(packets, handed, group + 3 * GROUP);
             self.shared.watch.lap(Stage::Parse);
-            seen.fetch(self, group + 2 * GROUP);
+            self.fetch(group + 2 * GROUP);
             self.shared.watch.lap(Stage::LookUp);
             let end = count.min(group + GROUP);
             while verdicts.len() < end {
                 if !is_idle && !self.shared.is_long {
-                    self.go_on(packets, &seen, end, now, verdicts);
+                    self.go_on(packets, end, now, verdicts);
                 }
                 let at = verdicts.len();
                 if at < end {
-                    let verdict = self.decide(&mut packets[at], &seen.glances[at], &seen, is_idle, now);
+                    let verdict = self.decide(&mut packets[at], self.seen.glances[at], is_idle, now);
                     self.shared.count(verdict);
                     verdicts.push(verdict);
                 }
@@ -236,18 +241,25 @@ impl Director {
         self.shared.watch.lap(Stage::Decide);
     }
 
+    fn look(&mut self, packets: &mut [Packet], known: &[Known], end: usize) {
+        self.seen.look((&self.v4, &self.v6), packets, known, end);
+    }
+
+    fn fetch(&mut self, end: usize) {
+        self.seen.fetch((&self.v4, &self.v6), self.shared.owners(), end);
+    }
+
     /// Decides about the next packets up to `end`, as many of them as go the [short] way.
     #[inline]
     fn go_on(
         &mut self,
         packets: &mut [Packet],
-        seen: &Seen,
         end: usize,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         let next = verdicts.len()..end;
-        let (packets, glances) = (&mut packets[next.clone()], &seen.glances[next]);
+        let (packets, glances) = (&mut packets[next.clone()], &self.seen.glances[next]);
         match glances[0].kind {
             kind @ Kind::PlainV4 => self.v4.go_on(&self.shared, packets, glances, kind, now, verdicts),
             kind @ Kind::PlainV6 => self.v6.go_on(&self.shared, packets, glances, kind, now, verdicts),
@@ -257,22 +269,15 @@ impl Director {
 
     /// Decides about a packet, the long way.
     #[inline(never)]
-    fn decide(
-        &mut self,
-        packet: &mut Packet,
-        glance: &Glance,
-        seen: &Seen,
-        is_idle: bool,
-        now: Tick,
-    ) -> Verdict {
+    fn decide(&mut self, packet: &mut Packet, glance: Glance, is_idle: bool, now: Tick) -> Verdict {
         match glance.kind {
             Kind::NotOurs(NotOurs::Pass) => Verdict::Pass,
             Kind::NotOurs(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             _ if is_idle => Verdict::Pass,
-            Kind::PlainV4 => self.decide_plain_v4(packet, glance, now),
-            Kind::PlainV6 => self.decide_plain_v6(packet, glance, now),
-            Kind::V4(place) => self.decide_v4(packet, &seen.v4[usize::from(place)], glance, now),
-            Kind::V6(place) => self.decide_v6(packet, &seen.v6[usize::from(place)], glance, now),
+            Kind::PlainV4 => self.decide_plain_v4(packet, &glance, now),
+            Kind::PlainV6 => self.decide_plain_v6(packet, &glance, now),
+            Kind::V4(place) => self.decide_v4(packet, &self.seen.v4(place), &glance, now),
+            Kind::V6(place) => self.decide_v6(packet, &self.seen.v6(place), &glance, now),
         }
     }
 
@@ -312,6 +317,12 @@ impl Director {
             Some(verdict) => verdict,
             None => self.v6.decide(&mut self.v4, &mut self.shared, packet, meta, glance, now),
         }
+    }
+
+    /// What is known of a packet of the last burst that is to be handed over, for the worker that gets it.
+    #[inline]
+    pub fn known(&self, n: usize) -> Known {
+        self.seen.known(n)
     }
 
     /// Frames to be sent besides those of the last burst, before them, each with the port to send it by.

@@ -268,7 +268,7 @@ impl Pool {
                 && let Some(frame) = self.free.pop()
             {
                 // A full ring: it is tried again.
-                if let Err(frame) = account.giving.send(frame) {
+                if let Err(frame) = account.giving.send(frame, 0) {
                     self.free.push(frame);
                     break;
                 }
@@ -282,7 +282,7 @@ impl Pool {
     pub fn collect(&mut self) {
         for account in &mut self.accounts {
             let before = self.free.len();
-            account.taking.receive(usize::MAX, |frame| self.free.push(frame));
+            account.taking.receive(usize::MAX, |frame, _| self.free.push(frame));
             account.owed += (self.free.len() - before) as i64;
         }
     }

@@ -65,7 +65,7 @@ impl Wire {
     /// # Errors
     /// Gives the frame back when the wire is full.
     pub fn send(&mut self, frame: Frame) -> Result<(), Frame> {
-        self.incoming.send(frame)?;
+        self.incoming.send(frame, 0)?;
         self.incoming.publish();
         Ok(())
     }
@@ -73,21 +73,21 @@ impl Wire {
     /// The next transmitted frame itself.
     pub fn receive(&mut self) -> Option<Frame> {
         let mut next = None;
-        self.outgoing.receive(1, |frame| next = Some(frame));
+        self.outgoing.receive(1, |frame, _| next = Some(frame));
         next
     }
 }
 
 impl Port for MemoryPort {
     fn receive(&mut self, _: &mut Pool, burst: &mut Burst) {
-        self.incoming.receive(burst.remaining_capacity(), |frame| burst.push(frame));
+        self.incoming.receive(burst.remaining_capacity(), |frame, _| burst.push(frame));
     }
 
     fn transmit(&mut self, _: &mut Pool, burst: &mut Burst) {
         // Turned round, the next frame to go is the last, and taking it moves no other.
         burst.reverse();
         while let Some(frame) = burst.pop() {
-            if let Err(frame) = self.outgoing.send(frame) {
+            if let Err(frame) = self.outgoing.send(frame, 0) {
                 burst.push(frame);
                 break;
             }

@@ -21,7 +21,7 @@ use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::conn::memory::prefetch;
-use crate::director::{Director, Verdict};
+use crate::director::{Director, Known, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
 use crate::profile::{Stage, Stopwatch};
@@ -223,13 +223,16 @@ impl Worker {
         for peer in 0..self.peers.from.len() {
             // Before new frames, and more of them: those have their ring yet to wait in, and these have had their work.
             for _ in 0..HANDED_BURSTS {
-                let mut burst = Burst::new();
+                let (mut burst, mut known) = (Burst::new(), ArrayVec::<_, BURST>::new());
                 let (sender, ring) = &mut self.peers.from[peer];
-                ring.receive(BURST, |frame| burst.push(frame));
+                ring.receive(BURST, |frame, note| {
+                    burst.push(frame);
+                    known.push(Known::from_word(note));
+                });
                 self.pool.borrow(*sender, burst.len());
                 let is_last = !burst.is_full();
                 worked |= !burst.is_empty();
-                self.process(burst, true, now);
+                self.process(burst, Some(&known), now);
                 if is_last {
                     break;
                 }
@@ -244,14 +247,14 @@ impl Worker {
                 frame.port = interface.0;
             }
             self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
-            self.process(burst, false, now);
+            self.process(burst, None, now);
         }
         for (frame, since) in self.kept.due(now) {
             self.director.watch().lap(Stage::Timers);
             let mut burst = Burst::new();
             burst.push(frame);
             // Not handed: its first part may have gone to another worker meanwhile.
-            let verdicts = self.judge(&mut burst, false, now);
+            let verdicts = self.judge(&mut burst, None, now);
             for (frame, verdict) in burst.into_iter().zip(verdicts) {
                 match verdict {
                     Verdict::Keep if Kept::is_overdue(since, now) => {
@@ -259,7 +262,7 @@ impl Worker {
                     }
                     Verdict::Hold if Kept::is_overdue(since, now) => self.lose(frame, Reason::FtpTimeout),
                     Verdict::Keep | Verdict::Hold => self.keep(frame, since),
-                    verdict => self.settle(frame, verdict, now),
+                    verdict => self.settle(frame, 0, verdict, now),
                 }
             }
             self.end_burst(1);
@@ -297,15 +300,15 @@ impl Worker {
     }
 
     /// Decides about frames and sorts them by what becomes of them.
-    fn process(&mut self, mut burst: Burst, handed: bool, now: Tick) {
+    fn process(&mut self, mut burst: Burst, handed: Option<&[Known]>, now: Tick) {
         if burst.is_empty() {
             return;
         }
         self.director.watch().lap(Stage::Receive);
         let packets = burst.len();
         let verdicts = self.judge(&mut burst, handed, now);
-        for (frame, verdict) in burst.into_iter().zip(verdicts) {
-            self.settle(frame, verdict, now);
+        for (n, (frame, verdict)) in burst.into_iter().zip(verdicts).enumerate() {
+            self.settle(frame, n, verdict, now);
         }
         self.end_burst(packets);
     }
@@ -318,7 +321,7 @@ impl Worker {
     }
 
     /// Lets the director look at frames, and notes where their data lies afterwards.
-    fn judge(&mut self, burst: &mut Burst, handed: bool, now: Tick) -> ArrayVec<Verdict, BURST> {
+    fn judge(&mut self, burst: &mut Burst, handed: Option<&[Known]>, now: Tick) -> ArrayVec<Verdict, BURST> {
         let memory = self.pool.memory();
         let mut verdicts = ArrayVec::new();
         let mut packets: ArrayVec<Packet, BURST> = burst
@@ -351,11 +354,12 @@ impl Worker {
             };
             frame.set_data(frame.start(), bytes.len());
             self.pool.memory().data(&mut frame).copy_from_slice(bytes);
-            self.settle(frame, Verdict::Forward(port), now);
+            self.settle(frame, 0, Verdict::Forward(port), now);
         }
     }
 
-    fn settle(&mut self, frame: Frame, verdict: Verdict, now: Tick) {
+    /// Does what the director has decided about the frame with a number in the last burst.
+    fn settle(&mut self, frame: Frame, n: usize, verdict: Verdict, now: Tick) {
         match verdict {
             Verdict::Forward(port) | Verdict::Reply(port) => {
                 let port = self.ways_out[usize::from(port.0)];
@@ -368,7 +372,7 @@ impl Worker {
             }
             // The director has counted these two.
             Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
-            Verdict::HandOff(owner) => self.hand_off(frame, owner),
+            Verdict::HandOff(owner) => self.hand_off(frame, self.director.known(n), owner),
             Verdict::Keep => {
                 self.counters.worker(self.id).count(Event::FragmentWaited, 1);
                 self.keep(frame, now);
@@ -394,10 +398,10 @@ impl Worker {
         }
     }
 
-    fn hand_off(&mut self, frame: Frame, owner: WorkerId) {
+    fn hand_off(&mut self, frame: Frame, known: Known, owner: WorkerId) {
         let peer = self.peers.to.get_mut(usize::from(owner.0)).and_then(Option::as_mut);
         let refused = match peer {
-            Some(peer) => peer.sender.send(frame).err(),
+            Some(peer) => peer.sender.send(frame, known.into_word()).err(),
             None => Some(frame),
         };
         if let Some(frame) = refused {
@@ -470,7 +474,7 @@ impl Worker {
             self.director.watch().lap(Stage::Orders);
             let mut burst = Burst::new();
             burst.push(frame);
-            let verdicts = self.judge(&mut burst, true, now);
+            let verdicts = self.judge(&mut burst, Some(&[]), now);
             for (frame, verdict) in burst.into_iter().zip(verdicts) {
                 match verdict {
                     Verdict::Wait(link, neighbour) => {
@@ -478,7 +482,7 @@ impl Worker {
                             self.lose(frame, Reason::NeighbourQueueFull);
                         }
                     }
-                    verdict => self.settle(frame, verdict, now),
+                    verdict => self.settle(frame, 0, verdict, now),
                 }
             }
             self.end_burst(1);

@@ -1,6 +1,6 @@
 //! A bounded ring of frames from one worker to one other.
 //!
-//! A frame's token fits in a word, so the slots are plain atomics and the ring needs no unsafe code. Each side keeps a private
+//! A frame's token fits in a word, and so does the note that may go with it, so the slots are plain atomics and the ring needs no unsafe code. Each side keeps a private
 //! copy of the other's index and looks at the shared one only when it runs out, and each shows its own once a batch: a cache line moves between the cores
 //! once a batch rather than once a frame.
 
@@ -12,10 +12,17 @@ use crossbeam::utils::CachePadded;
 
 use crate::port::{BURST, Frame};
 
+/// A frame and the note that goes with it.
+#[derive(Default)]
+struct Slot {
+    frame: AtomicU64,
+    note: AtomicU64,
+}
+
 struct Shared {
     /// The memory of the frames in the ring, set with the first one; 0 before.
     memory: AtomicU32,
-    slots: Box<[AtomicU64]>,
+    slots: Box<[Slot]>,
     /// Frames ever received; written by the receiver.
     head: CachePadded<AtomicUsize>,
     /// Frames ever sent; written by the sender.
@@ -27,7 +34,7 @@ pub struct Sender {
     shared: Arc<Shared>,
     memory: u32,
     /// Not in their slots yet: written together, their lines come from the other core at once and not one after the other.
-    pending: ArrayVec<u64, BURST>,
+    pending: ArrayVec<(u64, u64), BURST>,
     /// Those pending included.
     tail: usize,
     /// As far as the receiver can see.
@@ -44,7 +51,7 @@ pub struct Receiver {
 
 /// A ring for at least `capacity` frames (rounded up to a power of two).
 pub fn channel(capacity: usize) -> (Sender, Receiver) {
-    let slots = (0..capacity.next_power_of_two()).map(|_| AtomicU64::new(0)).collect();
+    let slots = (0..capacity.next_power_of_two()).map(|_| Slot::default()).collect();
     let memory = AtomicU32::new(0);
     let shared =
         Arc::new(Shared { memory, slots, head: CachePadded::default(), tail: CachePadded::default() });
@@ -62,14 +69,14 @@ pub fn channel(capacity: usize) -> (Sender, Receiver) {
 }
 
 impl Sender {
-    /// Sends a frame, which comes when it is [published](Self::publish).
+    /// Sends a frame with a note, which come when they are [published](Self::publish).
     ///
     /// # Errors
     /// Gives the frame back when the ring is full.
     ///
     /// # Panics
     /// When the frame is of another memory than the first one sent.
-    pub fn send(&mut self, frame: Frame) -> Result<(), Frame> {
+    pub fn send(&mut self, frame: Frame, note: u64) -> Result<(), Frame> {
         let slots = self.shared.slots.len();
         if self.tail.wrapping_sub(self.known_head) == slots {
             // Acquire: the receiver has read the slots it gives up.
@@ -88,7 +95,7 @@ impl Sender {
         if self.pending.is_full() {
             self.settle();
         }
-        self.pending.push(word);
+        self.pending.push((word, note));
         self.tail = self.tail.wrapping_add(1);
         Ok(())
     }
@@ -97,8 +104,10 @@ impl Sender {
     fn settle(&mut self) {
         let slots = &self.shared.slots;
         let first = self.tail.wrapping_sub(self.pending.len());
-        for (n, word) in self.pending.drain(..).enumerate() {
-            slots[first.wrapping_add(n) & (slots.len() - 1)].store(word, Ordering::Relaxed);
+        for (n, (word, note)) in self.pending.drain(..).enumerate() {
+            let slot = &slots[first.wrapping_add(n) & (slots.len() - 1)];
+            slot.frame.store(word, Ordering::Relaxed);
+            slot.note.store(note, Ordering::Relaxed);
         }
     }
 
@@ -121,8 +130,8 @@ impl Receiver {
         self.head == self.shared.tail.load(Ordering::Acquire)
     }
 
-    /// Gives the next frames to `each`, `most` of them if there are so many.
-    pub fn receive(&mut self, most: usize, mut each: impl FnMut(Frame)) {
+    /// Gives the next frames to `each` with their notes, `most` of them if there are so many.
+    pub fn receive(&mut self, most: usize, mut each: impl FnMut(Frame, u64)) {
         if self.known_tail.wrapping_sub(self.head) < most {
             // Acquire: pairs with the release in `publish`.
             self.known_tail = self.shared.tail.load(Ordering::Acquire);
@@ -133,9 +142,9 @@ impl Receiver {
         }
         let (slots, memory) = (&self.shared.slots, self.shared.memory.load(Ordering::Relaxed));
         for _ in 0..count {
-            let word = slots[self.head & (slots.len() - 1)].load(Ordering::Relaxed);
+            let Slot { frame, note } = &slots[self.head & (slots.len() - 1)];
             self.head = self.head.wrapping_add(1);
-            each(Frame::from_word(memory, word));
+            each(Frame::from_word(memory, frame.load(Ordering::Relaxed)), note.load(Ordering::Relaxed));
         }
         // Release: the slots were read before the sender may fill them again.
         self.shared.head.store(self.head, Ordering::Release);
@@ -157,10 +166,11 @@ mod tests {
         let reader = std::thread::spawn(move || {
             let mut expected = 0u32;
             while expected < 10_000 {
-                rx.receive(5, |mut frame| {
+                rx.receive(5, |mut frame, note| {
+                    assert_eq!(note, u64::from(expected));
                     assert_eq!(reader_memory.data(&mut frame), expected.to_be_bytes());
                     expected += 1;
-                    assert!(back_tx.send(frame).is_ok());
+                    assert!(back_tx.send(frame, 0).is_ok());
                 });
                 if back_tx.publish() == 0 {
                     std::thread::yield_now();
@@ -170,7 +180,7 @@ mod tests {
         let mut free = std::iter::from_fn(|| pool.take()).collect::<Vec<_>>();
         for n in 0..10_000u32 {
             let mut frame = loop {
-                back_rx.receive(64, |frame| free.push(frame));
+                back_rx.receive(64, |frame, _| free.push(frame));
                 if let Some(frame) = free.pop() {
                     break frame;
                 }
@@ -179,11 +189,11 @@ mod tests {
             };
             frame.set_data(300, 4);
             memory.data(&mut frame).copy_from_slice(&n.to_be_bytes());
-            let mut refused = tx.send(frame);
+            let mut refused = tx.send(frame, n.into());
             while let Err(frame) = refused {
                 tx.publish();
                 std::thread::yield_now();
-                refused = tx.send(frame);
+                refused = tx.send(frame, n.into());
             }
         }
         tx.publish();
@@ -195,13 +205,13 @@ mod tests {
         let (_, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
         let (mut tx, mut rx) = channel(8);
         assert_eq!(tx.publish(), 0);
-        tx.send(pools[0].take().unwrap()).unwrap();
+        tx.send(pools[0].take().unwrap(), 0).unwrap();
         assert!(rx.is_empty());
-        rx.receive(8, |_| unreachable!("it is not published"));
+        rx.receive(8, |_, _| unreachable!("it is not published"));
         assert_eq!(tx.publish(), 1);
         assert!(!rx.is_empty());
         let mut count = 0;
-        rx.receive(8, |_| count += 1);
+        rx.receive(8, |_, _| count += 1);
         assert_eq!(count, 1);
     }
 }
