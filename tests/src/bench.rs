@@ -267,6 +267,11 @@ impl Bench {
         self.steer();
     }
 
+    /// Time passes, and the director does not look at the clock.
+    pub fn pass(&mut self, duration: Duration) {
+        self.now = self.now.plus(duration.as_millis() as u32);
+    }
+
     /// The connections: protocol, seconds left, state, client, virtual address, real server.
     pub fn connections(&self) -> Vec<(String, u32, String, String, String, String)> {
         let show = |(address, port): (IpAddr, u16)| SocketAddr::new(address, port).to_string();

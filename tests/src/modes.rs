@@ -3,7 +3,6 @@
 //! [`harness`](crate::harness) has a model of some modes and knows each byte of what they send; here there are all modes and both families, and less is known: what leaves is a whole
 //! packet that fits its link, its checksums are right if they came so, what is in a tunnel is what came, and a reply reaches the client as from the service.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -48,7 +47,7 @@ const FRAGMENT: u8 = 44;
 const ICMP6: u8 = 58;
 
 /// A service: one of [`MODES`], the protocol, the family of its address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Which mode.
     pub mode: usize,
@@ -86,7 +85,7 @@ pub struct Shape {
 pub struct Modes {
     bench: Bench,
     mtu: [u16; 2],
-    services: HashSet<Service>,
+    services: Vec<Service>,
     flows: Vec<Flow>,
     last: (PortId, Vec<u8>),
 }
@@ -99,13 +98,7 @@ impl Modes {
         let two = on(on(Tags::default(), QINQ, 200), VLAN, 7);
         let bench = Bench::default();
         let bench = if is_tagged { bench.with_tags([one, two]) } else { bench };
-        Self {
-            bench,
-            mtu: [1500; 2],
-            services: HashSet::new(),
-            flows: Vec::new(),
-            last: (CLIENTS, Vec::new()),
-        }
+        Self { bench, mtu: [1500; 2], services: Vec::new(), flows: Vec::new(), last: (CLIENTS, Vec::new()) }
     }
 
     /// Does what the bytes say.
@@ -172,11 +165,37 @@ impl Modes {
                     self.through(if kind & 8 == 0 { SERVERS } else { CLIENTS }, &frame);
                 }
             }
-            _ if kind & 8 == 0 => self.bench.wait(Duration::from_millis(100 * u64::from(cursor.byte()))),
-            _ => {
-                let side = usize::from(kind >> 4 & 1);
-                self.mtu[side] = 1280 + u16::from(cursor.byte());
+            _ => self.turn_of_events(kind >> 3, cursor.byte()),
+        }
+    }
+
+    /// What no frame brings about: time, MTUs, timeouts, edits, by the lower bits of `kind`.
+    pub fn turn_of_events(&mut self, kind: u8, value: u8) {
+        let moment = Duration::from_millis(100 * u64::from(value));
+        match kind & 7 {
+            0 | 2 => self.bench.wait(moment),
+            // A worker that has much to do comes to what is over only later.
+            4 => self.bench.pass(moment * 100),
+            1 | 3 => {
+                let side = usize::from(kind >> 1 & 1);
+                self.mtu[side] = 1280 + u16::from(value);
                 self.bench.set_mtu(PortId(side as u8), self.mtu[side]);
+            }
+            5 => {
+                let value = u32::from(value);
+                let line = format!("--set {} {} {}", 60 + value, 1 + value / 2, 10 + value / 4);
+                assert_eq!(self.bench.ipvsadm(&line).0, 0, "{line}");
+            }
+            _ => {
+                let at = usize::from(value).checked_rem(self.services.len());
+                let Some(service) = at.and_then(|at| self.services.get(at).copied()) else { return };
+                let [_, with_server] = service.lines();
+                // Away, or back again; what was away is told by the second one's failing.
+                let away = with_server.replacen("-a", "-d", 1);
+                let words: Vec<_> = away.split(' ').take(5).collect();
+                if self.bench.ipvsadm(&words.join(" ")).0 != 0 {
+                    assert_eq!(self.bench.ipvsadm(&with_server).0, 0, "{with_server}");
+                }
             }
         }
     }
@@ -257,31 +276,13 @@ impl Modes {
     }
 
     fn add(&mut self, service: Service) {
-        if !self.services.insert(service) {
+        if self.services.contains(&service) {
             return;
         }
-        let bracket = |address: IpAddr| match address {
-            IpAddr::V4(address) => address.to_string(),
-            IpAddr::V6(address) => format!("[{address}]"),
-        };
-        let option = match service.protocol {
-            TCP => "-t",
-            UDP => "-u",
-            _ => "--sctp-service",
-        };
-        let (settings, forwarding, is_across) = MODES[service.mode];
-        let (address, port) = service.end();
-        let service_is = format!("{option} {}:{port}", bracket(address));
-        let server_is_v4 = service.is_v4 != is_across;
-        let server = bracket(host(server_is_v4, 0xb, 11));
-        let server_port = if service.translates() { port + 8000 } else { port };
-        let mut lines = vec![
-            format!("-A {service_is} -s rr {settings}"),
-            format!("-a {service_is} -r {server}:{server_port} {forwarding}"),
-        ];
-        if forwarding == "--fullnat" {
-            let local = if server_is_v4 { IpAddr::from(LOCALS[0]) } else { LOCALS6[0].into() };
-            lines.push(format!("-P {service_is} -z {local}"));
+        self.services.push(service);
+        let mut lines = service.lines().to_vec();
+        if let Some(line) = service.local_line() {
+            lines.push(line);
         }
         for line in lines {
             let (code, _, error) = self.bench.ipvsadm(&line);
@@ -319,10 +320,49 @@ impl Modes {
     }
 }
 
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
 impl Service {
     /// Whether replies come back through the director.
     pub fn translates(&self) -> bool {
         matches!(MODES[self.mode].1, "-m" | "--fullnat")
+    }
+
+    /// The lines of ipvsadm that add it and its real server.
+    fn lines(&self) -> [String; 2] {
+        let (settings, forwarding, _) = MODES[self.mode];
+        let (service, port) = (self.name(), self.end().1);
+        let server = bracketed(host(self.server_is_v4(), 0xb, 11));
+        let server_port = if self.translates() { port + 8000 } else { port };
+        [
+            format!("-A {service} -s rr {settings}"),
+            format!("-a {service} -r {server}:{server_port} {forwarding}"),
+        ]
+    }
+
+    /// The line that gives it a local address, if it needs one.
+    fn local_line(&self) -> Option<String> {
+        let local = if self.server_is_v4() { IpAddr::from(LOCALS[0]) } else { LOCALS6[0].into() };
+        (MODES[self.mode].1 == "--fullnat").then(|| format!("-P {} -z {local}", self.name()))
+    }
+
+    fn server_is_v4(&self) -> bool {
+        self.is_v4 != MODES[self.mode].2
+    }
+
+    fn name(&self) -> String {
+        let option = match self.protocol {
+            TCP => "-t",
+            UDP => "-u",
+            _ => "--sctp-service",
+        };
+        let (address, port) = self.end();
+        format!("{option} {}:{port}", bracketed(address))
     }
 
     fn end(&self) -> End {

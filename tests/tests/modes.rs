@@ -8,6 +8,7 @@ use shunt_tests::targets;
 
 const SYN: u8 = 2;
 const ACK: u8 = 0x10;
+const FIN: u8 = 1;
 const INIT: u8 = 1;
 
 #[test]
@@ -27,6 +28,46 @@ fn every_mode_forwards_there_and_back() {
                     let expected = service.translates().then_some(Verdict::Forward(CLIENTS));
                     assert_eq!(back, expected, "{service:?}");
                     flows += 1;
+                }
+            }
+        }
+        modes.end();
+    }
+}
+
+/// There is a [second director](shunt_tests::both) that takes nothing for granted, and both must do the same.
+#[test]
+fn what_changes_between_two_packets_of_a_connection_is_heeded() {
+    let plain = Shape { flags: ACK, length: 5, ttl: 64, quirks: 0 };
+    let shapes = [
+        plain,
+        Shape { ttl: 2, ..plain },
+        Shape { ttl: 1, ..plain },
+        Shape { length: 155, ..plain },
+        Shape { length: 155, quirks: 4, ..plain },
+        Shape { quirks: 8 | 16, ..plain },
+        Shape { flags: 0, ..plain },
+        Shape { flags: ACK | FIN, ..plain },
+    ];
+    for (event, value) in (0..8).flat_map(|event| [(event, 0), (event, 70)]) {
+        let mut modes = Modes::new(false);
+        let mut flow = 0;
+        for mode in 0..MODES.len() {
+            for (protocol, first) in [(6, SYN), (17, 0), (132, INIT)] {
+                for is_v4 in [true, false] {
+                    let service = Service { mode, protocol, is_v4 };
+                    let opening = Shape { flags: first, length: 0, ..plain };
+                    for client in 0..shapes.len() as u8 {
+                        modes.request(service, client, opening);
+                        modes.reply(flow + usize::from(client), Shape { flags: first | ACK, ..opening });
+                        modes.request(service, client, plain);
+                    }
+                    modes.turn_of_events(event, value);
+                    for (client, shape) in (0..).zip(shapes) {
+                        modes.request(service, client, shape);
+                        modes.reply(flow + usize::from(client), shape);
+                    }
+                    flow += shapes.len();
                 }
             }
         }
