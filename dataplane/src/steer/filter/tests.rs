@@ -25,19 +25,31 @@ fn tables() -> Vec<String> {
 
 /// The number of elements of a set.
 fn size(table: &str, set: &str) -> usize {
+    // The kernel makes a large set's hash table larger or smaller afterwards, and a listing that this overtakes has elements twice, or not at
+    // all: one that finds the same as the one before was not overtaken.
+    let mut before = elements(table, set);
+    loop {
+        let now = elements(table, set);
+        if now == before {
+            return now.len();
+        }
+        before = now;
+    }
+}
+
+fn elements(table: &str, set: &str) -> HashSet<Vec<u8>> {
     // The first attribute of an answer is the table's name, the third the list: one answer for each part of it.
     let request = |a: &mut Attributes<'_>| {
         a.string(1, table);
         a.string(2, set);
     };
-    // The kernel makes a large set's table larger afterwards, and a listing that it overtakes begins again.
     let mut elements = HashSet::new();
     for_each_answer(libc::NFT_MSG_GETSETELEM, request, |attributes| {
         let list = parse(attributes).into_iter().find(|(kind, _)| *kind == 3);
         let found = list.into_iter().flat_map(|(_, list)| parse(list));
         elements.extend(found.map(|(_, element)| element.to_vec()));
     });
-    elements.len()
+    elements
 }
 
 /// The first attribute of every answer, a string.
