@@ -43,8 +43,11 @@ fn what_changes_between_two_packets_of_a_connection_is_heeded() {
         plain,
         Shape { ttl: 2, ..plain },
         Shape { ttl: 1, ..plain },
+        // Longer than 1280 bytes only in a tunnel; and by itself.
         Shape { length: 155, ..plain },
         Shape { length: 155, quirks: 4, ..plain },
+        Shape { length: 160, ..plain },
+        Shape { length: 160, quirks: 4, ..plain },
         Shape { quirks: 8 | 16, ..plain },
         Shape { flags: 0, ..plain },
         Shape { flags: ACK | FIN, ..plain },

@@ -75,6 +75,29 @@ fn a_service_of_all_ports_translates_each() {
 }
 
 #[test]
+fn the_first_answer_to_a_datagram_assures_its_template() {
+    let mut bench = Bench::default();
+    for line in ["-A -u 10.9.0.1:53 -s rr -p 100", "-a -u 10.9.0.1:53 -r 10.1.0.11:53 -m"] {
+        assert_eq!(bench.ipvsadm(line).0, 0, "{line}");
+    }
+    let (client, server) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 1, 0, 11));
+    let question = modes::datagram((client.into(), 1000), (VIP.into(), 53));
+    let answer = modes::datagram((server.into(), 53), (client.into(), 1000));
+    let template = |bench: &Bench| {
+        let all = bench.connections().into_iter();
+        all.filter(|(.., client, _, _)| client.ends_with(":0"))
+            .map(|(_, _, state, ..)| state)
+            .collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        bench.frame(CLIENTS, &question).only();
+        assert_eq!(template(&bench), ["NONE"], "questions say nothing about the real server");
+    }
+    bench.frame(SERVERS, &answer).only();
+    assert_eq!(template(&bench), ["ASSURED"]);
+}
+
+#[test]
 fn clients_of_one_ipv6_prefix_go_together() {
     let mut bench = Bench::default();
     let service = "[2001:db8:f::1]:80";

@@ -98,3 +98,19 @@ pub fn after(state: State, side: Side, flags: u8, is_secure: bool) -> State {
     // A connection of another protocol never gets here; the bound keeps the index in the table all the same.
     table[event][(state as usize).min(10)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the director's short way takes for granted.
+    #[test]
+    fn an_acknowledgement_leaves_an_established_connection_established_whoever_sends_it() {
+        for side in [Side::Input, Side::Output, Side::InputOnly] {
+            for is_secure in [false, true] {
+                let new = after(State::Established, side, tcp_flags::ACK | tcp_flags::PSH, is_secure);
+                assert_eq!(new, State::Established, "{side:?}, {is_secure}");
+            }
+        }
+    }
+}

@@ -4,11 +4,13 @@
 //! number, and allocates nothing per packet. The same director runs behind AF_XDP, AF_PACKET and memory.
 //!
 //! ```text
-//!   parse, hash and fetch ahead ─▶ then each:     find ─┬─ request ─▶ track ─▶ rewrite ─▶ Forward
-//!                                                       ├─ reply ───▶ track ─▶ rewrite ─▶ Forward
-//!                                                       ├─ elsewhere ──────────────────▶ HandOff
-//!                                                       └─ admit: service? choose, insert, then as a request;
-//!                                                                 nobody to choose, no SYN ─▶ Reply;  not ours ─▶ Pass
+//!   parse, hash and fetch ahead ─▶ then each:   goes on as it did? ─▶ rewrite ─────────▶ Forward       the short way
+//!                                                 │
+//!                                                find ─┬─ request ─▶ track ─▶ rewrite ─▶ Forward       the long way
+//!                                                      ├─ reply ───▶ track ─▶ rewrite ─▶ Forward
+//!                                                      ├─ elsewhere ──────────────────▶ HandOff
+//!                                                      └─ admit: service? choose, insert, then as a request;
+//!                                                                nobody to choose, no SYN ─▶ Reply;  not ours ─▶ Pass
 //! ```
 //!
 //! The order of the steps is IPVS's (`ip_vs_in_hook`, `ip_vs_out_hook`), with one difference: the next hop is found before anything is
@@ -274,27 +276,17 @@ impl Director {
             Kind::NotOurs(NotOurs::Pass) => Verdict::Pass,
             Kind::NotOurs(NotOurs::Drop(reason)) => Verdict::Drop(reason),
             _ if is_idle => Verdict::Pass,
-            Kind::PlainV4 => self.decide_plain_v4(packet, &glance, now),
-            Kind::PlainV6 => self.decide_plain_v6(packet, &glance, now),
+            Kind::PlainV4 => {
+                let meta = Plain::<HeaderV4>::again(packet).map(|plain| plain.meta());
+                meta.map_or(Verdict::Pass, |meta| self.decide_v4(packet, &meta, &glance, now))
+            }
+            Kind::PlainV6 => {
+                let meta = Plain::<HeaderV6>::again(packet).map(|plain| plain.meta());
+                meta.map_or(Verdict::Pass, |meta| self.decide_v6(packet, &meta, &glance, now))
+            }
             Kind::V4(place) => self.decide_v4(packet, &self.seen.v4(place), &glance, now),
             Kind::V6(place) => self.decide_v6(packet, &self.seen.v6(place), &glance, now),
         }
-    }
-
-    #[inline]
-    fn decide_plain_v4(&mut self, packet: &mut Packet, glance: &Glance, now: Tick) -> Verdict {
-        let Some(meta) = Plain::<HeaderV4>::again(packet).map(|plain| plain.meta()) else {
-            return Verdict::Pass;
-        };
-        self.v4.packet(&mut self.v6, &mut self.shared, packet, &meta, glance, now)
-    }
-
-    #[inline]
-    fn decide_plain_v6(&mut self, packet: &mut Packet, glance: &Glance, now: Tick) -> Verdict {
-        let Some(meta) = Plain::<HeaderV6>::again(packet).map(|plain| plain.meta()) else {
-            return Verdict::Pass;
-        };
-        self.v6.packet(&mut self.v4, &mut self.shared, packet, &meta, glance, now)
     }
 
     #[inline(never)]

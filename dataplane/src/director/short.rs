@@ -1,8 +1,9 @@
 //! The short way: a plain packet of a connection that goes on as it did.
 //!
 //! Nearly all packets are such, and nothing about them is news: no state changes, no timeout, no next hop. What [the long way](super::family) asks of a packet one
-//! after the other is asked of these at once, before anything is changed; one of which anything is otherwise goes the long way, from its beginning. What
-//! becomes of a packet is the same on both, to the byte (a property of [the director](super) holds them to it).
+//! after the other is asked of these at once, before anything is changed; one of which anything is otherwise goes the long way, from its beginning. So this file
+//! decides nothing that is not decided there, and may leave out any packet. Tests and fuzz targets have a second director that only
+//! knows the long way, and hold both to the same bytes, verdicts, connections and counters.
 
 use arrayvec::ArrayVec;
 
@@ -100,13 +101,8 @@ impl<A: Near> Family<A> {
                     Forwarding::Tunnel => {
                         let meta = plain.meta();
                         Self::wrap(&mut self.next_id, shared, packet, &meta, conn, (glance.hash, now), hop)?;
-                        conn.last_seen = now;
-                        conn.count_packet();
-                        add(&counters.in_packets, 1);
-                        add(&counters.in_bytes, length.into());
-                        return Some(hop.port);
                     }
-                    _ if to_server(plain, conn) => {}
+                    _ if to_server(plain, conn, hop) => frame(packet, length, hop),
                     _ => return None,
                 }
                 conn.count_packet();
@@ -116,23 +112,16 @@ impl<A: Near> Family<A> {
             Direction::Reply => {
                 // The first answer to a datagram shows a template that its real server serves.
                 let is_news = conn.marks.has(Marks::CONTROLLED) && plain.is_udp();
-                if is_news
-                    || network.is_home(arrival)
-                    || plain.tuple() != conn.beyond()
-                    || !to_client(plain, conn)
-                {
+                let is_usual = !is_news && !network.is_home(arrival);
+                if !is_usual || plain.tuple() != conn.beyond() || !to_client(plain, conn, hop) {
                     return None;
                 }
+                frame(packet, length, hop);
                 add(&counters.out_packets, 1);
                 add(&counters.out_bytes, length.into());
             }
         }
         conn.last_seen = now;
-        plain.macs = hop.macs;
-        packet.len = ETHERNET + usize::from(length);
-        if !hop.tags.is_empty() {
-            forward::address(packet, hop);
-        }
         Some(hop.port)
     }
 
@@ -158,9 +147,9 @@ impl<A: Near> Family<A> {
     }
 }
 
-/// Rewrites a client's packet, if it is of one of the usual kinds.
+/// Rewrites a client's packet for its hop, if it is of one of the usual kinds.
 #[inline(always)]
-fn to_server<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>) -> bool {
+fn to_server<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>, hop: &Hop) -> bool {
     match conn.forwarding {
         Forwarding::Route => plain.age(),
         Forwarding::Masq if plain.has_checksum() => {
@@ -171,12 +160,13 @@ fn to_server<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>) -> bool {
         }
         _ => return false,
     }
+    plain.macs = hop.macs;
     true
 }
 
-/// Rewrites a real server's packet, if it is of one of the usual kinds.
+/// Rewrites a real server's packet for its hop, if it is of one of the usual kinds.
 #[inline(always)]
-fn to_client<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>) -> bool {
+fn to_client<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>, hop: &Hop) -> bool {
     let service = (conn.virtual_address, conn.virtual_port);
     match conn.forwarding {
         Forwarding::Masq if plain.has_checksum() => plain.translate(Some(service), None),
@@ -185,5 +175,15 @@ fn to_client<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>) -> bool {
         }
         _ => return false,
     }
+    plain.macs = hop.macs;
     true
+}
+
+/// Drops Ethernet padding, and puts the hop's VLAN tags on.
+#[inline(always)]
+fn frame(packet: &mut Packet, length: u16, hop: &Hop) {
+    packet.len = ETHERNET + usize::from(length);
+    if !hop.tags.is_empty() {
+        forward::address(packet, hop);
+    }
 }
