@@ -35,6 +35,8 @@ pub struct Both {
     long: Director,
     counters: [Arc<Counters>; 2],
     now: Tick,
+    /// Whether there was a frame since connections were compared.
+    is_changed: bool,
 }
 
 impl Aside {
@@ -76,7 +78,7 @@ impl Both {
         let [director, mut long] =
             [parts, beside].map(|parts| Director::new(parts, now).expect("memory for connections"));
         long.go_the_long_way();
-        Self { director, long, counters, now }
+        Self { director, long, counters, now, is_changed: false }
     }
 
     /// See [`Director::burst`].
@@ -87,7 +89,7 @@ impl Both {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
-        self.now = now;
+        (self.now, self.is_changed) = (now, true);
         let mut chunks: Vec<Vec<u8>> = packets.iter().map(|packet| packet.chunk.to_vec()).collect();
         let mut copies: Vec<Packet> = chunks
             .iter_mut()
@@ -121,8 +123,39 @@ impl Both {
         self.long.adopt(Arc::new(Snapshot { services: Arc::clone(beside), ..snapshot.clone() }));
     }
 
+    /// Their connections and counters must be the same, too.
+    fn compare(&self) {
+        let [listed, others] = [&self.director, &self.long].map(|director| {
+            let (mut all, mut from) = (Vec::new(), Some(Place::default()));
+            while let Some(place) = from {
+                from = director
+                    .connections(place, usize::MAX, self.now, |listed| all.push(format!("{listed:?}")));
+            }
+            // Their publishers may number real servers otherwise.
+            director.each_v4(|conn| {
+                let Conn { state, marks, in_packets, detail, timeout, hops, .. } = conn;
+                all.push(format!("{state:?} {marks:?} {in_packets} {detail:?} {timeout} {hops:?}"));
+            });
+            all
+        });
+        assert_eq!(listed, others, "connections of the long way");
+        let [counted, others] =
+            self.counters.each_ref().map(|counters| counters.totals().collect::<Vec<_>>());
+        assert_eq!(counted, others, "counters of the long way");
+        let [counted, others] = self.counters.each_ref().map(|counters| {
+            let dests = (0..DESTS).flat_map(|dest| counters.dest(DestId(dest)));
+            let mut all: Vec<_> = dests.map(|counters| format!("{counters:?}")).collect();
+            all.sort();
+            all
+        });
+        assert_eq!(counted, others, "real servers' counters of the long way");
+    }
+
     /// See [`Director::expire`].
     pub fn expire(&mut self, now: Tick, budget: usize) {
+        if std::mem::take(&mut self.is_changed) {
+            self.compare();
+        }
         self.now = now;
         self.director.expire(now, budget);
         self.long.expire(now, budget);
@@ -164,31 +197,9 @@ impl Both {
 }
 
 impl Drop for Both {
-    /// Their connections and counters must be the same, too.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            return;
+        if !std::thread::panicking() {
+            self.compare();
         }
-        let [listed, others] = [&self.director, &self.long].map(|director| {
-            let (mut all, mut from) = (Vec::new(), Some(Place::default()));
-            while let Some(place) = from {
-                from = director
-                    .connections(place, usize::MAX, self.now, |listed| all.push(format!("{listed:?}")));
-            }
-            director.each_v4(|conn| all.push(format!("{conn:?}")));
-            all
-        });
-        assert_eq!(listed, others, "connections of the long way");
-        let [counted, others] =
-            self.counters.each_ref().map(|counters| counters.totals().collect::<Vec<_>>());
-        assert_eq!(counted, others, "counters of the long way");
-        // Their publishers may number real servers otherwise.
-        let [counted, others] = self.counters.each_ref().map(|counters| {
-            let dests = (0..DESTS).flat_map(|dest| counters.dest(DestId(dest)));
-            let mut all: Vec<_> = dests.map(|counters| format!("{counters:?}")).collect();
-            all.sort();
-            all
-        });
-        assert_eq!(counted, others, "real servers' counters of the long way");
     }
 }
