@@ -55,9 +55,9 @@ pub struct Glance {
 /// What a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A plain one of IPv4.
+    /// A plain one of IPv4 that changes no connection's state.
     PlainV4,
-    /// A plain one of IPv6.
+    /// The same of IPv6.
     PlainV6,
     /// Another one of IPv4, and its place among those.
     V4(u8),
@@ -75,9 +75,9 @@ type Families<'a> = (&'a Family<V4>, &'a Family<V6>);
 pub struct Seen {
     /// Each.
     pub glances: ArrayVec<Glance, BURST>,
-    /// Those of IPv4 that are not plain.
+    /// Those of [`Kind::V4`].
     v4: ArrayVec<Meta<V4>, BURST>,
-    /// Those of IPv6 that are not.
+    /// Those of [`Kind::V6`].
     v6: ArrayVec<Meta<V6>, BURST>,
     /// Those whose entries were asked for.
     fetched: usize,
@@ -99,14 +99,26 @@ impl Seen {
         self.glances.get(n).filter(is_plain).map_or(Known::default(), |glance| Known(glance.hash))
     }
 
-    /// One of IPv4 that is not plain.
-    pub fn v4(&self, place: u8) -> Meta<V4> {
+    /// One of [`Kind::V4`].
+    pub fn meta_v4(&self, place: u8) -> Meta<V4> {
         self.v4[usize::from(place)]
     }
 
-    /// One of IPv6 that is not plain.
-    pub fn v6(&self, place: u8) -> Meta<V6> {
+    /// One of [`Kind::V6`].
+    pub fn meta_v6(&self, place: u8) -> Meta<V6> {
         self.v6[usize::from(place)]
+    }
+
+    #[inline(never)]
+    fn keep_v4(&mut self, meta: Meta<V4>) -> Kind {
+        self.v4.push(meta);
+        Kind::V4(self.v4.len() as u8 - 1)
+    }
+
+    #[inline(never)]
+    fn keep_v6(&mut self, meta: Meta<V6>) -> Kind {
+        self.v6.push(meta);
+        Kind::V6(self.v6.len() as u8 - 1)
     }
 
     /// Looks at the burst's packets up to `end` of which nothing is `known` yet, and asks for the index lines of all.
@@ -122,7 +134,8 @@ impl Seen {
                 continue;
             }
             let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
-                Some(plain) => (Kind::PlainV4, v4.conns.hash(&plain.tuple())),
+                Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.hash(&plain.tuple())),
+                Some(plain) => (self.keep_v4(plain.meta()), v4.conns.hash(&plain.tuple())),
                 None => self.look_closely((v4, v6), packet),
             };
             self.glances.push(Glance { hash, likely: Likely::default(), kind });
@@ -139,18 +152,14 @@ impl Seen {
     // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
     #[inline(never)]
     fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) -> (Kind, u64) {
-        if let Some(plain) = Plain::<HeaderV6>::of(packet) {
+        if let Some(plain) = Plain::<HeaderV6>::of(packet)
+            && plain.is_midstream()
+        {
             return (Kind::PlainV6, v6.conns.hash(&plain.tuple()));
         }
         match parse(packet.data()) {
-            Ok(Parsed::V4(meta)) => {
-                self.v4.push(meta);
-                (Kind::V4(self.v4.len() as u8 - 1), v4.conns.hash(&meta.tuple))
-            }
-            Ok(Parsed::V6(meta)) => {
-                self.v6.push(meta);
-                (Kind::V6(self.v6.len() as u8 - 1), v6.conns.hash(&meta.tuple))
-            }
+            Ok(Parsed::V4(meta)) => (self.keep_v4(meta), v4.conns.hash(&meta.tuple)),
+            Ok(Parsed::V6(meta)) => (self.keep_v6(meta), v6.conns.hash(&meta.tuple)),
             Err(why) => (Kind::NotOurs(why), 0),
         }
     }

@@ -262,6 +262,10 @@ impl Director {
     ) {
         let next = verdicts.len()..end;
         let (packets, glances) = (&mut packets[next.clone()], &self.seen.glances[next]);
+        // Of no connection, and nobody else to ask: it begins one.
+        if glances[0].likely.candidate().is_none() && self.shared.owners().is_none() {
+            return;
+        }
         match glances[0].kind {
             kind @ Kind::PlainV4 => self.v4.go_on(&self.shared, packets, glances, kind, now, verdicts),
             kind @ Kind::PlainV6 => self.v6.go_on(&self.shared, packets, glances, kind, now, verdicts),
@@ -284,8 +288,8 @@ impl Director {
                 let meta = Plain::<HeaderV6>::again(packet).map(|plain| plain.meta());
                 meta.map_or(Verdict::Pass, |meta| self.decide_v6(packet, &meta, &glance, now))
             }
-            Kind::V4(place) => self.decide_v4(packet, &self.seen.v4(place), &glance, now),
-            Kind::V6(place) => self.decide_v6(packet, &self.seen.v6(place), &glance, now),
+            Kind::V4(place) => self.decide_v4(packet, &self.seen.meta_v4(place), &glance, now),
+            Kind::V6(place) => self.decide_v6(packet, &self.seen.meta_v6(place), &glance, now),
         }
     }
 

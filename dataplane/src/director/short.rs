@@ -14,7 +14,7 @@ use super::sending::way_inside;
 use super::{Shared, Verdict};
 use crate::conn::{Conn, Direction, Marks, State};
 use crate::forward::{self, tunnel};
-use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::parse::ETHERNET;
 use crate::packet::{Meta, Packet, Plain};
 use crate::port::BURST;
 use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick, WorkerId};
@@ -75,12 +75,7 @@ impl<A: Near> Family<A> {
         let arrival = packet.port;
         let plain = Plain::<A::Header>::again(packet)?;
         let conn = self.conns.conn_mut(id);
-        let steady = match plain.is_udp() {
-            true => State::Udp,
-            // It leaves an established connection established, whoever sends it.
-            false if plain.flags() & tcp_flags::DECISIVE == tcp_flags::ACK => State::Established,
-            false => return None,
-        };
+        let steady = if plain.is_udp() { State::Udp } else { State::Established };
         let is_as_it_was =
             conn.state == steady && conn.timeout == timeouts.of(steady) && conn.remaining(now) > 0;
         if !is_as_it_was || conn.marks.has(DEMANDING) || plain.hops_left() <= 1 {

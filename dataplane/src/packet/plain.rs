@@ -5,7 +5,7 @@ use zerocopy::big_endian::{U16, U32, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
 use super::checksum::{Change, is_right_header};
-use super::parse::ETHERNET;
+use super::parse::{ETHERNET, tcp_flags};
 use super::{Address, Meta, Packet, Tuple, V4, V6};
 
 const TCP: u8 = 6;
@@ -167,6 +167,12 @@ impl<H: Header> Plain<H> {
     #[inline]
     pub fn flags(&self) -> u8 {
         if self.is_udp() { 0 } else { self.flags }
+    }
+
+    /// Whether it changes no state: a datagram, or a segment that leaves an established connection established, whoever sends it.
+    #[inline]
+    pub fn is_midstream(&self) -> bool {
+        self.is_udp() || self.flags & tcp_flags::DECISIVE == tcp_flags::ACK
     }
 
     /// Whether it has a checksum, as a datagram need not.
