@@ -28,6 +28,12 @@ pub const GROUP: usize = 8;
 pub struct Known(u64);
 
 impl Known {
+    /// Whether anything is.
+    #[inline]
+    pub fn is_some(self) -> bool {
+        self.0 != 0
+    }
+
     /// As a word; 0 for nothing.
     #[inline]
     pub fn into_word(self) -> u64 {
@@ -128,23 +134,40 @@ impl Seen {
         let first = self.glances.len();
         let end = end.min(packets.len()).min(BURST);
         let Some(group) = packets.get_mut(first..end) else { return };
-        for (n, packet) in group.iter_mut().enumerate() {
-            if let Some(Known(hash)) = known.get(first + n).filter(|known| known.0 != 0) {
-                self.glances.push(Glance { hash: *hash, likely: Likely::default(), kind: Kind::PlainV4 });
-                continue;
-            }
-            let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
-                Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.hash(&plain.tuple())),
-                Some(plain) => (self.keep_v4(plain.meta()), v4.conns.hash(&plain.tuple())),
-                None => self.look_closely((v4, v6), packet),
-            };
-            self.glances.push(Glance { hash, likely: Likely::default(), kind });
+        match known.get(first..) {
+            None | Some([]) => group.iter_mut().for_each(|packet| self.glance(families, packet)),
+            Some(known) => self.recall(families, group, known),
         }
         for glance in &self.glances[first..] {
             match glance.kind {
                 Kind::PlainV4 | Kind::V4(_) => v4.conns.prefetch_index(glance.hash),
                 Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_index(glance.hash),
                 Kind::NotOurs(_) => {}
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn glance(&mut self, families: Families, packet: &mut Packet) {
+        let (v4, _) = families;
+        let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
+            Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.hash(&plain.tuple())),
+            Some(plain) => (self.keep_v4(plain.meta()), v4.conns.hash(&plain.tuple())),
+            None => self.look_closely(families, packet),
+        };
+        self.glances.push(Glance { hash, likely: Likely::default(), kind });
+    }
+
+    /// Looks at packets of which another worker knows something, at those of which it does not, too.
+    #[inline(never)]
+    fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
+        let known = known.iter().copied().chain(std::iter::repeat(Known::default()));
+        for (packet, known) in packets.iter_mut().zip(known) {
+            if known.is_some() {
+                packet.prefetch();
+                self.glances.push(Glance { hash: known.0, likely: Likely::default(), kind: Kind::PlainV4 });
+            } else {
+                self.glance(families, packet);
             }
         }
     }

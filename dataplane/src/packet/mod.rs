@@ -11,6 +11,8 @@ pub mod plain;
 pub mod sip;
 pub mod tags;
 
+use crate::conn::memory::prefetch;
+
 pub use address::{Address, V4, V6};
 pub use parse::{Meta, Parsed, parse};
 pub use plain::Plain;
@@ -34,6 +36,12 @@ impl Packet<'_> {
     /// The frame.
     pub fn data(&mut self) -> &mut [u8] {
         &mut self.chunk[self.start..self.start + self.len]
+    }
+
+    /// Has the line fetched that the frame begins on: it was written by another core, or by the NIC.
+    #[inline]
+    pub fn prefetch(&self) {
+        self.chunk.get(self.start).into_iter().for_each(|line| prefetch(line));
     }
 }
 

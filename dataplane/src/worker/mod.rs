@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use crate::conn::memory::prefetch;
 use crate::director::{Director, Known, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
@@ -328,12 +327,12 @@ impl Worker {
             .iter_mut()
             .map(|frame| {
                 let (start, len, port) = (frame.start(), frame.len(), PortId(frame.port));
-                let chunk = memory.chunk(frame);
-                // It was written by another core, or by the NIC.
-                chunk.get(start).into_iter().for_each(|line| prefetch(line));
-                Packet { chunk, start, len, port }
+                Packet { chunk: memory.chunk(frame), start, len, port }
             })
             .collect();
+        // Those that are known already the director need not read so soon, and asks for them itself.
+        let known = |n: usize| handed.and_then(|known| known.get(n)).is_some_and(|known| known.is_some());
+        packets.iter().enumerate().filter(|(n, _)| !known(*n)).for_each(|(_, packet)| packet.prefetch());
         self.director.burst(&mut packets, handed, now, &mut verdicts);
         let places: ArrayVec<(usize, usize), BURST> = packets.iter().map(|p| (p.start, p.len)).collect();
         drop(packets);
