@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::api::{Per, Profile, Request, Response, StageProfile};
 use crate::ipvsadm::Backend;
@@ -13,7 +13,7 @@ use crate::ipvsadm::Backend;
 /// The profiles of all workers: since the director began, or over a time to come. `wait` lets it pass, and may connect anew: the director does not wait for long.
 ///
 /// # Errors
-/// When the director cannot be asked.
+/// When the director cannot be asked, or is another one after that time.
 pub fn read<B: Backend>(
     director: &mut B,
     workers: usize,
@@ -24,7 +24,8 @@ pub fn read<B: Backend>(
     let before = ask(director, workers)?;
     wait(director, time)?;
     let after = ask(director, workers)?;
-    Ok(after.into_iter().zip(&before).map(|(after, before)| after.since(before)).collect())
+    let taken = after.into_iter().zip(&before).map(|(after, before)| after.since(before));
+    taken.collect::<Option<_>>().context("the director has begun anew meanwhile: ask again")
 }
 
 fn ask<B: Backend>(director: &mut B, workers: usize) -> anyhow::Result<Vec<Profile>> {
@@ -46,16 +47,16 @@ fn ask<B: Backend>(director: &mut B, workers: usize) -> anyhow::Result<Vec<Profi
 }
 
 impl Profile {
-    /// What has been added since an earlier reading.
-    fn since(self, earlier: &Profile) -> Profile {
+    /// What has been added since an earlier reading. `None` where there is less now: it was another director's.
+    fn since(self, earlier: &Profile) -> Option<Profile> {
         let stages = self.stages.into_iter().zip(&earlier.stages);
-        Profile {
-            turns: self.turns - earlier.turns,
-            bursts: self.bursts - earlier.bursts,
-            packets: self.packets - earlier.packets,
-            stages: stages.map(|(stage, earlier)| stage.since(earlier)).collect(),
+        Some(Profile {
+            turns: self.turns.checked_sub(earlier.turns)?,
+            bursts: self.bursts.checked_sub(earlier.bursts)?,
+            packets: self.packets.checked_sub(earlier.packets)?,
+            stages: stages.map(|(stage, earlier)| stage.since(earlier)).collect::<Option<_>>()?,
             ..self
-        }
+        })
     }
 
     /// Cycles as nanoseconds.
@@ -65,11 +66,12 @@ impl Profile {
 }
 
 impl StageProfile {
-    fn since(self, earlier: &StageProfile) -> StageProfile {
+    fn since(self, earlier: &StageProfile) -> Option<StageProfile> {
         let before = |least| earlier.buckets.iter().find(|b| b.0 == least).map_or(0, |bucket| bucket.2);
-        let left = self.buckets.iter().map(|(least, most, n)| (*least, *most, n - before(*least)));
-        let buckets = left.filter(|bucket| bucket.2 > 0).collect();
-        StageProfile { cycles: self.cycles - earlier.cycles, buckets, ..self }
+        let left = |(least, most, n): &(u64, u64, u64)| Some((*least, *most, n.checked_sub(before(*least))?));
+        let mut buckets = self.buckets.iter().map(left).collect::<Option<Vec<_>>>()?;
+        buckets.retain(|bucket| bucket.2 > 0);
+        Some(StageProfile { cycles: self.cycles.checked_sub(earlier.cycles)?, buckets, ..self })
     }
 
     /// Bursts or turns that it was timed in.
@@ -179,7 +181,9 @@ mod tests {
     fn of_two_readings_the_later_less_the_earlier_is_left() {
         let before = profile(3, stage(50, &[(8, 8, 2), (16, 17, 1)]));
         let after = profile(5, stage(180, &[(8, 8, 2), (16, 17, 2), (100, 111, 1)]));
-        assert_eq!(after.since(&before), profile(2, stage(130, &[(16, 17, 1), (100, 111, 1)])));
+        let left = profile(2, stage(130, &[(16, 17, 1), (100, 111, 1)]));
+        assert_eq!(after.clone().since(&before), Some(left));
+        assert_eq!(before.since(&after), None, "a director that has begun anew");
     }
 
     #[test]
