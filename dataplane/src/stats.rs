@@ -190,6 +190,22 @@ pub struct DestCounters {
     pub templates: AtomicU64,
 }
 
+impl DestCounters {
+    /// Counts a packet from a client. Only the worker whose counters they are may, here and below.
+    #[inline]
+    pub fn count_in(&self, bytes: u64) {
+        add(&self.in_packets, 1);
+        add(&self.in_bytes, bytes);
+    }
+
+    /// Counts a packet to a client.
+    #[inline]
+    pub fn count_out(&self, bytes: u64) {
+        add(&self.out_packets, 1);
+        add(&self.out_bytes, bytes);
+    }
+}
+
 /// One worker's counters.
 pub struct WorkerCounters {
     dests: Mapped<DestCounters>,

@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::memory::{Mapped, prefetch};
+use super::memory::Mapped;
 use super::supply::Supply;
 use crate::service::WorkerId;
 
@@ -70,7 +70,7 @@ impl Directory {
     /// Starts fetching the line where a tuple most likely stands.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.buckets[hash as usize & self.mask]);
+        self.buckets.prefetch(hash as usize & self.mask);
     }
 
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.

@@ -93,9 +93,7 @@ impl<T> Mapped<T> {
     pub fn pages(&self) -> Pages {
         Pages(Arc::clone(&self.map), self.backing)
     }
-}
 
-impl<T> Mapped<T> {
     /// Asks the processor to fetch the first line of a value.
     #[inline]
     pub fn prefetch(&self, n: usize) {

@@ -93,7 +93,7 @@ impl Marks {
     /// The same, of version 2.
     pub const PROXY_TWO: Marks = Marks(1 << 4);
     /// In any of these ways.
-    pub const TELLS: Marks = Marks(Self::TOA.0 | Self::PROXY_ONE.0 | Self::PROXY_TWO.0);
+    pub const TELLS: Marks = Self::TOA.and(Self::PROXY_ONE).and(Self::PROXY_TWO);
     /// Its real server has acknowledged the PROXY header.
     pub const TOLD: Marks = Marks(1 << 5);
     /// Its real server is of the other family: `server` points at the twin that stands for it there.
@@ -111,7 +111,7 @@ impl Marks {
     /// A data connection of FTP, which has come of a control connection.
     pub const DATA: Marks = Marks(1 << 12);
     /// Either.
-    pub const FTP_ANY: Marks = Marks(Self::FTP.0 | Self::DATA.0);
+    pub const FTP_ANY: Marks = Self::FTP.and(Self::DATA);
     /// Its client has not chosen a port yet, and `client_port` is 0.
     pub const NO_CLIENT_PORT: Marks = Marks(1 << 13);
     /// There are data connections of it, so that it must outlive them.
@@ -119,14 +119,10 @@ impl Marks {
     /// The frames of its virtual port and of its real server's port are steered to the director for its sake.
     pub const STEERED: Marks = Marks(1 << 15);
 
-    /// Some marks together.
-    pub const fn all(marks: &[Marks]) -> Self {
-        let (mut all, mut n) = (0, 0);
-        while n < marks.len() {
-            all |= marks[n].0;
-            n += 1;
-        }
-        Self(all)
+    /// These marks and others.
+    #[must_use]
+    pub const fn and(self, others: Marks) -> Self {
+        Self(self.0 | others.0)
     }
 
     /// Whether any of `marks` is there.

@@ -10,7 +10,7 @@ use crate::forward::icmp::{self, Problem, Quote};
 use crate::forward::{self, across, nat};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Hop, Tick};
-use crate::stats::{Reason, add};
+use crate::stats::Reason;
 
 /// What every IPv6 link takes: IPv4 packets that may be cut up are cut to this (RFC 7915 §4).
 const LEAST_V6: u16 = 1280;
@@ -30,7 +30,7 @@ impl<A: Near> Family<A> {
         let (local, server) =
             ((reply.destination, reply.destination_port), (reply.source, reply.source_port));
         let may_be_cut = A::ROUTERS_FRAGMENT && !forward::forbids_fragments(packet, meta);
-        let id = self.id();
+        let id = self.ids.next();
         if !across::translate(packet, meta, local, server, id, hop) {
             return Verdict::Drop(Reason::Untranslatable);
         }
@@ -67,8 +67,7 @@ impl<A: Near> Family<A> {
         far.track(shared, id, meta, Direction::Reply, now);
         let conn = *far.conns.conn(id);
         let counters = shared.mine().dest(conn.dest);
-        add(&counters.out_packets, 1);
-        add(&counters.out_bytes, u64::from(meta.length()));
+        counters.count_out(u64::from(meta.length()));
         let mtu = across::fits::<A>(hop.mtu);
         if forward::is_too_big(packet, meta, mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(mtu), now);
@@ -77,7 +76,7 @@ impl<A: Near> Family<A> {
         far.take_back(packet, meta, id);
         let (service, client) = ((conn.virtual_address, conn.virtual_port), (conn.client, conn.client_port));
         let may_be_cut = A::ROUTERS_FRAGMENT && !forward::forbids_fragments(packet, meta);
-        if !across::translate(packet, meta, service, client, self.id(), &hop) {
+        if !across::translate(packet, meta, service, client, self.ids.next(), &hop) {
             return Verdict::Drop(Reason::Untranslatable);
         }
         let mtu = if may_be_cut { hop.mtu.min(LEAST_V6) } else { hop.mtu };
@@ -100,8 +99,7 @@ impl<A: Near> Family<A> {
         };
         let conn = far.conns.conn(id);
         let counters = shared.mine().dest(conn.dest);
-        add(&counters.out_packets, 1);
-        add(&counters.out_bytes, u64::from(meta.length()));
+        counters.count_out(u64::from(meta.length()));
         if !icmp::is_sound(packet, meta) {
             return Verdict::Drop(Reason::BadChecksum);
         }

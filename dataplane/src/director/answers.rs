@@ -9,7 +9,7 @@ use crate::forward::{self, abort, icmp, reset};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet, Tags, Tuple};
 use crate::service::{Hop, Protocol, Snapshot, Tick};
-use crate::stats::{Event, Reason, add};
+use crate::stats::{Event, Reason};
 use crate::steer::Target;
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -119,10 +119,8 @@ impl<A: Near> Family<A> {
         if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
             let conn = self.conns.conn(id);
             if !conn.forwarding.translates_replies() {
-                let counters = shared.mine().dest(conn.dest);
-                add(&counters.out_packets, 1);
                 let headers = ETHERNET + Tags::of(packet.data()).len();
-                add(&counters.out_bytes, (packet.len - headers) as u64);
+                shared.mine().dest(conn.dest).count_out((packet.len - headers) as u64);
             }
         }
         verdict

@@ -13,7 +13,7 @@ use crate::forward::icmp::{Message, Quote};
 use crate::forward::{self, dr, icmp};
 use crate::packet::{Meta, Packet};
 use crate::service::{FTP_DATA, Forwarding, Service, Tick};
-use crate::stats::{Reason, add};
+use crate::stats::Reason;
 
 impl<A: Near> Family<A> {
     /// An ICMP packet: perhaps an error about a connection.
@@ -98,10 +98,7 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let conn = *self.conns.conn(id);
-        let toward = match direction {
-            Direction::Request => Toward::Server,
-            Direction::Reply => Toward::Client,
-        };
+        let toward = Toward::of(direction);
         let is_gone = conn.has_server() && !shared.snapshot.services.has_dest(conn.dest);
         if direction == Direction::Request && is_gone {
             return Verdict::Drop(Reason::NoDest);
@@ -116,8 +113,7 @@ impl<A: Near> Family<A> {
         let counters = shared.mine().dest(conn.dest);
         let length = u64::from(meta.length());
         if direction == Direction::Request {
-            add(&counters.in_packets, 1);
-            add(&counters.in_bytes, length);
+            counters.count_in(length);
         }
         if shared.snapshot.network.is_home(hop.link) {
             forward::spare(packet, meta);
@@ -154,8 +150,7 @@ impl<A: Near> Family<A> {
                 },
             },
             Direction::Reply => {
-                add(&counters.out_packets, 1);
-                add(&counters.out_bytes, length);
+                counters.count_out(length);
                 if is_full {
                     Self::take_back_quoted(packet, quote, meta.end, &conn);
                 }

@@ -4,7 +4,7 @@ use super::ahead::Glance;
 use super::beyond::{self, Near};
 use super::ftp::Talks;
 use super::hops::{HopCache, Toward};
-use super::sending::mtu;
+use super::sending::{Ids, mtu};
 use super::{Shared, Verdict, admission};
 use crate::conn::calls::Calls;
 use crate::conn::directory::Directory;
@@ -27,8 +27,8 @@ pub struct Family<A> {
     pub(super) hops: HopCache,
     pub(super) calls: Calls,
     pub(super) fragments: Fragments<A>,
-    /// The id of the next outer packet that may be cut up.
-    pub(super) next_id: u16,
+    /// Ids for packets that may be cut up.
+    pub(super) ids: Ids,
     /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
     pub(super) swept: Option<u32>,
     /// Where whoever goes through all connections has got to.
@@ -52,7 +52,7 @@ impl<A: Near> Family<A> {
             hops: HopCache::default(),
             calls: Calls::default(),
             fragments: Fragments::default(),
-            next_id: 0,
+            ids: Ids::default(),
             swept: None,
             place: 0,
             draw: 0,
@@ -258,8 +258,7 @@ impl<A: Near> Family<A> {
         let conn = self.conns.conn_mut(id);
         conn.count_packet();
         let counters = shared.mine().dest(conn.dest);
-        add(&counters.in_packets, 1);
-        add(&counters.in_bytes, meta.length().into());
+        counters.count_in(meta.length().into());
     }
 
     /// A packet from the client that has no way to its real server.
@@ -322,8 +321,7 @@ impl<A: Near> Family<A> {
         self.track(shared, id, meta, Direction::Reply, now);
         let conn = self.conns.conn(id);
         let counters = shared.mine().dest(conn.dest);
-        add(&counters.out_packets, 1);
-        add(&counters.out_bytes, u64::from(meta.length()));
+        counters.count_out(u64::from(meta.length()));
 
         if forward::is_too_big(packet, meta, hop.mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);

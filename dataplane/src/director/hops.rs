@@ -27,6 +27,17 @@ pub enum Toward {
     Client,
 }
 
+impl Toward {
+    /// The end that packets of a direction go to.
+    #[inline]
+    pub fn of(direction: Direction) -> Self {
+        match direction {
+            Direction::Request => Toward::Server,
+            Direction::Reply => Toward::Client,
+        }
+    }
+}
+
 /// The worker's hops of the current generation.
 pub struct HopCache {
     generation: u32,
@@ -50,24 +61,21 @@ impl HopCache {
         toward: Toward,
         address: impl FnOnce() -> IpAddr,
     ) -> Result<Hop, Unreachable> {
-        let known = match toward {
-            Toward::Server => hops.to_server,
-            Toward::Client => hops.to_client,
-        };
-        let number = match hops.generation == self.generation && known != UNKNOWN {
-            true => known,
-            false => self.remember(network, hops, toward, address())?,
-        };
+        if let Some(hop) = self.known(hops, toward) {
+            return Ok(*hop);
+        }
+        let number = self.remember(network, hops, toward, address())?;
         Ok(self.hops[usize::from(number)])
     }
 
-    /// The hop of a connection's packets if it is remembered.
+    /// The hop of a connection's packets towards one end, if it is remembered.
     #[inline(always)]
-    pub fn known(&self, hops: &Hops, direction: Direction) -> Option<&Hop> {
-        let number = match direction {
-            Direction::Request => hops.to_server,
-            Direction::Reply => hops.to_client,
+    pub fn known(&self, hops: &Hops, toward: Toward) -> Option<&Hop> {
+        let number = match toward {
+            Toward::Server => hops.to_server,
+            Toward::Client => hops.to_client,
         };
+        // `UNKNOWN` is no hop's number: there are never so many.
         if hops.generation == self.generation { self.hops.get(usize::from(number)) } else { None }
     }
 

@@ -15,6 +15,18 @@ use crate::stats::{Event, Reason};
 
 const TCP: u8 = Protocol::Tcp as u8;
 
+/// Ids for packets that may be cut up, one after the other.
+#[derive(Default)]
+pub(super) struct Ids(u16);
+
+impl Ids {
+    /// The next one.
+    pub fn next(&mut self) -> u16 {
+        self.0 = self.0.wrapping_add(1);
+        self.0
+    }
+}
+
 impl<A: Near> Family<A> {
     /// Holds a SYN to the segments that its service allows.
     #[inline]
@@ -49,7 +61,7 @@ impl<A: Near> Family<A> {
         network: usize,
         hop: &Hop,
     ) -> Verdict {
-        let id = self.id();
+        let id = self.ids.next();
         match Cut::of(packet.data(), network, hop.mtu, id.into()) {
             Some(cut) if cut.pieces() <= shared.outbox.room() => {
                 for piece in 0..cut.pieces() - 1 {
@@ -79,15 +91,9 @@ impl<A: Near> Family<A> {
             Ok(way) => way,
             Err(reason) => return Verdict::Drop(reason),
         };
-        let id = self.id();
+        let id = self.ids.next();
         tunnel::request(packet, meta, tunnel, ends, hop, (hash, id));
         self.send(shared, packet, &Hop { mtu, ..*hop })
-    }
-
-    /// An id for a packet that may be cut up.
-    pub(super) fn id(&mut self) -> u16 {
-        self.next_id = self.next_id.wrapping_add(1);
-        self.next_id
     }
 }
 

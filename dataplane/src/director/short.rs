@@ -10,7 +10,8 @@ use arrayvec::ArrayVec;
 use super::ahead::{Glance, Kind};
 use super::beyond::Near;
 use super::family::Family;
-use super::sending::way_inside;
+use super::hops::Toward;
+use super::sending::{Ids, way_inside};
 use super::{Shared, Verdict};
 use crate::conn::{Conn, Direction, Marks, State};
 use crate::forward::{self, tunnel};
@@ -18,10 +19,10 @@ use crate::packet::parse::ETHERNET;
 use crate::packet::{Meta, Packet, Plain};
 use crate::port::BURST;
 use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick, WorkerId};
-use crate::stats::{Event, add};
+use crate::stats::Event;
 
 /// Connections whose packets need to be looked at more closely.
-const DEMANDING: Marks = Marks::all(&[Marks::TELLS, Marks::ACROSS, Marks::TEMPLATE, Marks::FTP]);
+const DEMANDING: Marks = Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP);
 
 impl<A: Near> Family<A> {
     /// Decides about the packets that go the short way, up to the first of another `kind` or that does not.
@@ -81,7 +82,7 @@ impl<A: Near> Family<A> {
         if !is_as_it_was || conn.marks.has(DEMANDING) || plain.hops_left() <= 1 {
             return None;
         }
-        let hop = self.hops.known(&conn.hops, direction)?;
+        let hop = self.hops.known(&conn.hops, Toward::of(direction))?;
         let (length, counters) = (plain.length(), shared.mine().dest(conn.dest));
         if length > hop.mtu {
             return None;
@@ -95,14 +96,13 @@ impl<A: Near> Family<A> {
                 match conn.forwarding {
                     Forwarding::Tunnel => {
                         let meta = plain.meta();
-                        Self::wrap(&mut self.next_id, shared, packet, &meta, conn, (glance.hash, now), hop)?;
+                        Self::wrap(&mut self.ids, shared, packet, &meta, conn, (glance.hash, now), hop)?;
                     }
                     _ if to_server(plain, conn, hop) => frame(packet, length, hop),
                     _ => return None,
                 }
                 conn.count_packet();
-                add(&counters.in_packets, 1);
-                add(&counters.in_bytes, length.into());
+                counters.count_in(length.into());
             }
             Direction::Reply => {
                 // The first answer to a datagram shows a template that its real server serves.
@@ -112,8 +112,7 @@ impl<A: Near> Family<A> {
                     return None;
                 }
                 frame(packet, length, hop);
-                add(&counters.out_packets, 1);
-                add(&counters.out_bytes, length.into());
+                counters.count_out(length.into());
             }
         }
         conn.last_seen = now;
@@ -123,7 +122,7 @@ impl<A: Near> Family<A> {
     /// Puts a client's packet into a tunnel, if it can leave that way in one piece.
     #[inline(never)]
     fn wrap(
-        next_id: &mut u16,
+        ids: &mut Ids,
         shared: &Shared,
         packet: &mut Packet,
         meta: &Meta<A>,
@@ -136,8 +135,7 @@ impl<A: Near> Family<A> {
         if meta.length() + tunnel::overhead(kind, ends.destination) > mtu {
             return None;
         }
-        *next_id = next_id.wrapping_add(1);
-        tunnel::request(packet, meta, kind, ends, hop, (hash, *next_id));
+        tunnel::request(packet, meta, kind, ends, hop, (hash, ids.next()));
         Some(())
     }
 }

@@ -14,7 +14,7 @@ use crate::forward::{address, forbids_fragments, tunnel};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Address, Meta, Packet};
 use crate::service::{Forwarding, Tick};
-use crate::stats::{Event, Reason, add};
+use crate::stats::{Event, Reason};
 
 impl Director {
     /// What becomes of a packet if it is an error about the director's own tunnel; `None` for all others.
@@ -95,8 +95,7 @@ impl<A: Near> Family<A> {
         // As when the director itself refuses a packet: from the virtual address.
         icmp::answer(packet, &inner, problem, inner.tuple.destination);
         let counters = shared.mine().dest(conn.dest);
-        add(&counters.out_packets, 1);
-        add(&counters.out_bytes, (packet.len - ETHERNET) as u64);
+        counters.count_out((packet.len - ETHERNET) as u64);
         address(packet, &hop);
         Some(Verdict::Reply(hop.port))
     }
