@@ -30,8 +30,19 @@ use crate::{machine, offload};
 /// The servers' Ethernet address. The sink has it only when it is to be heard.
 pub const FAR: [u8; 6] = [2, 0, 0, 0, 0, 15];
 
-/// Frames made in one system call: some 30 ms, so that the generator hears of its end.
-const AT_ONCE: u32 = 1 << 16;
+/// Frames made in one system call: some 50 ms, so that the generator hears of its end.
+const AT_ONCE: u32 = 1 << 18;
+
+/// Threads of the generator, all on its core. At the end of each system call the kernel waits some 25 ms until its pages are let go; the other
+/// thread sends meanwhile. A pause would measure how much a contender's rings hold.
+const SENDERS: usize = 2;
+
+/// What has the sink's queue polled some twenty times a millisecond, for many frames at once, as a NIC's interrupts are moderated. Left alone
+/// it is polled for each frame that a director sends, on the director's core.
+const MODERATION: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "50000")];
+
+/// How many frames show that a peer forwards.
+const FORWARDS: u64 = 4096;
 
 /// The longest a peer may take to forward its first frame.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -44,6 +55,9 @@ pub struct Ground {
     pub core: usize,
     generators_core: usize,
 }
+
+/// The senders of the generator.
+struct Generator(Vec<Background>);
 
 /// What one window of measuring showed, in frames a second.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +88,7 @@ impl Ground {
         topology.lend_local_addresses()?;
         let sink = topology.put_a_sink_before_servers()?;
         sink.run_in(|| offload::give_a_queue(SINK))??;
+        sink.run_in(moderate)??;
         topology.director().run_in(|| offload::give_a_queue(DIRECTOR_CLIENT_SIDE))??;
         Ok(Self { topology, core: cores[cores.len() - 1], generators_core: cores[0] })
     }
@@ -116,7 +131,7 @@ impl Ground {
     ) -> Result<Sample> {
         let generator = self.generate(flows)?;
         let (begin, before) = (Instant::now(), self.arrived()?);
-        while self.arrived()? < before + u64::from(AT_ONCE) / 16 {
+        while self.arrived()? < before + FORWARDS {
             ensure!(begin.elapsed() < START_LIMIT, "nothing is forwarded");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -143,7 +158,7 @@ impl Ground {
         Ok([self.interfaces()?[0].mac, self.topology.client().run_in(|| mac(FRONT))??])
     }
 
-    fn generate(&self, flows: u32) -> Result<Background> {
+    fn generate(&self, flows: u32) -> Result<Generator> {
         let template = Template {
             macs: self.macs()?,
             source: topology::client(0).octets(),
@@ -152,14 +167,17 @@ impl Ground {
             flows,
         };
         let core = self.generators_core;
-        Background::start(self.topology.client(), "generator", move |stop| {
-            pin(core);
-            let frames = LiveFrames::new(&template, Netlink::open()?.index(FRONT)?)?;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                frames.send(AT_ONCE).context("making frames in the kernel (Linux 5.18 or newer)")?;
-            }
-            Ok(())
-        })
+        let sender = || {
+            Background::start(self.topology.client(), "generator", move |stop| {
+                pin(core);
+                let frames = LiveFrames::new(&template, Netlink::open()?.index(FRONT)?)?;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    frames.send(AT_ONCE).context("making frames in the kernel (Linux 5.18 or newer)")?;
+                }
+                Ok(())
+            })
+        };
+        (0..SENDERS).map(|_| sender()).collect::<Result<_>>().map(Generator)
     }
 
     fn sample(&self, window: Duration, times: impl Fn() -> Result<Times>) -> Result<Sample> {
@@ -179,6 +197,21 @@ impl Ground {
     fn offered(&self) -> Result<u64> {
         self.topology.director().run_in(|| received(DIRECTOR_CLIENT_SIDE))?
     }
+}
+
+impl Generator {
+    /// Ends it; the error is what made it end before.
+    fn stop(self) -> Result<()> {
+        self.0.into_iter().try_for_each(Background::stop)
+    }
+}
+
+/// Moderates how often the sink's queue is polled.
+fn moderate() -> Result<()> {
+    MODERATION.into_iter().try_for_each(|(name, value)| {
+        let path = Path::new("/sys/class/net").join(SINK).join(name);
+        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))
+    })
 }
 
 /// An interface's Ethernet address.

@@ -19,8 +19,8 @@ use crate::cli::in_one_line;
 /// worker (at most 4096 each way).
 const FRAMES_UNDER_WAY: u32 = 8192;
 
-/// Slots of an AF_XDP ring for receiving: 4096 frames are 2.7 ms of 1.5 Mpps, about what may come while a core is somebody else's. Where cores are shared, half as many lose
-/// throughput (ARCHITECTURE.md has how much); more would let frames grow old.
+/// Slots of an AF_XDP ring for receiving: 4096 frames are 2.7 ms of 1.5 Mpps, about what may come in a burst or while a core is somebody else's. More would let frames grow
+/// old; under steady overload it makes no difference that could be measured.
 const RX_SLOTS: u32 = 4096;
 
 /// Slots of one for sending. It is emptied every turn; its length makes no difference that could be measured.

@@ -191,17 +191,18 @@ impl Port for AfXdp {
     fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
         self.check(pool);
         let (memory, invalid) = (&self.memory, &mut self.invalid);
-        let partial_checksums = self.partial_checksums;
+        let before = burst.len();
         let taken = self.rx.consume(burst.remaining_capacity() as u32, |descriptor| {
-            let Some(mut frame) = memory.reclaim(descriptor.addr, descriptor.len) else {
-                *invalid += 1;
-                return;
-            };
-            if partial_checksums {
-                partial::finish_if_partial(memory.data(&mut frame));
+            match memory.reclaim(descriptor.addr, descriptor.len) {
+                Some(frame) => burst.push(frame),
+                None => *invalid += 1,
             }
-            burst.push(frame);
         });
+        if self.partial_checksums {
+            // The kernel has just written them, on another core as a rule: asked for together, their lines come together.
+            burst[before..].iter().for_each(|frame| memory.prefetch(frame));
+            burst[before..].iter_mut().for_each(|frame| partial::finish_if_partial(memory.data(frame)));
+        }
         self.lent = self.lent.saturating_sub(taken);
         self.refill(pool);
         if self.busy_poll && taken == 0 {
