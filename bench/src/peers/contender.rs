@@ -1,4 +1,4 @@
-//! Who forwards: shunt in its modes, testpmd, the kernel's DNAT. Each is started on the ground, one at a time.
+//! Who forwards: shunt in its modes, testpmd, the kernel's DNAT; and who only sends. Each is started on the ground, one at a time.
 
 use std::fs;
 use std::io::Write;
@@ -13,6 +13,7 @@ use shunt_dataplane::service::Protocol;
 use shunt_dataplane::steer::{Filter, Steering, Target};
 
 use super::ground::Ground;
+use super::sender::{self, Sender};
 use crate::director::{Director, Launcher};
 use crate::lab::{Backend, Mode};
 use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, LOCAL, SERVERS, VIP, server};
@@ -27,6 +28,8 @@ pub enum Contender {
     Testpmd(Backend),
     /// The kernel, by a rule of nftables.
     Nftables,
+    /// Nobody: a loop that sends.
+    Sender(Backend),
 }
 
 /// One that runs. Dropping it ends it, however it is.
@@ -37,6 +40,8 @@ pub enum Running<'g> {
     Testpmd(Process, Option<Filter>),
     /// The rule, to be taken away again.
     Nftables(&'g Ground),
+    /// The loop.
+    Sender(Sender),
 }
 
 /// A child that is ended.
@@ -69,13 +74,14 @@ impl Contender {
             Self::Shunt(mode, backend) => (mode.name(), backend.name()),
             Self::Testpmd(backend) => ("testpmd-io", backend.name()),
             Self::Nftables => ("nftables-dnat", "kernel"),
+            Self::Sender(backend) => ("sending-alone", backend.name()),
         }
     }
 
     /// What it needs and is not there, as a sentence.
     pub fn is_missing(self) -> Option<String> {
         let (program, package) = match self {
-            Self::Shunt(..) => return None,
+            Self::Shunt(..) | Self::Sender(_) => return None,
             Self::Testpmd(_) => {
                 (TESTPMD, "dpdk-dev (Debian; librte-net-af-xdp and librte-net-af-packet with it)")
             }
@@ -94,6 +100,7 @@ impl Contender {
             }
             Self::Testpmd(backend) => start_testpmd(ground, backend),
             Self::Nftables => start_nftables(ground).map(|()| Running::Nftables(ground)),
+            Self::Sender(backend) => Sender::start(ground, backend).map(Running::Sender),
         }
     }
 }
@@ -105,6 +112,7 @@ impl Running<'_> {
             Self::Shunt(director) => Times::of_thread(director.id(), WORKER),
             Self::Testpmd(Process(child), _) => Times::of_thread(child.id(), "rte-worker"),
             Self::Nftables(ground) => Times::of_interrupts(ground.core),
+            Self::Sender(_) => Times::of_thread(std::process::id(), sender::NAME),
         }
     }
 
@@ -114,6 +122,7 @@ impl Running<'_> {
             Self::Shunt(director) => director.stop(),
             Self::Testpmd(process, _) => process.stop(),
             Self::Nftables(ground) => stop_nftables(ground),
+            Self::Sender(sender) => sender.stop(),
         }
     }
 }

@@ -140,7 +140,7 @@ impl Wire {
 }
 
 /// The shortest UDP datagram from a client to the service.
-fn datagram([to, from]: [[u8; 6]; 2]) -> Vec<u8> {
+pub(super) fn datagram([to, from]: [[u8; 6]; 2]) -> Vec<u8> {
     let (source, destination) = (client(0), VIP);
     let mut udp =
         [&20_000u16.to_be_bytes()[..], &DISCARD_PORT.to_be_bytes(), &[0, 26, 0, 0], &[0; 18]].concat();

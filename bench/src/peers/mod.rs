@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   for each round:  generator alone
-//!                    for each driver: testpmd, nat, dr, tun, fullnat    64 k flows, then one
-//!                    nftables                                            the same
+//!                    for each driver: a loop that only sends, testpmd, nat, dr, tun, fullnat    64 k flows, then one
+//!                    nftables                                                                  the same
 //!   then, for each driver: a worker left alone, and woken
 //! ```
 //!
@@ -13,6 +13,7 @@
 pub mod contender;
 pub mod ground;
 mod idle;
+pub mod sender;
 mod table;
 
 use std::time::Duration;
@@ -70,7 +71,7 @@ const EVEN: f64 = 0.02;
 fn contenders() -> Vec<Contender> {
     let driven = BACKENDS.into_iter().flat_map(|backend| {
         let modes = MODES.into_iter().map(move |mode| Contender::Shunt(mode, backend));
-        std::iter::once(Contender::Testpmd(backend)).chain(modes)
+        [Contender::Sender(backend), Contender::Testpmd(backend)].into_iter().chain(modes)
     });
     driven.chain([Contender::Nftables]).collect()
 }
@@ -127,7 +128,7 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
             let rates: Vec<f64> = own.samples.iter().map(Sample::rate).collect();
             report.add_for(flows.into(), way, PACKETS, &rates);
             let mut ratios = [None, None];
-            if let Contender::Shunt(_, backend) = *contender {
+            if let Contender::Shunt(_, backend) | Contender::Sender(backend) = *contender {
                 let peers = [(TO_TESTPMD, Contender::Testpmd(backend)), (TO_NFTABLES, Contender::Nftables)];
                 for ((metric, peer), ratio) in peers.into_iter().zip(&mut ratios) {
                     let Some(peer) = of(peer) else { continue };
@@ -203,7 +204,8 @@ fn turn(ground: &Ground, contender: Contender, plan: &Plan, series: &mut Vec<Ser
 /// What keeps a contender from forwarding more.
 fn limit(series: &Series) -> Limit {
     let sum = |of: fn(&Sample) -> f64| series.samples.iter().map(of).sum::<f64>();
-    if sum(|sample| sample.forwarded) > sum(|sample| sample.offered) * (1.0 - EVEN) {
+    let takes_part = !matches!(series.contender, Contender::Sender(_));
+    if takes_part && sum(|sample| sample.forwarded) > sum(|sample| sample.offered) * (1.0 - EVEN) {
         return Limit::Generator;
     }
     match series.contender {

@@ -39,6 +39,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
         "backend",
         "flows",
         "packets/s",
+        "core",
         "generator",
         "÷ testpmd",
         "÷ nftables",
@@ -78,7 +79,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
     }
     format!(
         "{table}\nMedians, ± half the spread; \"core\" is what forwarding had of its core, as far as the kernel accounts for it. Ratios are of neighbours in one round. \"generator\" is what it does alone, into a \
-         program that drops.\nThe limit is what the forwarding core is busy with: the kernel (sending copies each frame into a \
+         program that drops; \"sending-alone\" what the kernel takes of a loop that does nothing but send by the same ports.\nThe limit is what the forwarding core is busy with: the kernel (sending copies each frame into a \
          socket buffer), or its own code.\n"
     )
 }
