@@ -1,6 +1,8 @@
 //! The floor under every figure of the director: what any program must do that looks a packet up in a table of this size.
 //!
 //! Per frame it reads the header's line, reads one random line of the table, fetched a burst ahead as the director does, and writes the header's line.
+//!
+//! Beside it, what a table of connections asks of memory: a line of an index, the entry's line that stands there, and both entry and header written.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +19,38 @@ use crate::stand::frames::FRAME;
 #[repr(C, align(64))]
 struct Line([u64; 8]);
 
+/// Packets whose lines are asked for together, as many as by the director.
+const GROUP: usize = 8;
+
 /// A table without any meaning.
 pub struct Floor {
     lines: Mapped<Line>,
-    chunks: Vec<[u8; CHUNK]>,
+    frames: Frames,
+}
+
+/// An index and entries without any meaning.
+pub struct TableFloor {
+    index: Mapped<Line>,
+    entries: Mapped<Line>,
+    frames: Frames,
+}
+
+/// Frames as a port would have received them.
+struct Frames(Vec<[u8; CHUNK]>);
+
+impl Frames {
+    fn new() -> Self {
+        Self(vec![[0; CHUNK]; BURST * BURSTS])
+    }
+
+    /// Those of a burst.
+    fn receive(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> &mut [[u8; CHUNK]] {
+        let chunks = &mut self.0[turn % BURSTS * BURST..][..bytes.len()];
+        for (chunk, bytes) in chunks.iter_mut().zip(bytes) {
+            chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(bytes);
+        }
+        chunks
+    }
 }
 
 impl Floor {
@@ -29,26 +59,16 @@ impl Floor {
     /// # Panics
     /// When there is no memory for it.
     pub fn new(bytes: usize) -> Self {
-        let mut lines: Mapped<Line> = Mapped::zeroed(bytes.div_ceil(64)).expect("memory for the floor");
-        for (n, line) in lines.iter_mut().enumerate() {
-            line.0[0] = n as u64;
-        }
-        Self { lines, chunks: vec![[0; CHUNK]; BURST * BURSTS] }
+        Self { lines: lines(bytes), frames: Frames::new() }
     }
 
     /// A burst of frames. Gives the time that it took.
     pub fn burst(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
-        let chunks = &mut self.chunks[turn % BURSTS * BURST..][..bytes.len()];
-        for (chunk, bytes) in chunks.iter_mut().zip(bytes) {
-            chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(bytes);
-        }
+        let chunks = self.frames.receive(turn, bytes);
         let mut places = [0; BURST];
         let start = Instant::now();
         for (chunk, place) in chunks.iter().zip(&mut places) {
-            let header = &chunk[HEADROOM..HEADROOM + FRAME];
-            let tuple = u64::from(be32(header, 26)) << 16 | u64::from(be16(header, 34));
-            let spread = tuple.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            *place = ((u128::from(spread) * self.lines.len() as u128) >> 64) as usize;
+            *place = place_of(spread(chunk), self.lines.len());
             prefetch(&self.lines[*place]);
         }
         for (chunk, place) in chunks.iter_mut().zip(places) {
@@ -57,4 +77,65 @@ impl Floor {
         }
         start.elapsed()
     }
+}
+
+impl TableFloor {
+    /// As many entries as connections, a line each, and an index of so many bytes.
+    ///
+    /// # Panics
+    /// When there is no memory for it.
+    pub fn new(connections: usize, index: usize) -> Self {
+        Self { index: lines(index), entries: lines(connections * 64), frames: Frames::new() }
+    }
+
+    /// A burst of frames. Gives the time that it took.
+    pub fn burst(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
+        let chunks = self.frames.receive(turn, bytes);
+        let groups = chunks.len().div_ceil(GROUP);
+        let group = |n: usize| (n * GROUP).min(bytes.len())..((n + 1) * GROUP).min(bytes.len());
+        let mut places = [0; BURST];
+        let start = Instant::now();
+        for turn in 0..groups + 2 {
+            for n in group(turn) {
+                places[n] = place_of(spread(&chunks[n]), self.index.len());
+                prefetch(&self.index[places[n]]);
+            }
+            for n in turn.checked_sub(1).map(group).into_iter().flatten() {
+                // What the index says is part of where, so that its line must have come.
+                let found = spread(&chunks[n]).rotate_left(32) ^ self.index[places[n]].0[0];
+                places[n] = place_of(found.wrapping_mul(SPREAD), self.entries.len());
+                prefetch(&self.entries[places[n]]);
+            }
+            for n in turn.checked_sub(2).map(group).into_iter().flatten() {
+                let entry = &mut self.entries[places[n]];
+                entry.0[1] = entry.0[1].wrapping_add(1);
+                chunks[n][HEADROOM..HEADROOM + 8].copy_from_slice(&entry.0[0].to_ne_bytes());
+            }
+        }
+        start.elapsed()
+    }
+}
+
+/// An odd number whose multiples look random (2^64 divided by the golden ratio).
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Memory of so many bytes, each page of it touched.
+fn lines(bytes: usize) -> Mapped<Line> {
+    let mut lines: Mapped<Line> = Mapped::zeroed(bytes.div_ceil(64)).expect("memory for the floor");
+    for (n, line) in lines.iter_mut().enumerate() {
+        line.0[0] = n as u64;
+    }
+    lines
+}
+
+/// A frame's tuple, spread over all numbers.
+fn spread(chunk: &[u8; CHUNK]) -> u64 {
+    let header = &chunk[HEADROOM..HEADROOM + FRAME];
+    let tuple = u64::from(be32(header, 26)) << 16 | u64::from(be16(header, 34));
+    tuple.wrapping_mul(SPREAD)
+}
+
+/// One of `places`.
+fn place_of(spread: u64, places: usize) -> usize {
+    ((u128::from(spread) * places as u128) >> 64) as usize
 }

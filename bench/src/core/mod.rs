@@ -24,6 +24,8 @@ use crate::stand::MODES;
 pub const DIRECTOR: Metric = Metric::new("director_ns_per_packet", "ns");
 /// What any program pays that looks up one line a packet in as much memory.
 pub const FLOOR: Metric = Metric::new("floor_ns_per_packet", "ns");
+/// What an index and an entry a connection ask of memory.
+pub const TABLE_FLOOR: Metric = Metric::new("table_floor_ns_per_packet", "ns");
 /// UDP connections that begin and end.
 pub const INSERTS: Metric = Metric::new("udp_inserts_per_second", "connections/s");
 /// TCP connections from SYN to expiry, of ten packets.

@@ -1,13 +1,15 @@
 //! A packet of a connection that is there, by each mode, beside the floor.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Forwarding;
 
-use super::floor::Floor;
-use super::{DIRECTOR, FLOOR, Plan, Row, Run, median, per_packet, way};
+use super::floor::{Floor, TableFloor};
+use super::{DIRECTOR, FLOOR, Plan, Row, Run, TABLE_FLOOR, median, per_packet, way};
 use crate::interrupt;
 use crate::stand::frames::FRAME;
 use crate::stand::{CLIENTS, MODES, Stand};
@@ -23,9 +25,10 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     for &connections in &run.plan.connections {
         for (name, forwarding) in MODES {
             (run.step)(&format!("{name}, {connections} connections"));
-            let (director, floor) = beside_the_floor(run.plan, forwarding, connections)?;
+            let Beside { director, floor, table } = beside_the_floor(run.plan, forwarding, connections)?;
             run.report.add_for(connections.into(), way(name), DIRECTOR, &director);
             run.report.add_for(connections.into(), way(name), FLOOR, &floor);
+            run.report.add_for(connections.into(), way(name), TABLE_FLOOR, &table);
             let (ours, ground) = (median(&director), median(&floor));
             let ratio = ours / ground;
             let (target, is_met) = match (connections, forwarding) {
@@ -40,7 +43,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
                 what: format!("{name} request, {connections} connections, ns"),
                 values: director,
                 digits: 1,
-                beside: format!("floor {ground:.1}: {ratio:.1} ×"),
+                beside: format!("floor {ground:.1}: {ratio:.1} ×; two lines {:.1}", median(&table)),
                 target,
                 is_met,
             });
@@ -49,32 +52,45 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds a packet of the director and of the floor, in turns, for each repetition.
-fn beside_the_floor(plan: &Plan, forwarding: Forwarding, connections: u32) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Nanoseconds a packet, for each repetition.
+#[derive(Default)]
+struct Beside {
+    director: Vec<f64>,
+    floor: Vec<f64>,
+    table: Vec<f64>,
+}
+
+/// Measures the director and what is under it, in turns.
+fn beside_the_floor(plan: &Plan, forwarding: Forwarding, connections: u32) -> Result<Beside> {
     let mut stand = Stand::new(forwarding, connections);
-    let mut floor = Floor::new(connections as usize * BYTES_EACH);
+    let count = connections as usize;
+    let (mut floor, mut table) =
+        (Floor::new(count * BYTES_EACH), TableFloor::new(count, count * (BYTES_EACH - 64)));
     let mut random = SmallRng::seed_from_u64(1);
-    let mut both = (Vec::new(), Vec::new());
+    let mut beside = Beside::default();
     // The first repetition warms up.
     for repetition in 0..=plan.repetitions {
         interrupt::check()?;
-        let (mut director, mut ground) = (Vec::new(), Vec::new());
+        let mut times: [Vec<Duration>; 3] = Default::default();
         for _ in 0..SLICES {
             for turn in 0..SLICE {
-                let bytes = burst(&stand, &mut random, connections);
-                director.push(stand.burst(CLIENTS, turn, &bytes));
+                times[0].push(stand.burst(CLIENTS, turn, &burst(&stand, &mut random, connections)));
             }
             for turn in 0..SLICE {
-                let bytes = burst(&stand, &mut random, connections);
-                ground.push(floor.burst(turn, &bytes));
+                times[1].push(floor.burst(turn, &burst(&stand, &mut random, connections)));
+            }
+            for turn in 0..SLICE {
+                times[2].push(table.burst(turn, &burst(&stand, &mut random, connections)));
             }
         }
         if repetition > 0 {
-            both.0.push(per_packet(&mut director, BURST));
-            both.1.push(per_packet(&mut ground, BURST));
+            let figures = [&mut beside.director, &mut beside.floor, &mut beside.table];
+            for (figures, times) in figures.into_iter().zip(&mut times) {
+                figures.push(per_packet(times, BURST));
+            }
         }
     }
-    Ok(both)
+    Ok(beside)
 }
 
 fn burst(stand: &Stand, random: &mut SmallRng, connections: u32) -> [[u8; FRAME]; BURST] {
