@@ -87,7 +87,7 @@ fn main() -> ExitCode {
 }
 
 /// Compares the director with its peers: DPDK's testpmd over the same drivers, the kernel's DNAT by nftables. Small packets, one core for
-/// the director and one for the generator. Takes some three minutes; wants root.
+/// the director and one for the generator. Takes some four minutes; wants root.
 #[derive(Parser)]
 #[command(name = "shunt-lab peers")]
 struct PeerOptions {

@@ -95,18 +95,18 @@ impl TableFloor {
         let group = |n: usize| (n * GROUP).min(bytes.len())..((n + 1) * GROUP).min(bytes.len());
         let mut places = [0; BURST];
         let start = Instant::now();
-        for turn in 0..groups + 2 {
-            for n in group(turn) {
+        for step in 0..groups + 2 {
+            for n in group(step) {
                 places[n] = place_of(spread(&chunks[n]), self.index.len());
                 prefetch(&self.index[places[n]]);
             }
-            for n in turn.checked_sub(1).map(group).into_iter().flatten() {
+            for n in step.checked_sub(1).map(group).into_iter().flatten() {
                 // What the index says is part of where, so that its line must have come.
                 let found = spread(&chunks[n]).rotate_left(32) ^ self.index[places[n]].0[0];
                 places[n] = place_of(found.wrapping_mul(SPREAD), self.entries.len());
                 prefetch(&self.entries[places[n]]);
             }
-            for n in turn.checked_sub(2).map(group).into_iter().flatten() {
+            for n in step.checked_sub(2).map(group).into_iter().flatten() {
                 let entry = &mut self.entries[places[n]];
                 entry.0[1] = entry.0[1].wrapping_add(1);
                 chunks[n][HEADROOM..HEADROOM + 8].copy_from_slice(&entry.0[0].to_ne_bytes());

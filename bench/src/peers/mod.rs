@@ -42,7 +42,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What figures are quoted from: about three minutes.
+    /// What figures are quoted from: about four minutes.
     pub const FULL: Self =
         Self { rounds: 5, warm_up: Duration::from_millis(300), window: Duration::from_millis(500) };
     /// Whether it works at all: half a minute.
