@@ -199,11 +199,7 @@ fn profiled(json: bool, over: Option<Duration>) -> anyhow::Result<()> {
         let taken = profiles.iter().enumerate().map(|(worker, profile)| json::Taken::new(worker, profile));
         return Ok(json::document(&mut std::io::stdout(), "profile", &taken.collect::<Vec<_>>())?);
     }
-    let when = over.map_or_else(
-        || "since it began".to_owned(),
-        |time| format!("in {}", humantime::format_duration(time)),
-    );
-    println!("{}{}", profile::table(&profiles, &when), profile::legend(&profiles));
+    println!("{}{}", profile::table(&profiles, over), profile::legend(&profiles));
     Ok(())
 }
 

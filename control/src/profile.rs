@@ -97,20 +97,29 @@ impl StageProfile {
     }
 }
 
-/// The table for people. `when` says of what time it tells.
-pub fn table(profiles: &[Profile], when: &str) -> String {
+/// The table for people: since the director began, or over a time.
+pub fn table(profiles: &[Profile], over: Option<Duration>) -> String {
     let mut text = String::new();
     for (worker, profile) in profiles.iter().enumerate() {
         if worker > 0 {
             text.push('\n');
         }
-        of_worker(&mut text, worker, profile, when);
+        of_worker(&mut text, worker, profile, over);
     }
     text
 }
 
-fn of_worker(text: &mut String, worker: usize, profile: &Profile, when: &str) {
+fn of_worker(text: &mut String, worker: usize, profile: &Profile, over: Option<Duration>) {
     let Profile { core, every, turns, bursts, packets, .. } = profile;
+    let all: u64 = profile.stages.iter().map(|stage| stage.cycles).sum();
+    let when = match over {
+        None => "since it began".to_owned(),
+        Some(time) => {
+            // Of a sample of the turns, so that it may come out as a little more than all the time.
+            let worked = profile.nanoseconds(all * u64::from(*every)) / time.as_nanos() as f64;
+            format!("in {}, {:.0} % of it at work", humantime::format_duration(time), worked.min(1.0) * 100.0)
+        }
+    };
     // Writing to a string cannot fail.
     let _ = write!(text, "worker {worker}, core {core}, {when}: ");
     if *turns == 0 {
@@ -127,7 +136,6 @@ fn of_worker(text: &mut String, worker: usize, profile: &Profile, when: &str) {
         0 => "-".to_owned(),
         _ => format!("{:.1}", profile.nanoseconds(cycles) / *packets as f64),
     };
-    let all: u64 = profile.stages.iter().map(|stage| stage.cycles).sum();
     for stage in profile.stages.iter().filter(|stage| stage.samples() > 0) {
         let per = match stage.per {
             Per::Burst => "burst",
@@ -189,7 +197,7 @@ mod tests {
     #[test]
     fn a_stage_has_a_line_with_its_share_of_a_packet() {
         let two = [profile(2, stage(400, &[(192, 207, 2)])), profile(0, stage(0, &[]))];
-        let told = table(&two, "since it began");
+        let told = table(&two, None);
         let lines: Vec<_> = told.lines().collect();
         assert_eq!(
             lines,
@@ -202,5 +210,17 @@ mod tests {
                 "worker 1, core 3, since it began: no turn with work has been timed",
             ]
         );
+    }
+
+    #[test]
+    fn over_a_time_it_says_how_much_of_it_a_worker_worked() {
+        // 400 cycles of one turn in 64 are 12.8 µs.
+        let one = [profile(2, stage(400, &[(192, 207, 2)]))];
+        let begins = |micros, with: &str| {
+            let told = table(&one, Some(Duration::from_micros(micros)));
+            assert!(told.starts_with(with), "{told}");
+        };
+        begins(128, "worker 0, core 3, in 128us, 10 % of it at work: 2 turns timed");
+        begins(12, "worker 0, core 3, in 12us, 100 % of it at work: 2 turns timed");
     }
 }
