@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use shunt_dataplane::conn::memory::{Mapped, prefetch};
+use shunt_dataplane::director::GROUP;
 use shunt_dataplane::packet::{be16, be32};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
@@ -18,9 +19,6 @@ use crate::stand::frames::FRAME;
 #[derive(FromZeros)]
 #[repr(C, align(64))]
 struct Line([u64; 8]);
-
-/// Packets whose lines are asked for together, as many as by the director.
-const GROUP: usize = 8;
 
 /// A table without any meaning.
 pub struct Floor {

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use shunt_dataplane::service::Protocol;
 use shunt_dataplane::steer::{Filter, Steering, Target};
 
-use super::ground::Ground;
+use super::ground::{Ground, write};
 use super::sender::{self, Sender};
 use crate::director::{Director, Launcher};
 use crate::lab::{Backend, Mode};
@@ -210,12 +210,8 @@ fn stop_nftables(ground: &Ground) -> Result<()> {
 
 /// RPS: which cores do the kernel's work for what the director's interface receives.
 fn steer_to_core(ground: &Ground, mask: u64) -> Result<()> {
-    let path = format!("/sys/class/net/{DIRECTOR_CLIENT_SIDE}/queues/rx-0/rps_cpus");
-    ground
-        .topology
-        .director()
-        .run_in(|| fs::write(&path, format!("{mask:x}")))?
-        .with_context(|| format!("writing {path}"))
+    let mask = format!("{mask:x}");
+    ground.topology.director().run_in(|| write(DIRECTOR_CLIENT_SIDE, "queues/rx-0/rps_cpus", &mask))?
 }
 
 fn nft(ground: &Ground, rules: &str) -> Result<()> {

@@ -10,7 +10,7 @@
 //! carries itself to the far end, where nobody listens to the Ethernet address it is sent to: the kernel drops it at the first look.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -208,10 +208,7 @@ impl Generator {
 
 /// Moderates how often the sink's queue is polled.
 fn moderate() -> Result<()> {
-    MODERATION.into_iter().try_for_each(|(name, value)| {
-        let path = Path::new("/sys/class/net").join(SINK).join(name);
-        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))
-    })
+    MODERATION.into_iter().try_for_each(|(name, value)| write(SINK, name, value))
 }
 
 /// An interface's Ethernet address.
@@ -228,16 +225,23 @@ fn received(interface: &str) -> Result<u64> {
 }
 
 fn read(interface: &str, what: &str) -> Result<String> {
-    let path = Path::new("/sys/class/net").join(interface).join(what);
+    let path = path(interface, what);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(text.trim().to_owned())
 }
 
+/// Writes what the kernel is told of an interface in the calling thread's namespace.
+pub fn write(interface: &str, what: &str, value: &str) -> Result<()> {
+    let path = path(interface, what);
+    fs::write(&path, value).with_context(|| format!("writing {}", path.display()))
+}
+
+fn path(interface: &str, what: &str) -> PathBuf {
+    Path::new("/sys/class/net").join(interface).join(what)
+}
+
 /// Keeps this thread on a core.
 pub fn pin(core: usize) {
-    let mut set = nix::sched::CpuSet::new();
     // A core that cannot be had leaves the thread to the scheduler, which costs accuracy alone.
-    if set.set(core).is_ok() {
-        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
-    }
+    core_affinity::set_for_current(core_affinity::CoreId { id: core });
 }

@@ -17,7 +17,7 @@ use crate::traffic::background::Background;
 /// The name of its thread.
 pub const NAME: &str = "sender";
 
-/// Slots for sending, as the director has them.
+/// Slots of AF_XDP for sending, as the director has them; AF_PACKET's are as many by default.
 const SLOTS: u32 = 2048;
 
 /// Frames enough for both rings and a burst under way.
@@ -56,10 +56,7 @@ fn open(backend: Backend, pools: &mut [Pool]) -> Result<Box<dyn Port>> {
             let options = af_xdp::Options { tx_slots: SLOTS, ..Default::default() };
             Box::new(AfXdp::open(pools, &[queue], &options)?.pop().context("one queue has one socket")?)
         }
-        Backend::AfPacket => {
-            let options = af_packet::Options { tx_slots: SLOTS, ..Default::default() };
-            Box::new(AfPacket::open(interface, index, &options)?)
-        }
+        Backend::AfPacket => Box::new(AfPacket::open(interface, index, &af_packet::Options::default())?),
     })
 }
 

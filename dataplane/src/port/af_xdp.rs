@@ -28,6 +28,7 @@ use libc::xdp_desc;
 use super::ring::{Completion, Fill, Rx, Tx};
 use super::sockopt::option;
 use super::{Burst, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
+use crate::conn::memory::prefetch;
 
 mod open;
 
@@ -200,7 +201,7 @@ impl Port for AfXdp {
         });
         if self.partial_checksums {
             // The kernel has just written them, on another core as a rule: asked for together, their lines come together.
-            burst[before..].iter().for_each(|frame| memory.prefetch(frame));
+            burst[before..].iter_mut().for_each(|frame| prefetch(memory.data(frame).as_ptr()));
             burst[before..].iter_mut().for_each(|frame| partial::finish_if_partial(memory.data(frame)));
         }
         self.lent = self.lent.saturating_sub(taken);

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use crate::conn::memory::{Backing, advise, prefetch};
+use crate::conn::memory::{Backing, advise};
 use crate::service::WorkerId;
 use crate::worker::ring::{self, Receiver, Sender};
 
@@ -168,11 +168,6 @@ impl FrameMemory {
     pub fn data<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         let (start, len) = (frame.start as usize, frame.len as usize);
         &mut self.chunk(frame)[start..start + len]
-    }
-
-    /// Has the line fetched that a frame's data begins on.
-    pub fn prefetch(&self, frame: &Frame) {
-        prefetch(self.map.as_ptr().wrapping_add(frame.chunk as usize * CHUNK + frame.start as usize));
     }
 
     /// Makes a token of an offset that the kernel gave back: data of `len` bytes at `offset`. `None` when that does not lie
