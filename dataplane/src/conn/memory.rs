@@ -139,19 +139,19 @@ pub fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// Which of eight words are equal to one, a bit each, the first word's the lowest.
+/// Which of ten words are equal to one, a bit each, the first word's the lowest.
 #[inline]
-pub fn equal(words: &[u32; 8], word: u32) -> u32 {
+pub fn equal(words: &[u16; 10], word: u16) -> u32 {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: both loads lie inside the array and ask for no alignment; SSE2 is part of x86-64.
+    // SAFETY: both loads, of the first eight words and of the last two, lie inside the array and ask for no alignment; SSE2 is part of x86-64.
     unsafe {
         use std::arch::x86_64::*;
-        let halves = words.as_ptr().cast::<__m128i>();
-        let wanted = _mm_set1_epi32(word as i32);
-        let low = _mm_cmpeq_epi32(_mm_loadu_si128(halves), wanted);
-        let high = _mm_cmpeq_epi32(_mm_loadu_si128(halves.add(1)), wanted);
-        let bytes = _mm_packs_epi16(_mm_packs_epi32(low, high), _mm_setzero_si128());
-        _mm_movemask_epi8(bytes) as u32
+        let first = words.as_ptr();
+        let wanted = _mm_set1_epi16(word as i16);
+        let low = _mm_cmpeq_epi16(_mm_loadu_si128(first.cast()), wanted);
+        let high = _mm_cmpeq_epi16(_mm_loadu_si32(first.add(8).cast()), wanted);
+        // What lies behind the last two is none of them.
+        _mm_movemask_epi8(_mm_packs_epi16(low, high)) as u32 & 0x3ff
     }
     #[cfg(not(target_arch = "x86_64"))]
     words.iter().rev().fold(0, |bits, other| bits << 1 | u32::from(*other == word))
@@ -163,9 +163,10 @@ mod tests {
 
     #[test]
     fn equal_words_are_found() {
-        for bits in 0..256u32 {
-            let words = std::array::from_fn(|n| if bits >> n & 1 == 1 { 0xdead_beef } else { n as u32 });
-            assert_eq!(equal(&words, 0xdead_beef), bits);
+        for bits in 0..1 << 10 {
+            let words = std::array::from_fn(|n| if bits >> n & 1 == 1 { 0xbeef } else { n as u16 });
+            assert_eq!(equal(&words, 0xbeef), bits);
+            assert_eq!(equal(&words.map(|word| word & 0xfff), 0), 1 & !bits);
         }
     }
 
