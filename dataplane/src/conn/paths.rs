@@ -52,12 +52,12 @@ impl Default for Paths {
 impl Paths {
     /// Bytes of IP that the path to an address carries, as far as is known; the most there can be if nothing is.
     #[inline]
-    pub fn mtu(&self, to: IpAddr, now: Tick) -> u16 {
+    pub fn mtu(&self, to: &IpAddr, now: Tick) -> u16 {
         if self.is_used.load(Ordering::Relaxed) { self.known(to, now) } else { u16::MAX }
     }
 
-    fn known(&self, to: IpAddr, now: Tick) -> u16 {
-        let (bucket, tag) = self.place(to);
+    fn known(&self, to: &IpAddr, now: Tick) -> u16 {
+        let (bucket, tag) = self.place(*to);
         // Acquire is not needed: the word is all the information there is.
         let words = bucket.0.iter().map(|word| word.load(Ordering::Relaxed));
         words.filter(|word| is(*word, tag) && is_fresh(*word, now)).map(mtu_of).min().unwrap_or(u16::MAX)
@@ -69,7 +69,7 @@ impl Paths {
         let least = if to.is_ipv4() { LEAST_V4 } else { LEAST_V6 };
         let mtu = mtu.clamp(least, u16::MAX.into()) as u16;
         self.is_used.store(true, Ordering::Relaxed);
-        let known = self.known(to, now);
+        let known = self.known(&to, now);
         if known < mtu {
             return known;
         }
@@ -134,15 +134,15 @@ mod tests {
         let paths = Paths::default();
         // The clock wraps meanwhile.
         let now = Tick(u32::MAX - 300_000);
-        assert_eq!(paths.mtu(server(11), now), u16::MAX);
+        assert_eq!(paths.mtu(&server(11), now), u16::MAX);
         assert_eq!(paths.learn(server(11), 1400, now), 1400);
         assert_eq!(paths.learn(server(11), 1450, now.plus(60_000)), 1400, "and no longer for that");
-        assert_eq!(paths.mtu(server(11), now.plus(599_000)), 1400);
-        assert_eq!(paths.mtu(server(12), now), u16::MAX);
-        assert_eq!(paths.mtu(server(11), now.plus(602_000)), u16::MAX);
+        assert_eq!(paths.mtu(&server(11), now.plus(599_000)), 1400);
+        assert_eq!(paths.mtu(&server(12), now), u16::MAX);
+        assert_eq!(paths.mtu(&server(11), now.plus(602_000)), u16::MAX);
         assert_eq!(paths.learn(server(11), 1450, now.plus(602_000)), 1450);
         assert_eq!(paths.learn(server(11), 1300, now.plus(603_000)), 1300);
-        assert_eq!(paths.mtu(server(11), now.plus(1_202_000)), 1300);
+        assert_eq!(paths.mtu(&server(11), now.plus(1_202_000)), 1300);
     }
 
     #[test]
@@ -155,7 +155,7 @@ mod tests {
             assert_eq!(paths.learn(server(1), told, Tick(7)), v4);
             assert_eq!(paths.learn("2001:db8::1".parse().unwrap(), told, Tick(7)), v6);
         }
-        assert_eq!(paths.mtu(server(1), Tick(7)), u16::MAX);
+        assert_eq!(paths.mtu(&server(1), Tick(7)), u16::MAX);
     }
 
     #[test]
@@ -170,9 +170,9 @@ mod tests {
             paths.learn(*to, 1400 + n, Tick(5000 * n));
         }
         let now = Tick(60_000);
-        assert_eq!(paths.mtu(same[0], now), u16::MAX);
+        assert_eq!(paths.mtu(&same[0], now), u16::MAX);
         for (n, to) in (0..).zip(&same).skip(1) {
-            assert_eq!(paths.mtu(*to, now), 1400 + n);
+            assert_eq!(paths.mtu(to, now), 1400 + n);
         }
     }
 }

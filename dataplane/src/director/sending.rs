@@ -110,7 +110,7 @@ pub(super) fn way_inside<'a>(
     // Without an address of its own on the way the director cannot be the tunnel's end.
     let link = network.link(hop.link).map(|(link, ..)| link);
     let source = link.and_then(|link| link.address_towards(destination)).ok_or(Reason::NoRoute)?;
-    Ok((tunnel::Ends { source, destination }, hop.mtu.min(shared.paths.mtu(*destination, now))))
+    Ok((tunnel::Ends { source, destination }, hop.mtu.min(shared.paths.mtu(destination, now))))
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.
@@ -126,6 +126,6 @@ pub(super) fn mtu<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick
 fn mtu_inside<A: Near>(shared: &Shared, conn: &Conn<A>, hop: &Hop, now: Tick) -> u16 {
     let Some(dest) = shared.snapshot.services.dest(conn.dest) else { return hop.mtu };
     let overhead = tunnel::overhead(conn.detail.tunnel(), &dest.address);
-    let path = shared.paths.mtu(dest.address, now);
+    let path = shared.paths.mtu(&dest.address, now);
     hop.mtu.saturating_sub(overhead).min(tunnel::room::<A>(path, overhead))
 }

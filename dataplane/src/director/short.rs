@@ -16,7 +16,7 @@ use super::{Shared, Verdict};
 use crate::conn::{Conn, Direction, Marks, State};
 use crate::forward::{self, tunnel};
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Meta, Packet, Plain};
+use crate::packet::{Packet, Plain};
 use crate::port::BURST;
 use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::Event;
@@ -95,8 +95,7 @@ impl<A: Near> Family<A> {
                 }
                 match conn.forwarding {
                     Forwarding::Tunnel => {
-                        let meta = plain.meta();
-                        Self::wrap(&mut self.ids, shared, packet, &meta, conn, (glance.hash, now), hop)?;
+                        Self::wrap(&mut self.ids, shared, packet, conn, (glance.hash, now), hop)?;
                     }
                     _ if to_server(plain, conn, hop) => frame(packet, length, hop),
                     _ => return None,
@@ -125,18 +124,13 @@ impl<A: Near> Family<A> {
         ids: &mut Ids,
         shared: &Shared,
         packet: &mut Packet,
-        meta: &Meta<A>,
         conn: &Conn<A>,
         (hash, now): (u64, Tick),
         hop: &Hop,
     ) -> Option<()> {
         let kind = conn.detail.tunnel();
         let (ends, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
-        if meta.length() + tunnel::overhead(kind, ends.destination) > mtu {
-            return None;
-        }
-        tunnel::request(packet, meta, kind, ends, hop, (hash, ids.next()));
-        Some(())
+        tunnel::plain_request::<A::Header>(packet, kind, ends, hop, mtu, (hash, || ids.next()))
     }
 }
 

@@ -73,7 +73,7 @@ impl<A: Near> Family<A> {
             Fate::TooBig(mtu) => {
                 // An error about a path that is wider than the link to it says nothing.
                 let link = self.hop(shared, id, Toward::Server).map_or(u16::MAX, |hop| hop.mtu);
-                let before = shared.paths.mtu(server, now).min(link);
+                let before = shared.paths.mtu(&server, now).min(link);
                 let path = shared.paths.learn(server, mtu, now).min(link);
                 if path < before {
                     shared.mine().count(Event::PathNarrowed, 1);

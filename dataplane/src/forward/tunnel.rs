@@ -11,12 +11,14 @@
 //! packets whose own checksum is still to be made, and a director forwards whole ones.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use super::{address, icmp, ip};
 use crate::packet::address::Onward;
 use crate::packet::checksum::{Change, Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Address, Meta, Packet, V4, V6, be16, put16, put32};
+use crate::packet::plain::Header;
+use crate::packet::{Address, Meta, Packet, Plain, V4, V6, be16, put16, put32};
 use crate::service::{Hop, Tunnel, TunnelKind};
 
 const UDP: u8 = 17;
@@ -25,7 +27,7 @@ const IPV4_IN_IP: u8 = 4;
 const IPV6_IN_IP: u8 = 41;
 
 /// Source ports of GUE: the kernel's default range of ephemeral ports (`udp_flow_src_port`).
-const SOURCE_PORTS: std::ops::Range<u16> = 32_768..61_000;
+const SOURCE_PORTS: Range<u16> = 32_768..61_000;
 
 /// Where a packet is tunnelled to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,47 +80,99 @@ pub fn request<A: Address>(
     hop: &Hop,
     (flow, id): (u64, u16),
 ) {
-    let inner = ip(packet, meta);
+    let onward = age::<A>(ip(packet, meta), id);
+    let inner = (packet.start + usize::from(meta.network), usize::from(meta.length()));
+    let before = usize::from(overhead(tunnel, ends.destination));
+    encase::<A>(packet, inner, before, &onward, (tunnel, flow), ends, hop);
+}
+
+/// The same with a [plain](Plain) packet, if the outer one is no longer than `mtu`; otherwise nothing happens.
+#[inline(always)]
+pub fn plain_request<H: Header>(
+    packet: &mut Packet,
+    tunnel: Tunnel,
+    ends: Ends<&IpAddr>,
+    hop: &Hop,
+    mtu: u16,
+    (flow, id): (u64, impl FnOnce() -> u16),
+) -> Option<()> {
+    let inner = packet.start + ETHERNET;
+    let plain = Plain::<H>::again(packet)?;
+    let (length, before) = (usize::from(plain.length()), usize::from(overhead(tunnel, ends.destination)));
+    if before + length > usize::from(mtu) {
+        return None;
+    }
+    let onward = age::<H::Address>(plain.ip().as_mut_bytes(), id());
+    encase::<H::Address>(packet, (inner, length), before, &onward, (tunnel, flow), ends, hop);
+    Some(())
+}
+
+/// Sends the inner packet on as a router does. Gives what the outer one takes from it.
+#[inline(always)]
+fn age<A: Address>(inner: &mut [u8], id: u16) -> Onward {
     A::age(inner, Change::default());
-    let onward = Onward {
+    Onward {
         ttl: A::hops_left(inner),
         tos: encapsulate_ecn(A::tos(inner)),
         fragment: None,
         // An IPv6 packet is cut up by its sender only; the kernel does not forbid it to the outer one.
         may_be_cut: !(A::ROUTERS_FRAGMENT && A::forbids_fragments(inner)),
         id,
-    };
-
-    // The inner packet stays where it is when there is room before it, as there is in every frame that a port received.
-    let length = usize::from(meta.length());
-    let before = ETHERNET + usize::from(overhead(tunnel, ends.destination));
-    let at = packet.start + usize::from(meta.network);
-    let inner_at = at.max(before);
-    if inner_at != at {
-        packet.chunk.copy_within(at..at + length, inner_at);
     }
-    packet.start = inner_at - before;
-    packet.len = before + length;
+}
 
-    let data = packet.data();
-    let (outer, protocol) = (&mut data[ETHERNET..], protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE));
+/// Puts the outer headers, `before` bytes, before the packet that lies in the chunk at a place and has a length.
+#[inline(always)]
+fn encase<A: Address>(
+    packet: &mut Packet,
+    (inner, length): (usize, usize),
+    before: usize,
+    onward: &Onward,
+    (tunnel, flow): (Tunnel, u64),
+    ends: Ends<&IpAddr>,
+    hop: &Hop,
+) {
+    let before = ETHERNET + before;
+    // The inner packet stays where it is when there is room before it, as there is in every frame that a port received.
+    if inner < before {
+        packet.chunk.copy_within(inner..inner + length, before);
+    }
+    (packet.start, packet.len) = (inner.saturating_sub(before), before + length);
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let (source, destination) = (V4::from(*source), V4::from(*destination));
-            write::<V4>(outer, protocol, &onward, source, destination);
-            wrap::<A, V4>(&mut outer[V4::HEADER..], tunnel, flow, source, destination);
-            put16(data, 12, V4::ETHERTYPE);
+            let ends = Ends { source: V4::from(*source), destination: V4::from(*destination) };
+            write::<A, V4>(packet.data(), tunnel, onward, ends, hop, flow);
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let (source, destination) = (V6::from(*source), V6::from(*destination));
-            write::<V6>(outer, protocol, &onward, source, destination);
-            wrap::<A, V6>(&mut outer[V6::HEADER..], tunnel, flow, source, destination);
-            put16(data, 12, V6::ETHERTYPE);
+            let ends = Ends { source: V6::from(*source), destination: V6::from(*destination) };
+            write::<A, V6>(packet.data(), tunnel, onward, ends, hop, flow);
         }
         // The source is chosen by the destination's family.
         _ => debug_assert!(false, "a tunnel between families"),
     }
-    address(packet, hop);
+    if !hop.tags.is_empty() {
+        address(packet, hop);
+    }
+}
+
+/// Writes what stands before the inner packet of a frame, without VLAN tags.
+#[inline(always)]
+fn write<A: Address, O: Address>(
+    frame: &mut [u8],
+    tunnel: Tunnel,
+    onward: &Onward,
+    Ends { source, destination }: Ends<O>,
+    hop: &Hop,
+    flow: u64,
+) {
+    let Some((head, payload)) = frame.split_at_mut_checked(ETHERNET + O::HEADER) else { return };
+    head[..12].copy_from_slice(&hop.macs);
+    put16(head, 12, O::ETHERTYPE);
+    let protocol = protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE);
+    O::write_onward(&mut head[ETHERNET..], payload.len(), protocol, onward, source, destination);
+    if tunnel.kind != TunnelKind::Ipip {
+        wrap::<A, O>(payload, tunnel, flow, source, destination);
+    }
 }
 
 /// `INET_ECN_encapsulate`: what the inner packet says of congestion, but not that it has met some.
@@ -132,13 +186,8 @@ fn bare_protocol<A: Address>() -> u8 {
     protocol(TunnelKind::Ipip, A::ETHERTYPE == V4::ETHERTYPE)
 }
 
-/// Writes the outer header of a packet.
-fn write<O: Address>(packet: &mut [u8], protocol: u8, onward: &Onward, source: O, destination: O) {
-    let (ip, payload) = packet.split_at_mut(O::HEADER);
-    O::write_onward(ip, payload.len(), protocol, onward, source, destination);
-}
-
 /// Writes what stands between the two IP headers. `payload` is everything behind the outer one.
+#[inline(never)]
 fn wrap<A: Address, O: Address>(payload: &mut [u8], tunnel: Tunnel, flow: u64, source: O, destination: O) {
     match tunnel.kind {
         TunnelKind::Ipip => {}

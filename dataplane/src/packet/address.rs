@@ -242,6 +242,7 @@ impl Address for V4 {
         Self::HEADER
     }
 
+    #[inline(always)]
     fn write_onward(
         ip: &mut [u8],
         payload: usize,
@@ -300,7 +301,7 @@ fn add_to_ttl(ip: &mut [u8], more: u8, change: Change) {
 
 /// The words of a header without options: `part` is the one about fragments, `kind` the one of TTL and protocol.
 // Summed as they are written: to read them back from where they have just been written in other pieces would be to wait.
-#[inline]
+#[inline(always)]
 fn write_v4(ip: &mut [u8], tos: u8, payload: usize, part: u32, kind: u32, [source, destination]: [V4; 2]) {
     let length = (V4::HEADER + payload) as u16;
     let first = 0x4500_0000 | u32::from(tos) << 16 | u32::from(length);
@@ -401,6 +402,7 @@ impl Address for V6 {
         Self::HEADER + if onward.fragment.is_some() { FRAGMENT_HEADER } else { 0 }
     }
 
+    #[inline(always)]
     fn write_onward(
         ip: &mut [u8],
         payload: usize,

@@ -145,6 +145,12 @@ impl<H: Header> Plain<H> {
         }
     }
 
+    /// Its IP header.
+    #[inline]
+    pub fn ip(&mut self) -> &mut H {
+        &mut self.ip
+    }
+
     /// Bytes from the IP header on.
     #[inline]
     pub fn length(&self) -> u16 {
