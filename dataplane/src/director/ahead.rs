@@ -127,9 +127,17 @@ impl Seen {
         Kind::V6(self.v6.len() as u8 - 1)
     }
 
-    /// Looks at the burst's packets up to `end` of which nothing is `known` yet, and asks for the index lines of all.
+    /// Looks at the burst's packets up to `end` of which nothing is `known` yet, and asks for the index lines of all; also for where their outer headers will
+    /// stand if there are tunnels.
     #[inline]
-    pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], end: usize) {
+    pub fn look(
+        &mut self,
+        families: Families,
+        packets: &mut [Packet],
+        known: &[Known],
+        end: usize,
+        has_tunnels: bool,
+    ) {
         let (v4, v6) = families;
         let first = self.glances.len();
         let end = end.min(packets.len()).min(BURST);
@@ -144,6 +152,9 @@ impl Seen {
                 Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_index(glance.hash),
                 Kind::NotOurs(_) => {}
             }
+        }
+        if has_tunnels {
+            group.iter().for_each(Packet::prefetch_room);
         }
     }
 

@@ -244,7 +244,8 @@ impl Director {
     }
 
     fn look(&mut self, packets: &mut [Packet], known: &[Known], end: usize) {
-        self.seen.look((&self.v4, &self.v6), packets, known, end);
+        let has_tunnels = self.shared.snapshot.services.has_tunnels();
+        self.seen.look((&self.v4, &self.v6), packets, known, end, has_tunnels);
     }
 
     fn fetch(&mut self, end: usize) {

@@ -202,6 +202,8 @@ pub struct Services {
     has_any_port: bool,
     /// Whether there is a persistent service of FTP.
     has_ftp: bool,
+    /// Whether there is a real server behind a tunnel.
+    has_tunnels: bool,
     /// Virtual addresses with FTP by NAT.
     ftp: HashSet<IpAddr>,
     /// Real servers that may begin calls, by address and port.
@@ -336,6 +338,7 @@ impl Services {
                     tables.dests.resize(id + 1, None);
                 }
                 tables.dests[id] = Some(Arc::clone(dest));
+                tables.has_tunnels |= dest.forwarding == Forwarding::Tunnel;
                 for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
                     tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
                     tables.addresses.insert((dest.address, *protocol as u8));
@@ -437,6 +440,12 @@ impl Services {
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.by_address.values().chain(self.by_mark.values())
+    }
+
+    /// Whether there is a real server behind a tunnel.
+    #[inline]
+    pub fn has_tunnels(&self) -> bool {
+        self.has_tunnels
     }
 
     /// Whether there is one for clients of a family.
