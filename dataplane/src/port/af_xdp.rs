@@ -34,12 +34,16 @@ mod open;
 
 pub use open::{Attach, Error, Options, Queue};
 
-/// Descriptors the kernel sends per call in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
+/// Descriptors the kernel sends per call in copy mode if it was not asked for more (`TX_BATCH_SIZE` in net/xdp/xsk.c).
 const KERNEL_BATCH: u32 = 32;
 
 /// Send calls per flush in copy mode. Eight send four bursts; if more than that is queued the device is the brake,
 /// and the rest may wait for the next turn.
 const MAX_KICKS: u32 = 8;
+
+/// Turns of which a queue without frames is busily polled in one: with direct routing and tunnels there is one beside each queue that has
+/// some, and it would cost them a system call a turn.
+const IDLE_TURNS: u32 = 8;
 
 /// How frames get from the NIC into the frame memory, fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,8 @@ pub struct AfXdp {
     partial_checksums: bool,
     /// Whether our system calls do the queue's receiving work.
     busy_poll: bool,
+    /// Turns in a row without a frame.
+    idle: u32,
     /// The first descriptor that the last busy poll left unsent.
     left: Option<u32>,
     /// Frames too short to be sent.
@@ -191,23 +197,32 @@ impl AfXdp {
 impl Port for AfXdp {
     fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
         self.check(pool);
-        let (memory, invalid) = (&self.memory, &mut self.invalid);
+        let (memory, invalid, is_partial) = (&self.memory, &mut self.invalid, self.partial_checksums);
         let before = burst.len();
         let taken = self.rx.consume(burst.remaining_capacity() as u32, |descriptor| {
             match memory.reclaim(descriptor.addr, descriptor.len) {
-                Some(frame) => burst.push(frame),
+                Some(mut frame) => {
+                    // The kernel has just written it, on another core as a rule.
+                    if is_partial {
+                        prefetch(memory.data(&mut frame).as_ptr());
+                    }
+                    burst.push(frame);
+                }
                 None => *invalid += 1,
             }
         });
-        if self.partial_checksums {
-            // The kernel has just written them, on another core as a rule: asked for together, their lines come together.
-            burst[before..].iter_mut().for_each(|frame| prefetch(memory.data(frame).as_ptr()));
-            burst[before..].iter_mut().for_each(|frame| partial::finish_if_partial(memory.data(frame)));
-        }
         self.lent = self.lent.saturating_sub(taken);
         self.refill(pool);
-        if self.busy_poll && taken == 0 {
-            self.wake_rx();
+        if is_partial {
+            burst[before..].iter_mut().for_each(|frame| partial::finish_if_partial(self.memory.data(frame)));
+        }
+        if taken > 0 {
+            self.idle = 0;
+        } else if self.busy_poll {
+            if self.idle.is_multiple_of(IDLE_TURNS) {
+                self.wake_rx();
+            }
+            self.idle = self.idle.wrapping_add(1);
         }
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use libc::{xdp_desc, xdp_mmap_offsets, xdp_ring_offset};
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::{AfXdp, Mode};
+use super::{AfXdp, KERNEL_BATCH, MAX_KICKS, Mode};
 use crate::port::frame::CHUNK;
 use crate::port::ring::{Completion, Fill, Rx, Tx};
 use crate::port::sockopt::{option, set_option};
@@ -31,6 +31,12 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a NIC gets to let go of the frames of closed zero-copy sockets, which the kernel does not report.
 /// Drivers restart a queue within tens of milliseconds.
 const RELEASE_WAIT: Duration = Duration::from_millis(500);
+
+/// Frames that a call sends at most in copy mode, where the kernel lets that be chosen: all that a flush sends.
+const SENT_AT_ONCE: u32 = MAX_KICKS * KERNEL_BATCH;
+
+/// Of Linux 6.17, and not yet in `libc`.
+const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 
 /// Microseconds a system call looks for frames at most while there are none. We ask again in the next turn.
 const POLL_TIME: i32 = 1;
@@ -260,6 +266,8 @@ fn open_one(
     }
     let rings = |source| Error::Rings { interface: queue.interface.clone(), queue: queue.queue, source };
     let (fill, completion, rx, tx) = map_rings(&fd, options).map_err(rings)?;
+    // Where the kernel does not know this, more calls do the same.
+    let _ = set_option(&fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &options.tx_slots.min(SENT_AT_ONCE));
     let busy_poll = options.busy_poll && prefer_busy_poll(&fd).is_ok();
     let mut port = AfXdp {
         fd,
@@ -273,6 +281,7 @@ fn open_one(
         mode,
         partial_checksums: options.partial_checksums,
         busy_poll,
+        idle: 0,
         left: None,
         short: 0,
         invalid: 0,
