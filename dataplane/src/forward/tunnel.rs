@@ -121,7 +121,7 @@ fn age<A: Address>(inner: &mut [u8], id: u16) -> Onward {
     }
 }
 
-/// Puts the outer headers, `before` bytes, before the packet that lies in the chunk at a place and has a length.
+/// Puts the outer headers, `before` bytes, before a packet, of which is said where in the chunk it begins and how long it is.
 #[inline(always)]
 fn encase<A: Address>(
     packet: &mut Packet,
