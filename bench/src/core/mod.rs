@@ -5,6 +5,7 @@
 
 pub mod budget;
 mod floor;
+mod handing;
 mod packets;
 mod pair;
 mod profile;
@@ -38,6 +39,10 @@ pub const SPEEDUP: Metric = Metric::new("two_worker_speedup", "ratio");
 pub const SPEEDUP_HANDOFF: Metric = Metric::new("two_worker_speedup_handoff", "ratio");
 /// What two bare loops do, a core each, ÷ what one does.
 pub const SPEEDUP_BARE: Metric = Metric::new("two_loops_speedup", "ratio");
+/// What a packet takes longer that comes to the wrong worker.
+pub const HANDOFF: Metric = Metric::new("handoff_ns_per_packet", "ns");
+/// What a frame takes longer in a loop that hands it over and decides nothing.
+pub const HANDOFF_FLOOR: Metric = Metric::new("handoff_floor_ns_per_packet", "ns");
 /// From an edit's request until every worker obeys it.
 pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 
