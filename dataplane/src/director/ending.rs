@@ -9,6 +9,15 @@ use crate::conn::{Conn, ConnId, Marks};
 use crate::service::{DestId, Forwarding, Tick};
 use crate::stats::{Event, sub};
 
+/// A walk over the table in search of connections whose real servers were removed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sweep {
+    /// Where it goes on.
+    place: u32,
+    /// Whether it has found one.
+    has_ended_any: bool,
+}
+
 impl<A: Near> Family<A> {
     /// Ends connections whose time is over, then those that are being swept away.
     pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
@@ -17,13 +26,17 @@ impl<A: Near> Family<A> {
         }
         let snapshot = Arc::clone(&shared.snapshot);
         let services = &snapshot.services;
-        while let Some(from) = self.swept.filter(|_| *budget > 0) {
-            // A template that controls others makes no new ones, and goes in its time.
+        while let Some(sweep) = self.swept.filter(|_| *budget > 0) {
             let is_orphan = |entry: &Conn<A>| {
                 !services.has_dest(entry.dest) && entry.has_server() && entry.controls() == 0
             };
-            let (orphan, next) = self.conns.search(from, budget, is_orphan);
-            self.swept = next;
+            let (orphan, next) = self.conns.search(sweep.place, budget, is_orphan);
+            let has_ended_any = sweep.has_ended_any || orphan.is_some();
+            self.swept = match next {
+                Some(place) => Some(Sweep { place, has_ended_any }),
+                // Those that controlled others go after them.
+                None => has_ended_any.then(Sweep::default),
+            };
             if let Some(id) = orphan {
                 let entry = self.conns.remove(id);
                 self.expired(shared, &entry, now);
@@ -33,7 +46,7 @@ impl<A: Near> Family<A> {
 
     /// Has the connections of removed real servers ended, little by little (`ip_vs_expire_nodest_conn_flush`).
     pub fn sweep(&mut self) {
-        self.swept = Some(0);
+        self.swept = Some(Sweep::default());
     }
 
     /// Ends a connection before its time.

@@ -2,6 +2,7 @@
 
 use super::ahead::Glance;
 use super::beyond::{self, Near};
+use super::ending::Sweep;
 use super::ftp::Talks;
 use super::hops::{HopCache, Toward};
 use super::sending::{Ids, mtu};
@@ -29,8 +30,8 @@ pub struct Family<A> {
     pub(super) fragments: Fragments<A>,
     /// Ids for packets that may be cut up.
     pub(super) ids: Ids,
-    /// How far the table has been gone through for connections of removed real servers; `None` when it need not be.
-    pub(super) swept: Option<u32>,
+    /// The walk in search of connections of removed real servers; `None` when there is none to be made.
+    pub(super) swept: Option<Sweep>,
     /// Where whoever goes through all connections has got to.
     pub(super) place: u32,
     /// Draws places at random, for connections that may give way.
