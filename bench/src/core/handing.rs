@@ -3,6 +3,7 @@
 //! Each loop copies bursts into frames, as the workers' ports in memory do, and writes every frame's header. In the one kind each writes its own. In the other, every second
 //! frame is read first and then handed over, so that the other loop writes it, as a reply is that came to the wrong worker.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -14,15 +15,14 @@ use shunt_dataplane::port::frame::HEADROOM;
 use shunt_dataplane::port::{BURST, Frame, FrameMemory, Pool};
 use shunt_dataplane::worker::ring::{self, Receiver, Sender};
 
+use crate::machine;
 use crate::stand::frames::FRAME;
-
-/// Frames of each loop: as many as a worker's that is measured beside.
-const FRAMES: u32 = 16_384;
+use crate::stand::team::FRAMES;
 
 /// One of two loops.
 struct End {
     core: usize,
-    pool: Pool,
+    memory: Arc<FrameMemory>,
     /// Free frames; what was handed over stays where it came to, as with workers.
     frames: Vec<Frame>,
     to: Sender,
@@ -38,12 +38,12 @@ impl Pair {
     /// # Errors
     /// When there is no memory for the frames.
     pub fn new(cores: [usize; 2]) -> Result<Self> {
-        let (_, mut pools) = FrameMemory::with_pools(2, FRAMES).context("memory for frames")?;
+        let (memory, mut pools) = FrameMemory::with_pools(2, FRAMES).context("memory for frames")?;
         let mut pool = || pools.pop().context("a pool for each of two");
         let [(to_second, at_second), (to_first, at_first)] = [(); 2].map(|()| ring::channel(FRAMES as usize));
         let end = |core, mut pool: Pool, to, from| {
             let frames = std::iter::from_fn(|| pool.take()).collect();
-            End { core, pool, frames, to, from }
+            End { core, memory: Arc::clone(&memory), frames, to, from }
         };
         let [first, second] = cores;
         Ok(Self([end(first, pool()?, to_second, at_first), end(second, pool()?, to_first, at_second)]))
@@ -66,12 +66,12 @@ impl Pair {
 
 /// Works until it is to stop. Gives the frames whose headers it has written.
 fn work(end: &mut End, hands_over: bool, stop: &AtomicBool) -> u64 {
-    core_affinity::set_for_current(core_affinity::CoreId { id: end.core });
+    machine::pin(end.core);
     let mut written = 0;
     while !stop.load(Ordering::Relaxed) {
         let mut burst = ArrayVec::<Frame, { 2 * BURST }>::new();
         end.from.receive(BURST, |frame, _| burst.push(frame));
-        let memory = end.pool.memory();
+        let memory = &*end.memory;
         burst.iter_mut().for_each(|frame| prefetch(memory.data(frame).as_ptr()));
         for n in 0..BURST {
             let Some(mut frame) = end.frames.pop() else { break };

@@ -80,7 +80,7 @@ fn loops(cores: &[usize], window: Duration) -> f64 {
         let start = |core: &usize| {
             let (core, stop) = (*core, &stop);
             scope.spawn(move || {
-                core_affinity::set_for_current(core_affinity::CoreId { id: core });
+                machine::pin(core);
                 // More chains than a core's multipliers can be kept busy with by half of it.
                 let (mut chains, mut rounds) = ([1u64, 3, 5, 7, 9, 11, 13, 15], 0u64);
                 while !stop.load(Ordering::Relaxed) {

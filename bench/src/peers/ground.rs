@@ -106,7 +106,7 @@ impl Ground {
 
     /// Puts the calling thread on the generator's core.
     pub fn join_generator(&self) {
-        pin(self.generators_core);
+        machine::pin(self.generators_core);
     }
 
     /// What the generator alone can do, with everything dropped where the director would receive it.
@@ -169,7 +169,7 @@ impl Ground {
         let core = self.generators_core;
         let sender = || {
             Background::start(self.topology.client(), "generator", move |stop| {
-                pin(core);
+                machine::pin(core);
                 let frames = LiveFrames::new(&template, Netlink::open()?.index(FRONT)?)?;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     frames.send(AT_ONCE).context("making frames in the kernel (Linux 5.18 or newer)")?;
@@ -238,10 +238,4 @@ pub fn write(interface: &str, what: &str, value: &str) -> Result<()> {
 
 fn path(interface: &str, what: &str) -> PathBuf {
     Path::new("/sys/class/net").join(interface).join(what)
-}
-
-/// Keeps this thread on a core.
-pub fn pin(core: usize) {
-    // A core that cannot be had leaves the thread to the scheduler, which costs accuracy alone.
-    core_affinity::set_for_current(core_affinity::CoreId { id: core });
 }

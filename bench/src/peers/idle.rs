@@ -11,8 +11,9 @@ use shunt_dataplane::port::af_packet::{AfPacket, Options};
 use shunt_dataplane::port::{Burst, FrameMemory, Pool, Port};
 
 use super::contender::{Times, WORKER, start_sleepy};
-use super::ground::{FAR, Ground, pin};
+use super::ground::{FAR, Ground};
 use crate::lab::Backend;
+use crate::machine;
 use crate::netlink::Netlink;
 use crate::topology::{FRONT, SINK, VIP, client};
 use crate::traffic::DISCARD_PORT;
@@ -80,7 +81,7 @@ impl Sleeper {
         let (tell, awake) = mpsc::channel();
         let core = ground.core;
         std::thread::spawn(move || {
-            pin(core);
+            machine::pin(core);
             while let Ok(()) = theirs.read_exact(&mut [0])
                 && tell.send(Instant::now()).is_ok()
             {}

@@ -7,9 +7,10 @@ use shunt_dataplane::port::af_packet::{self, AfPacket};
 use shunt_dataplane::port::af_xdp::{self, AfXdp, Queue};
 use shunt_dataplane::port::{BURST, Burst, FrameMemory, Pool, Port};
 
-use super::ground::{FAR, Ground, mac, pin};
+use super::ground::{FAR, Ground, mac};
 use super::idle::datagram;
 use crate::lab::Backend;
+use crate::machine;
 use crate::netlink::Netlink;
 use crate::topology::DIRECTOR_SERVER_SIDE;
 use crate::traffic::background::Background;
@@ -31,7 +32,7 @@ impl Sender {
     pub fn start(ground: &Ground, backend: Backend) -> Result<Self> {
         let core = ground.core;
         let thread = Background::start(ground.topology.director(), NAME, move |stop| {
-            pin(core);
+            machine::pin(core);
             let (_, mut pools) = FrameMemory::with_pools(1, FRAMES).context("mapping memory for frames")?;
             let mut port = open(backend, &mut pools)?;
             let mut pool = pools.pop().context("one worker has one pool")?;

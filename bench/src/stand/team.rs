@@ -22,9 +22,10 @@ use shunt_dataplane::worker::{self, Clock, Polling, Worker};
 
 use super::frames::{FRAME, datagram};
 use super::{CLIENTS, SECRET, SERVERS, VIP, client, snapshot};
+use crate::machine;
 
 /// Frames of each worker.
-const FRAMES: u32 = 16_384;
+pub const FRAMES: u32 = 16_384;
 
 /// Clients whose datagrams lie in a tray at once while connections begin.
 const TRAYFUL: u32 = 4096;
@@ -241,7 +242,7 @@ impl Team {
                 .map(|(n, (worker, core))| {
                     let stop = &stop;
                     scope.spawn(move || {
-                        core_affinity::set_for_current(core_affinity::CoreId { id: *core });
+                        machine::pin(*core);
                         let forwarded = || counters.worker(WorkerId(n as u8)).event(Event::Forwarded);
                         let mut paces = Vec::new();
                         while !stop.load(Ordering::Relaxed) || paces.is_empty() {
