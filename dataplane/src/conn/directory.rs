@@ -76,11 +76,10 @@ impl Directory {
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.
     #[inline]
     pub fn owner(&self, hash: u64) -> Option<WorkerId> {
-        self.words(hash).find_map(|word| {
-            // Acquire is not needed: the word is all the information there is.
-            let word = word.load(Ordering::Relaxed);
-            is(word, hash).then(|| owner_of(word))
-        })
+        // Acquire is not needed: the word is all the information there is.
+        let whose = |word: &AtomicU64| owner_of(word.load(Ordering::Relaxed), hash);
+        let [first, second] = self.buckets(hash);
+        first.0.iter().find_map(whose).or_else(|| second.0.iter().find_map(whose))
     }
 
     /// Says that a tuple's connection belongs to `worker`.
@@ -125,7 +124,7 @@ impl Directory {
     fn prevails(&self, hash: u64, worker: WorkerId, place: &AtomicU64) -> bool {
         self.words(hash).all(|other| {
             let word = other.load(Ordering::SeqCst);
-            let is_rival = is(word, hash) && owner_of(word) != worker;
+            let is_rival = owner_of(word, hash).is_some_and(|owner| owner != worker);
             // The two buckets may be one: places are told apart by where they are, not by their order in `words`.
             !is_rival
                 || word & BID != 0
@@ -145,7 +144,7 @@ impl Directory {
         let new = word(hash, worker);
         for word in self.words(hash) {
             let old = word.load(Ordering::Relaxed);
-            if is(old, hash) && exchange(word, old, new) {
+            if owner_of(old, hash).is_some() && exchange(word, old, new) {
                 return Announced::Ours;
             }
         }
@@ -187,12 +186,11 @@ fn tag(hash: u64) -> u64 {
     hash << 9
 }
 
-fn is(word: u64, hash: u64) -> bool {
-    word & 0xff != 0 && word & !(BID | 0xff) == tag(hash)
-}
-
-fn owner_of(word: u64) -> WorkerId {
-    WorkerId((word & 0xff) as u8 - 1)
+/// Whose word it is, if it is one for this tuple.
+fn owner_of(word: u64, hash: u64) -> Option<WorkerId> {
+    // A word for another tuple differs in higher bits, too; an empty one is of nobody.
+    let owner = (word & !BID ^ tag(hash)).wrapping_sub(1);
+    (owner < 0xff).then_some(WorkerId(owner as u8))
 }
 
 #[cfg(test)]
@@ -266,7 +264,8 @@ mod tests {
         let (mut in_first, mut found) = (0, 0);
         for hash in hashes() {
             let [first, _] = directory.buckets(hash);
-            in_first += u64::from(first.0.iter().any(|word| is(word.load(Ordering::Relaxed), hash)));
+            in_first +=
+                u64::from(first.0.iter().any(|word| owner_of(word.load(Ordering::Relaxed), hash).is_some()));
             found += u64::from(directory.owner(hash) == Some(WorkerId(0)));
         }
         assert_eq!(found, tuples);

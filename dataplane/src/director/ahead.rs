@@ -28,12 +28,6 @@ pub const GROUP: usize = 8;
 pub struct Known(u64);
 
 impl Known {
-    /// Whether anything is.
-    #[inline]
-    pub fn is_some(self) -> bool {
-        self.0 != 0
-    }
-
     /// As a word; 0 for nothing.
     #[inline]
     pub fn into_word(self) -> u64 {
@@ -172,13 +166,13 @@ impl Seen {
     /// Looks at packets of which another worker knows something, at those of which it does not, too.
     #[inline(never)]
     fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
-        let known = known.iter().copied().chain(std::iter::repeat(Known::default()));
-        for (packet, known) in packets.iter_mut().zip(known) {
-            if known.is_some() {
-                packet.prefetch();
-                self.glances.push(Glance { hash: known.0, likely: Likely::default(), kind: Kind::PlainV4 });
-            } else {
-                self.glance(families, packet);
+        packets.iter().for_each(Packet::prefetch);
+        for (n, packet) in packets.iter_mut().enumerate() {
+            match known.get(n) {
+                Some(Known(hash @ 1..)) => {
+                    self.glances.push(Glance { hash: *hash, likely: Likely::default(), kind: Kind::PlainV4 });
+                }
+                _ => self.glance(families, packet),
             }
         }
     }

@@ -15,6 +15,7 @@ pub mod link;
 pub mod ring;
 mod waiting;
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
@@ -24,7 +25,7 @@ use crate::director::{Director, Known, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
 use crate::profile::{Stage, Stopwatch};
-use crate::service::{Epoch, PortId, Tick, WorkerId};
+use crate::service::{Epoch, LinkId, PortId, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason};
 use kept::Kept;
 use link::{Answer, Command, Link};
@@ -231,7 +232,7 @@ impl Worker {
                 self.pool.borrow(*sender, burst.len());
                 let is_last = !burst.is_full();
                 worked |= !burst.is_empty();
-                self.process(burst, Some(&known), now);
+                self.process(&mut burst, Some(&known), now);
                 if is_last {
                     break;
                 }
@@ -246,7 +247,7 @@ impl Worker {
                 frame.port = interface.0;
             }
             self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
-            self.process(burst, None, now);
+            self.process(&mut burst, None, now);
         }
         for (frame, since) in self.kept.due(now) {
             self.director.watch().lap(Stage::Timers);
@@ -261,7 +262,7 @@ impl Worker {
                     }
                     Verdict::Hold if Kept::is_overdue(since, now) => self.lose(frame, Reason::FtpTimeout),
                     Verdict::Keep | Verdict::Hold => self.keep(frame, since),
-                    verdict => self.settle(frame, 0, verdict, now),
+                    verdict => self.settle(frame, 0, &verdict, now),
                 }
             }
             self.end_burst(1);
@@ -299,14 +300,14 @@ impl Worker {
     }
 
     /// Decides about frames and sorts them by what becomes of them.
-    fn process(&mut self, mut burst: Burst, handed: Option<&[Known]>, now: Tick) {
+    fn process(&mut self, burst: &mut Burst, handed: Option<&[Known]>, now: Tick) {
         if burst.is_empty() {
             return;
         }
         self.director.watch().lap(Stage::Receive);
         let packets = burst.len();
-        let verdicts = self.judge(&mut burst, handed, now);
-        for (n, (frame, verdict)) in burst.into_iter().zip(verdicts).enumerate() {
+        let verdicts = self.judge(burst, handed, now);
+        for (n, (frame, verdict)) in burst.drain(..).zip(&verdicts).enumerate() {
             self.settle(frame, n, verdict, now);
         }
         self.end_burst(packets);
@@ -330,21 +331,22 @@ impl Worker {
                 Packet { chunk: memory.chunk(frame), start, len, port }
             })
             .collect();
-        // Those that are known already the director need not read so soon, and asks for them itself.
-        let known = |n: usize| handed.and_then(|known| known.get(n)).is_some_and(|known| known.is_some());
-        packets.iter().enumerate().filter(|(n, _)| !known(*n)).for_each(|(_, packet)| packet.prefetch());
+        // Those that were handed over the director need not read so soon, and asks for them itself.
+        if handed.is_none() {
+            packets.iter().for_each(Packet::prefetch);
+        }
         self.director.burst(&mut packets, handed, now, &mut verdicts);
         let places: ArrayVec<(usize, usize), BURST> = packets.iter().map(|p| (p.start, p.len)).collect();
         drop(packets);
         for (frame, (start, len)) in burst.iter_mut().zip(places) {
             frame.set_data(start, len);
         }
-        self.send_extras(now);
+        self.send_extras();
         verdicts
     }
 
     /// Puts what the director sends besides the burst into frames of this worker's own.
-    fn send_extras(&mut self, now: Tick) {
+    fn send_extras(&mut self) {
         for n in 0.. {
             let Some((port, bytes)) = self.director.extras().nth(n) else { return };
             let Some(mut frame) = self.pool.take() else {
@@ -353,41 +355,50 @@ impl Worker {
             };
             frame.set_data(frame.start(), bytes.len());
             self.pool.memory().data(&mut frame).copy_from_slice(bytes);
-            self.settle(frame, 0, Verdict::Forward(port), now);
+            self.queue(frame, port);
         }
     }
 
     /// Does what the director has decided about the frame with a number in the last burst.
-    fn settle(&mut self, frame: Frame, n: usize, verdict: Verdict, now: Tick) {
-        match verdict {
-            Verdict::Forward(port) | Verdict::Reply(port) => {
-                let port = self.ways_out[usize::from(port.0)];
-                if self.out[port].is_full() {
-                    self.director.watch().lap(Stage::Sort);
-                    self.transmit(port);
-                    self.director.watch().lap(Stage::Send);
-                }
-                self.out[port].push(frame);
-            }
+    // Inlined, and what is seldom decided is a call: the others need not save for it what they do not use.
+    #[inline(always)]
+    fn settle(&mut self, frame: Frame, n: usize, verdict: &Verdict, now: Tick) {
+        match *verdict {
+            Verdict::Forward(port) | Verdict::Reply(port) => self.queue(frame, port),
             // The director has counted these two.
             Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
-            Verdict::HandOff(owner) => self.hand_off(frame, self.director.known(n), owner),
-            Verdict::Keep => {
-                self.counters.worker(self.id).count(Event::FragmentWaited, 1);
-                self.keep(frame, now);
-            }
-            Verdict::Hold => {
-                self.counters.worker(self.id).count(Event::FtpWaited, 1);
-                self.keep(frame, now);
-            }
-            Verdict::Wait(link, neighbour) => {
-                if self.waiting.is_new(link, neighbour, now) {
-                    self.link.answer(Answer::Resolve(link, neighbour));
-                }
-                if let Err(frame) = self.waiting.push(frame, link, neighbour, now) {
-                    self.lose(frame, Reason::NeighbourQueueFull);
-                }
-            }
+            Verdict::HandOff(owner) => self.hand_off(frame, n, owner),
+            Verdict::Keep => self.keep_new(frame, Event::FragmentWaited, now),
+            Verdict::Hold => self.keep_new(frame, Event::FtpWaited, now),
+            Verdict::Wait(link, neighbour) => self.wait(frame, link, neighbour, now),
+        }
+    }
+
+    /// Has a frame go out by an interface with the next ones.
+    #[inline(always)]
+    fn queue(&mut self, frame: Frame, interface: PortId) {
+        let port = self.ways_out[usize::from(interface.0)];
+        if let Err(full) = self.out[port].try_push(frame) {
+            self.director.watch().lap(Stage::Sort);
+            self.transmit(port);
+            self.director.watch().lap(Stage::Send);
+            self.out[port].push(full.element());
+        }
+    }
+
+    #[cold]
+    fn keep_new(&mut self, frame: Frame, why: Event, now: Tick) {
+        self.counters.worker(self.id).count(why, 1);
+        self.keep(frame, now);
+    }
+
+    #[cold]
+    fn wait(&mut self, frame: Frame, link: LinkId, neighbour: IpAddr, now: Tick) {
+        if self.waiting.is_new(link, neighbour, now) {
+            self.link.answer(Answer::Resolve(link, neighbour));
+        }
+        if let Err(frame) = self.waiting.push(frame, link, neighbour, now) {
+            self.lose(frame, Reason::NeighbourQueueFull);
         }
     }
 
@@ -397,7 +408,9 @@ impl Worker {
         }
     }
 
-    fn hand_off(&mut self, frame: Frame, known: Known, owner: WorkerId) {
+    #[inline(always)]
+    fn hand_off(&mut self, frame: Frame, n: usize, owner: WorkerId) {
+        let known = self.director.known(n);
         let peer = self.peers.to.get_mut(usize::from(owner.0)).and_then(Option::as_mut);
         let refused = match peer {
             Some(peer) => peer.sender.send(frame, known.into_word()).err(),
@@ -425,6 +438,7 @@ impl Worker {
         }
     }
 
+    #[cold]
     fn lose(&mut self, frame: Frame, reason: Reason) {
         self.counters.worker(self.id).drop(reason);
         self.pool.give(frame);
@@ -481,7 +495,7 @@ impl Worker {
                             self.lose(frame, Reason::NeighbourQueueFull);
                         }
                     }
-                    verdict => self.settle(frame, 0, verdict, now),
+                    verdict => self.settle(frame, 0, &verdict, now),
                 }
             }
             self.end_burst(1);

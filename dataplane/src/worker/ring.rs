@@ -76,31 +76,42 @@ impl Sender {
     ///
     /// # Panics
     /// When the frame is of another memory than the first one sent.
+    #[inline(always)]
     pub fn send(&mut self, frame: Frame, note: u64) -> Result<(), Frame> {
-        let slots = self.shared.slots.len();
-        if self.tail.wrapping_sub(self.known_head) == slots {
-            // Acquire: the receiver has read the slots it gives up.
-            self.known_head = self.shared.head.load(Ordering::Acquire);
-            if self.tail.wrapping_sub(self.known_head) == slots {
-                return Err(frame);
-            }
+        if self.tail.wrapping_sub(self.known_head) == self.shared.slots.len() && self.is_full() {
+            return Err(frame);
         }
         let (memory, word) = frame.into_word();
         if self.memory != memory {
-            assert!(self.memory == 0, "frames of two memories in one ring");
-            self.memory = memory;
-            // Relaxed: published with the index, below.
-            self.shared.memory.store(memory, Ordering::Relaxed);
+            self.learn(memory);
         }
-        if self.pending.is_full() {
+        if let Err(full) = self.pending.try_push((word, note)) {
             self.settle();
+            self.pending.push(full.element());
         }
-        self.pending.push((word, note));
         self.tail = self.tail.wrapping_add(1);
         Ok(())
     }
 
+    /// Whether the receiver has taken none of the frames that fill the ring.
+    #[cold]
+    fn is_full(&mut self) -> bool {
+        // Acquire: the receiver has read the slots it gives up.
+        self.known_head = self.shared.head.load(Ordering::Acquire);
+        self.tail.wrapping_sub(self.known_head) == self.shared.slots.len()
+    }
+
+    /// Notes the memory of the first frame.
+    #[cold]
+    fn learn(&mut self, memory: u32) {
+        assert!(self.memory == 0, "frames of two memories in one ring");
+        self.memory = memory;
+        // Relaxed: published with the index, in `publish`.
+        self.shared.memory.store(memory, Ordering::Relaxed);
+    }
+
     /// Puts what is pending into its slots.
+    #[inline(never)]
     fn settle(&mut self) {
         let slots = &self.shared.slots;
         let first = self.tail.wrapping_sub(self.pending.len());
@@ -141,9 +152,10 @@ impl Receiver {
             return;
         }
         let (slots, memory) = (&self.shared.slots, self.shared.memory.load(Ordering::Relaxed));
-        for _ in 0..count {
-            let Slot { frame, note } = &slots[self.head & (slots.len() - 1)];
-            self.head = self.head.wrapping_add(1);
+        let first = self.head;
+        self.head = first.wrapping_add(count);
+        for n in 0..count {
+            let Slot { frame, note } = &slots[first.wrapping_add(n) & (slots.len() - 1)];
             each(Frame::from_word(memory, frame.load(Ordering::Relaxed)), note.load(Ordering::Relaxed));
         }
         // Release: the slots were read before the sender may fill them again.
