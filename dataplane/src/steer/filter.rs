@@ -317,13 +317,13 @@ impl Family {
             self.icmp_error(r).verdict(Verdict::Goto(self.icmp_error));
         });
 
-        // To a service, or from a real server to another.
-        rule(chain, &|r| self.own(r, destination, None).is_in(services.any).verdict(Verdict::Drop));
+        // To a service, or from a real server to another. Most have a port, and each set that is looked into costs the core that receives.
         rule(chain, &|r| self.own(r, destination, Some(2)).is_in(services.exact).verdict(Verdict::Drop));
+        rule(chain, &|r| self.own(r, destination, None).is_in(services.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.jump_to_marked(r, Kind::Whole));
         rule(chain, &|r| self.accept_local(r));
-        rule(chain, &|r| self.own(r, source, None).is_in(real_servers.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.own(r, source, Some(0)).is_in(real_servers.exact).verdict(Verdict::Drop));
+        rule(chain, &|r| self.own(r, source, None).is_in(real_servers.any).verdict(Verdict::Drop));
 
         // The same without ports.
         let chain = self.later_fragments;
