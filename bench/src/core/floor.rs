@@ -1,9 +1,10 @@
 //! The floor under every figure of the director: what any program must do that looks a packet up in a table of this size.
 //!
-//! Per frame it reads the header's line, reads one random line of the table, fetched a burst ahead as the director does, and writes the header's line.
+//! Per frame it reads the header's line, reads one random line of the table, fetched two groups of frames ahead as the director fetches, and writes the header's line.
 //!
 //! Beside it, what a table of connections asks of memory: a line of an index, the entry's line that stands there, and both entry and header written.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use shunt_dataplane::conn::memory::{Mapped, prefetch};
@@ -63,15 +64,19 @@ impl Floor {
     /// A burst of frames. Gives the time that it took.
     pub fn burst(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
         let chunks = self.frames.receive(turn, bytes);
+        let groups = chunks.len().div_ceil(GROUP);
+        let group = |n| group(n, bytes.len());
         let mut places = [0; BURST];
         let start = Instant::now();
-        for (chunk, place) in chunks.iter().zip(&mut places) {
-            *place = place_of(spread(chunk), self.lines.len());
-            prefetch(&self.lines[*place]);
-        }
-        for (chunk, place) in chunks.iter_mut().zip(places) {
-            let line = &self.lines[place];
-            chunk[HEADROOM..HEADROOM + 8].copy_from_slice(&line.0[0].to_ne_bytes());
+        for step in 0..groups + 2 {
+            for n in group(step) {
+                places[n] = place_of(spread(&chunks[n]), self.lines.len());
+                prefetch(&self.lines[places[n]]);
+            }
+            for n in step.checked_sub(2).map(group).into_iter().flatten() {
+                let line = &self.lines[places[n]];
+                chunks[n][HEADROOM..HEADROOM + 8].copy_from_slice(&line.0[0].to_ne_bytes());
+            }
         }
         start.elapsed()
     }
@@ -90,7 +95,7 @@ impl TableFloor {
     pub fn burst(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
         let chunks = self.frames.receive(turn, bytes);
         let groups = chunks.len().div_ceil(GROUP);
-        let group = |n: usize| (n * GROUP).min(bytes.len())..((n + 1) * GROUP).min(bytes.len());
+        let group = |n| group(n, bytes.len());
         let mut places = [0; BURST];
         let start = Instant::now();
         for step in 0..groups + 2 {
@@ -112,6 +117,11 @@ impl TableFloor {
         }
         start.elapsed()
     }
+}
+
+/// The frames of a group, of so many in all.
+fn group(n: usize, frames: usize) -> Range<usize> {
+    (n * GROUP).min(frames)..((n + 1) * GROUP).min(frames)
 }
 
 /// An odd number whose multiples look random (2^64 divided by the golden ratio).
