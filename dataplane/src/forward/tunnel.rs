@@ -80,10 +80,22 @@ pub fn request<A: Address>(
     hop: &Hop,
     (flow, id): (u64, u16),
 ) {
-    let onward = age::<A>(ip(packet, meta), id);
+    let header = ip(packet, meta);
+    A::age(header, Change::default());
+    let onward = onward::<A>(header, id);
     let inner = (packet.start + usize::from(meta.network), usize::from(meta.length()));
-    let before = usize::from(overhead(tunnel, ends.destination));
-    encase::<A>(packet, inner, before, &onward, (tunnel, flow), ends, hop);
+    match (ends.source, ends.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let ends = Ends { source: V4::from(*source), destination: V4::from(*destination) };
+            encase::<A, V4>(packet, inner, &onward, (tunnel, flow), ends, hop);
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let ends = Ends { source: V6::from(*source), destination: V6::from(*destination) };
+            encase::<A, V6>(packet, inner, &onward, (tunnel, flow), ends, hop);
+        }
+        // The source is chosen by the destination's family.
+        _ => debug_assert!(false, "a tunnel between families"),
+    }
 }
 
 /// The same with a [plain](Plain) packet, if the outer one is no longer than `mtu`; otherwise nothing happens.
@@ -94,23 +106,62 @@ pub fn plain_request<H: Header>(
     ends: Ends<&IpAddr>,
     hop: &Hop,
     mtu: u16,
+    names: (u64, impl FnOnce() -> u16),
+) -> Option<()> {
+    match (ends.source, ends.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let ends = Ends { source: V4::from(*source), destination: V4::from(*destination) };
+            match tunnel.kind {
+                // Most are this. Said so, the compiler knows where everything stands.
+                TunnelKind::Ipip => plain::<H, V4>(packet, Tunnel::default(), ends, hop, mtu, names),
+                _ => plain_in_more::<H, V4>(packet, tunnel, ends, hop, mtu, names),
+            }
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let ends = Ends { source: V6::from(*source), destination: V6::from(*destination) };
+            plain_in_more::<H, V6>(packet, tunnel, ends, hop, mtu, names)
+        }
+        _ => None,
+    }
+}
+
+/// In tunnels that want more than IPv4.
+#[inline(never)]
+fn plain_in_more<H: Header, O: Address>(
+    packet: &mut Packet,
+    tunnel: Tunnel,
+    ends: Ends<O>,
+    hop: &Hop,
+    mtu: u16,
+    names: (u64, impl FnOnce() -> u16),
+) -> Option<()> {
+    plain::<H, O>(packet, tunnel, ends, hop, mtu, names)
+}
+
+#[inline(always)]
+fn plain<H: Header, O: Address>(
+    packet: &mut Packet,
+    tunnel: Tunnel,
+    ends: Ends<O>,
+    hop: &Hop,
+    mtu: u16,
     (flow, id): (u64, impl FnOnce() -> u16),
 ) -> Option<()> {
     let inner = packet.start + ETHERNET;
     let plain = Plain::<H>::again(packet)?;
-    let (length, before) = (usize::from(plain.length()), usize::from(overhead(tunnel, ends.destination)));
-    if before + length > usize::from(mtu) {
+    let length = usize::from(plain.length());
+    if O::HEADER + wrapping(tunnel) + length > usize::from(mtu) {
         return None;
     }
-    let onward = age::<H::Address>(plain.ip().as_mut_bytes(), id());
-    encase::<H::Address>(packet, (inner, length), before, &onward, (tunnel, flow), ends, hop);
+    plain.age();
+    let onward = onward::<H::Address>(plain.ip().as_bytes(), id());
+    encase::<H::Address, O>(packet, (inner, length), &onward, (tunnel, flow), ends, hop);
     Some(())
 }
 
-/// Sends the inner packet on as a router does. Gives what the outer one takes from it.
+/// What the outer packet takes from the inner one, which has been aged.
 #[inline(always)]
-fn age<A: Address>(inner: &mut [u8], id: u16) -> Onward {
-    A::age(inner, Change::default());
+fn onward<A: Address>(inner: &[u8], id: u16) -> Onward {
     Onward {
         ttl: A::hops_left(inner),
         tos: encapsulate_ecn(A::tos(inner)),
@@ -121,57 +172,49 @@ fn age<A: Address>(inner: &mut [u8], id: u16) -> Onward {
     }
 }
 
-/// Puts the outer headers, `before` bytes, before a packet, of which is said where in the chunk it begins and how long it is.
+/// Puts the outer headers before a packet, of which is said where in the chunk it begins and how long it is.
 #[inline(always)]
-fn encase<A: Address>(
+fn encase<A: Address, O: Address>(
     packet: &mut Packet,
     (inner, length): (usize, usize),
-    before: usize,
     onward: &Onward,
     (tunnel, flow): (Tunnel, u64),
-    ends: Ends<&IpAddr>,
+    ends: Ends<O>,
     hop: &Hop,
 ) {
-    let before = ETHERNET + before;
+    let before = ETHERNET + O::HEADER + wrapping(tunnel);
     // The inner packet stays where it is when there is room before it, as there is in every frame that a port received.
     if inner < before {
         packet.chunk.copy_within(inner..inner + length, before);
     }
     (packet.start, packet.len) = (inner.saturating_sub(before), before + length);
-    match (ends.source, ends.destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let ends = Ends { source: V4::from(*source), destination: V4::from(*destination) };
-            write::<A, V4>(packet.data(), tunnel, onward, ends, hop, flow);
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let ends = Ends { source: V6::from(*source), destination: V6::from(*destination) };
-            write::<A, V6>(packet.data(), tunnel, onward, ends, hop, flow);
-        }
-        // The source is chosen by the destination's family.
-        _ => debug_assert!(false, "a tunnel between families"),
+    if let Some(frame) = packet.chunk.get_mut(packet.start..) {
+        write::<A, O>(frame, wrapping(tunnel) + length, tunnel, onward, ends, hop, flow);
     }
     if !hop.tags.is_empty() {
         address(packet, hop);
     }
 }
 
-/// Writes what stands before the inner packet of a frame, without VLAN tags.
+/// Writes what stands before the inner packet of a frame, without VLAN tags. Behind the outer IP header come `payload` bytes.
 #[inline(always)]
 fn write<A: Address, O: Address>(
     frame: &mut [u8],
+    payload: usize,
     tunnel: Tunnel,
     onward: &Onward,
     Ends { source, destination }: Ends<O>,
     hop: &Hop,
     flow: u64,
 ) {
-    let Some((head, payload)) = frame.split_at_mut_checked(ETHERNET + O::HEADER) else { return };
+    let Some((head, rest)) = frame.split_at_mut_checked(ETHERNET + O::HEADER) else { return };
     head[..12].copy_from_slice(&hop.macs);
     put16(head, 12, O::ETHERTYPE);
     let protocol = protocol(tunnel.kind, A::ETHERTYPE == V4::ETHERTYPE);
-    O::write_onward(&mut head[ETHERNET..], payload.len(), protocol, onward, source, destination);
+    O::write_onward(&mut head[ETHERNET..], payload, protocol, onward, source, destination);
     if tunnel.kind != TunnelKind::Ipip {
-        wrap::<A, O>(payload, tunnel, flow, source, destination);
+        let Some(rest) = rest.get_mut(..payload) else { return };
+        wrap::<A, O>(rest, tunnel, flow, source, destination);
     }
 }
 
