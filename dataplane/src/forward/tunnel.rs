@@ -125,7 +125,7 @@ pub fn plain_request<H: Header>(
     }
 }
 
-/// In tunnels that want more than IPv4.
+/// In other tunnels. Not inlined: the usual way has the registers to itself.
 #[inline(never)]
 fn plain_in_more<H: Header, O: Address>(
     packet: &mut Packet,
