@@ -172,9 +172,15 @@ impl Seen {
                 Some(Known(hash @ 1..)) => {
                     self.glances.push(Glance { hash: *hash, likely: Likely::default(), kind: Kind::PlainV4 });
                 }
-                _ => self.glance(families, packet),
+                _ => self.glance_unknown(families, packet),
             }
         }
+    }
+
+    /// Looks at a packet of which the other worker knew nothing.
+    #[inline(never)]
+    fn glance_unknown(&mut self, families: Families, packet: &mut Packet) {
+        self.glance(families, packet);
     }
 
     // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.

@@ -49,12 +49,14 @@ pub struct FrameMemory {
 ///
 /// Not `Clone`: two tokens for one chunk would be two mutable views of the same bytes. It knows its memory, for in another one its chunk may
 /// have a token already.
+// In this order the first three are most of a word for a ring, as they lie.
 #[derive(Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Frame {
-    memory: u32,
     chunk: u32,
     start: u16,
     len: u16,
+    memory: u32,
     /// The [`PortId`](crate::service::PortId) of the interface that the frame came in by, which the worker writes here; meaningless while it is free.
     pub port: u8,
 }
@@ -209,19 +211,22 @@ impl Frame {
     }
 
     /// The token as a word, for a ring between workers, and the memory it is of.
+    #[inline]
     pub(crate) fn into_word(self) -> (u32, u64) {
-        let place = (self.start as u64) << 16 | self.len as u64;
-        (self.memory, (self.chunk as u64) << 40 | (self.port as u64) << 32 | place)
+        let place = u64::from(self.start) << 32 | u64::from(self.len) << 48;
+        // A chunk's number has 24 bits.
+        (self.memory, place | u64::from(self.port) << 24 | u64::from(self.chunk))
     }
 
     /// The token again. Callers must pass each pair of [`into_word`](Self::into_word) once.
+    #[inline]
     pub(crate) fn from_word(memory: u32, word: u64) -> Self {
         Self {
             memory,
-            chunk: (word >> 40) as u32,
-            port: (word >> 32) as u8,
-            start: (word >> 16) as u16,
-            len: word as u16,
+            chunk: word as u32 & 0xff_ffff,
+            port: (word >> 24) as u8,
+            start: (word >> 32) as u16,
+            len: (word >> 48) as u16,
         }
     }
 }

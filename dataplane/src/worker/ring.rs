@@ -115,11 +115,12 @@ impl Sender {
     fn settle(&mut self) {
         let slots = &self.shared.slots;
         let first = self.tail.wrapping_sub(self.pending.len());
-        for (n, (word, note)) in self.pending.drain(..).enumerate() {
+        for (n, &(word, note)) in self.pending.iter().enumerate() {
             let slot = &slots[first.wrapping_add(n) & (slots.len() - 1)];
             slot.frame.store(word, Ordering::Relaxed);
             slot.note.store(note, Ordering::Relaxed);
         }
+        self.pending.clear();
     }
 
     /// Lets the receiver see what was sent. Says how many frames that were.
