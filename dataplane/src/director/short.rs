@@ -13,7 +13,6 @@ use super::family::Family;
 use super::hops::Toward;
 use super::sending::{Ids, way_inside};
 use super::{Shared, Verdict};
-use crate::conn::directory::Directory;
 use crate::conn::{Conn, Direction, Marks, State};
 use crate::forward::{self, tunnel};
 use crate::packet::parse::ETHERNET;
@@ -39,15 +38,13 @@ impl<A: Near> Family<A> {
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
-        // Twins are announced nowhere.
-        let owners = if A::twins(&shared.beyond).is_empty() { shared.owners() } else { None };
         for (packet, glance) in packets.iter_mut().zip(glances) {
             if glance.kind != kind {
                 break;
             } else if let Some(port) = self.goes_on(shared, packet, glance, now) {
                 verdicts.push(Verdict::Forward(port));
                 forwarded += 1;
-            } else if let Some(owner) = self.elsewhere(owners, shared.worker, glance) {
+            } else if let Some(owner) = self.elsewhere(shared, glance) {
                 verdicts.push(Verdict::HandOff(owner));
                 handed_off += 1;
             } else {
@@ -61,9 +58,9 @@ impl<A: Near> Family<A> {
     /// The worker that a packet's connection belongs to, if it is certain that it is none of this one's.
     // Not inlined: packets of this worker's own would pay for it.
     #[inline(never)]
-    fn elsewhere(&self, owners: Option<&Directory>, here: WorkerId, glance: &Glance) -> Option<WorkerId> {
-        let owners = owners.filter(|_| self.conns.has_none(&glance.likely))?;
-        owners.owner(glance.hash).filter(|owner| *owner != here)
+    fn elsewhere(&self, shared: &Shared, glance: &Glance) -> Option<WorkerId> {
+        let is_none_here = self.conns.has_none(&glance.likely) && A::twins(&shared.beyond).is_empty();
+        if is_none_here { shared.owner_elsewhere(glance.hash) } else { None }
     }
 
     /// Sends a packet on; gives the port. `None` if it does not go the short way; nothing has changed then.
