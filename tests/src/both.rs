@@ -108,11 +108,6 @@ impl Both {
         assert!(self.director.extras().eq(self.long.extras()), "what the long way sends besides");
     }
 
-    /// See [`Director::known`].
-    pub fn known(&self, n: usize) -> Known {
-        self.director.known(n)
-    }
-
     /// See [`Director::extras`].
     pub fn extras(&self) -> impl Iterator<Item = (PortId, &[u8])> {
         self.director.extras()

@@ -196,12 +196,11 @@ impl Rig {
         let mut delivery = self.look_until_steered(worker, port, frame, None);
         // To the owner; who may not be it any more, and then to the worker that the client's template belongs to.
         for _ in 0..2 {
-            let Verdict::HandOff(next) = delivery.verdict else { return delivery };
+            let Verdict::HandOff(next, known) = delivery.verdict else { return delivery };
             assert_ne!(next, delivery.worker, "handed to itself");
-            let known = self.directors[usize::from(delivery.worker.0)].known(0);
             delivery = self.look_until_steered(next.0.into(), port, frame, Some(known));
         }
-        assert!(!matches!(delivery.verdict, Verdict::HandOff(_)), "handed on and on");
+        assert!(!matches!(delivery.verdict, Verdict::HandOff(..)), "handed on and on");
         delivery
     }
 
@@ -231,7 +230,7 @@ impl Rig {
         self.directors[worker].burst(&mut packets, handed, self.now, &mut verdicts);
         let verdict = verdicts[0];
         let bytes = packets[0].data().to_vec();
-        if matches!(verdict, Verdict::Pass | Verdict::Wait(..) | Verdict::HandOff(_) | Verdict::Hold) {
+        if matches!(verdict, Verdict::Pass | Verdict::Wait(..) | Verdict::HandOff(..) | Verdict::Hold) {
             assert_eq!(bytes, frame, "changed, though it is to be looked at again: {verdict:?}");
         }
         let pieces = self.directors[worker].extras().map(|(_, bytes)| bytes.to_vec()).collect();

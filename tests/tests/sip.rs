@@ -107,7 +107,7 @@ fn a_call_is_one_workers_also_when_its_server_begins_it() {
                 true => (SERVERS, frame((server_mac(server), S0), server, client, 17, datagram, 6)),
                 false => (CLIENTS, frame((client_mac(client), C0), client, VIP, 17, datagram, 6)),
             };
-            matches!(bench.frame(port, &bytes).verdict, Verdict::HandOff(WorkerId(1)))
+            matches!(bench.frame(port, &bytes).verdict, Verdict::HandOff(WorkerId(1), _))
         });
         assert_eq!(verdicts[0], verdicts[1], "{call}");
         handed += usize::from(verdicts[0]);

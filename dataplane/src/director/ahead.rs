@@ -41,6 +41,13 @@ impl Known {
     }
 }
 
+impl From<&Glance> for Known {
+    #[inline]
+    fn from(glance: &Glance) -> Self {
+        if glance.kind == Kind::PlainV4 { Self(glance.hash) } else { Self::default() }
+    }
+}
+
 /// What is known of a packet of a burst before anything is decided.
 #[derive(Clone, Copy)]
 pub struct Glance {
@@ -90,13 +97,6 @@ impl Seen {
         self.v4.clear();
         self.v6.clear();
         self.fetched = 0;
-    }
-
-    /// What is known of a packet, for another worker.
-    #[inline]
-    pub fn known(&self, n: usize) -> Known {
-        let is_plain = |glance: &&Glance| glance.kind == Kind::PlainV4;
-        self.glances.get(n).filter(is_plain).map_or(Known::default(), |glance| Known(glance.hash))
     }
 
     /// One of [`Kind::V4`].

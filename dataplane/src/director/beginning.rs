@@ -116,14 +116,14 @@ impl<A: Near> Family<A> {
     ) -> Result<ConnId, Unscheduled> {
         let key = self.key(service, packet, meta)?;
         if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
-            return Err(Verdict::HandOff(keeper).into());
+            return Err(Verdict::hand_off(keeper).into());
         }
         if shared.defence.refuses() {
             return Err(Reason::LoadShed.into());
         }
         self.make_room(shared, now);
         if let Some(owner) = shared.announce(hash) {
-            return Err(Verdict::HandOff(owner).into());
+            return Err(Verdict::hand_off(owner).into());
         }
         let begun = match self.choose(shared, service, (packet, &meta.tuple), key, now) {
             Ok(Some((dest, template))) => {
@@ -151,7 +151,7 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Result<ConnId, Verdict> {
         if let Some(owner) = shared.announce(hash) {
-            return Err(Verdict::HandOff(owner));
+            return Err(Verdict::hand_off(owner));
         }
         let conn = Conn {
             client: tuple.source,

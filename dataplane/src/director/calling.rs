@@ -32,7 +32,7 @@ impl<A: Near> Family<A> {
         let answered = Meta { tuple: answer, ..*meta };
         let mut key = self.key(service, packet, &answered).ok()??;
         if let Some(keeper) = shared.keeper_elsewhere(key.hash) {
-            return Some(Verdict::HandOff(keeper));
+            return Some(Verdict::hand_off(keeper));
         }
         self.make_room(shared, now);
         let call = key.call(packet);

@@ -38,7 +38,7 @@ impl<A: Near> Family<A> {
                 return self.error_across(far, shared, packet, meta, &quote, id);
             }
             if let Some(owner) = shared.owner_elsewhere(hash) {
-                return Verdict::HandOff(owner);
+                return Verdict::hand_off(owner);
             }
             let snapshot = Arc::clone(&shared.snapshot);
             let Some(service) = snapshot.services.find_for(&turned, packet.port) else {

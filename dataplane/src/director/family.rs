@@ -118,7 +118,7 @@ impl<A: Near> Family<A> {
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
             None => match (beyond::find(shared, &meta.tuple, hash), shared.owner_elsewhere(hash)) {
                 (Some(id), _) => self.reply_across(far, shared, packet, meta, id, now),
-                (None, Some(owner)) => Verdict::HandOff(owner),
+                (None, Some(owner)) => Verdict::HandOff(owner, glance.into()),
                 (None, None) => self.admit(shared, packet, meta, hash, now),
             },
         }

@@ -52,7 +52,7 @@ impl<A: Near> Family<A> {
             Ok(Some(flow)) => flow,
             Ok(None) => {
                 if let Some(owner) = shared.owner_elsewhere(datagram) {
-                    return Verdict::HandOff(owner);
+                    return Verdict::hand_off(owner);
                 }
                 let tuple = &meta.tuple;
                 let services = &shared.snapshot.services;

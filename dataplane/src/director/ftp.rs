@@ -350,7 +350,7 @@ impl<A: Near> Family<A> {
             *direction == Direction::Request && self.conns.conn(*id).marks.has(Marks::NO_CLIENT_PORT)
         };
         let Some((id, _)) = found.filter(is_meant) else {
-            return shared.owner_elsewhere(expected).map(Verdict::HandOff);
+            return shared.owner_elsewhere(expected).map(Verdict::hand_off);
         };
         let mut data = self.conns.remove(id);
         shared.withdraw(expected);
@@ -387,7 +387,7 @@ impl<A: Near> Family<A> {
             return Some(self.reset(shared, packet, meta));
         }
         let owner = ends(tuple).into_iter().find_map(|place| shared.owner_elsewhere(self.conns.hash(&place)));
-        owner.map(Verdict::HandOff)
+        owner.map(Verdict::hand_off)
     }
 
     /// Does the books for a control or data connection that is no longer in the table.

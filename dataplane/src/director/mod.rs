@@ -85,14 +85,21 @@ pub enum Verdict {
     Pass,
     /// Gone.
     Drop(Reason),
-    /// Another worker owns its connection. The frame is as it came.
-    HandOff(WorkerId),
+    /// Another worker owns its connection, and is to be told this. The frame is as it came.
+    HandOff(WorkerId, Known),
     /// The Ethernet address of a neighbour must be asked for; try again when it is known. The frame is as it came.
     Wait(LinkId, IpAddr),
     /// A later fragment whose first has not come; try again in a moment. The frame is as it came.
     Keep,
     /// An answer of an FTP server names a port whose frames do not come to the director yet; try again in a moment. The frame is as it came.
     Hold,
+}
+
+impl Verdict {
+    /// Another worker owns its connection, and has to look at it anew.
+    fn hand_off(owner: WorkerId) -> Self {
+        Self::HandOff(owner, Known::default())
+    }
 }
 
 /// One worker's director.
@@ -316,12 +323,6 @@ impl Director {
         }
     }
 
-    /// What is known of a packet of the last burst that is to be handed over, for the worker that gets it.
-    #[inline]
-    pub fn known(&self, n: usize) -> Known {
-        self.seen.known(n)
-    }
-
     /// Frames to be sent besides those of the last burst, before them, each with the port to send it by.
     pub fn extras(&self) -> impl Iterator<Item = (PortId, &[u8])> {
         self.shared.outbox.frames()
@@ -455,7 +456,7 @@ impl Shared {
         let counters = self.mine();
         match verdict {
             Verdict::Forward(_) => counters.count(Event::Forwarded, 1),
-            Verdict::HandOff(_) => counters.count(Event::HandedOff, 1),
+            Verdict::HandOff(..) => counters.count(Event::HandedOff, 1),
             Verdict::Reply(_) => counters.count(Event::Replied, 1),
             Verdict::Pass => counters.count(Event::Passed, 1),
             Verdict::Drop(reason) => counters.drop(reason),

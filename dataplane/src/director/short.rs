@@ -45,7 +45,7 @@ impl<A: Near> Family<A> {
                 verdicts.push(Verdict::Forward(port));
                 forwarded += 1;
             } else if let Some(owner) = self.elsewhere(shared, glance) {
-                verdicts.push(Verdict::HandOff(owner));
+                verdicts.push(Verdict::HandOff(owner, glance.into()));
                 handed_off += 1;
             } else {
                 break;

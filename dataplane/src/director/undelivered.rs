@@ -55,7 +55,7 @@ impl<A: Near> Family<A> {
         let inner: Meta<A> = error.inner(packet, outer)?;
         let hash = self.conns.hash(&inner.tuple);
         let Some((id, Direction::Request)) = self.find(shared, &inner.tuple, hash, now) else {
-            return shared.owner_elsewhere(hash).map(Verdict::HandOff);
+            return shared.owner_elsewhere(hash).map(Verdict::hand_off);
         };
         let conn = *self.conns.conn(id);
         let server = error.unwrapped.ends.destination;

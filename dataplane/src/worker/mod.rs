@@ -262,7 +262,7 @@ impl Worker {
                     }
                     Verdict::Hold if Kept::is_overdue(since, now) => self.lose(frame, Reason::FtpTimeout),
                     Verdict::Keep | Verdict::Hold => self.keep(frame, since),
-                    verdict => self.settle(frame, 0, &verdict, now),
+                    verdict => self.settle(frame, &verdict, now),
                 }
             }
             self.end_burst(1);
@@ -307,8 +307,8 @@ impl Worker {
         self.director.watch().lap(Stage::Receive);
         let packets = burst.len();
         let verdicts = self.judge(burst, handed, now);
-        for (n, (frame, verdict)) in burst.drain(..).zip(&verdicts).enumerate() {
-            self.settle(frame, n, verdict, now);
+        for (frame, verdict) in burst.drain(..).zip(&verdicts) {
+            self.settle(frame, verdict, now);
         }
         self.end_burst(packets);
     }
@@ -359,15 +359,15 @@ impl Worker {
         }
     }
 
-    /// Does what the director has decided about the frame with a number in the last burst.
+    /// Does what the director has decided about a frame.
     // Inlined, and what is seldom decided is a call: the others need not save for it what they do not use.
     #[inline(always)]
-    fn settle(&mut self, frame: Frame, n: usize, verdict: &Verdict, now: Tick) {
+    fn settle(&mut self, frame: Frame, verdict: &Verdict, now: Tick) {
         match *verdict {
             Verdict::Forward(port) | Verdict::Reply(port) => self.queue(frame, port),
             // The director has counted these two.
             Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
-            Verdict::HandOff(owner) => self.hand_off(frame, n, owner),
+            Verdict::HandOff(owner, known) => self.hand_off(frame, owner, known),
             Verdict::Keep => self.keep_new(frame, Event::FragmentWaited, now),
             Verdict::Hold => self.keep_new(frame, Event::FtpWaited, now),
             Verdict::Wait(link, neighbour) => self.wait(frame, link, neighbour, now),
@@ -409,8 +409,7 @@ impl Worker {
     }
 
     #[inline(always)]
-    fn hand_off(&mut self, frame: Frame, n: usize, owner: WorkerId) {
-        let known = self.director.known(n);
+    fn hand_off(&mut self, frame: Frame, owner: WorkerId, known: Known) {
         let peer = self.peers.to.get_mut(usize::from(owner.0)).and_then(Option::as_mut);
         let refused = match peer {
             Some(peer) => peer.sender.send(frame, known.into_word()).err(),
@@ -495,7 +494,7 @@ impl Worker {
                             self.lose(frame, Reason::NeighbourQueueFull);
                         }
                     }
-                    verdict => self.settle(frame, 0, &verdict, now),
+                    verdict => self.settle(frame, &verdict, now),
                 }
             }
             self.end_burst(1);

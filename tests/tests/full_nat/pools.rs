@@ -249,7 +249,7 @@ fn a_service_of_all_ports_gives_its_ports_back() {
     // A client's template belongs to one of the workers.
     let mut pair = for_all(3);
     let first = syn(&mut pair, 0);
-    if let Verdict::HandOff(owner) = pair.bench.frame(CLIENTS, &first.frame()).verdict {
+    if let Verdict::HandOff(owner, _) = pair.bench.frame(CLIENTS, &first.frame()).verdict {
         pair = for_all(owner.0);
     }
     for port in [443, 8080, 443] {
