@@ -288,6 +288,7 @@ impl Worker {
                 peer.bell.ring_if_asleep();
             }
         }
+        self.peers.from.iter_mut().for_each(|(_, ring)| ring.prefetch());
         self.director.watch().lap(Stage::Timers);
         for port in 0..self.ports.len() {
             self.transmit(port);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
 
+use crate::conn::memory::prefetch;
 use crate::port::{BURST, Frame};
 
 /// A frame and the note that goes with it.
@@ -18,6 +19,9 @@ struct Slot {
     frame: AtomicU64,
     note: AtomicU64,
 }
+
+/// Slots in a cache line.
+const SLOTS: usize = 64 / size_of::<Slot>();
 
 struct Shared {
     /// The memory of the frames in the ring, set with the first one; 0 before.
@@ -47,6 +51,8 @@ pub struct Receiver {
     shared: Arc<Shared>,
     head: usize,
     known_tail: usize,
+    /// Frames received since the last [`prefetch`](Self::prefetch).
+    recent: usize,
 }
 
 /// A ring for at least `capacity` frames (rounded up to a power of two).
@@ -64,7 +70,7 @@ pub fn channel(capacity: usize) -> (Sender, Receiver) {
             published: 0,
             known_head: 0,
         },
-        Receiver { shared, head: 0, known_tail: 0 },
+        Receiver { shared, head: 0, known_tail: 0, recent: 0 },
     )
 }
 
@@ -142,6 +148,20 @@ impl Receiver {
         self.head == self.shared.tail.load(Ordering::Acquire)
     }
 
+    /// Starts fetching what the sender has most likely written by now, if it goes on as it did: its index, and as many slots as frames
+    /// came since the last time, up to a burst's. To be called once a turn, while there is something else to do.
+    pub fn prefetch(&mut self) {
+        let expected = std::mem::take(&mut self.recent).min(BURST);
+        if expected == 0 {
+            return;
+        }
+        prefetch(&*self.shared.tail);
+        let slots = &self.shared.slots;
+        for n in (0..expected).step_by(SLOTS) {
+            prefetch(&slots[self.head.wrapping_add(n) & (slots.len() - 1)]);
+        }
+    }
+
     /// Gives the next frames to `each` with their notes, `most` of them if there are so many.
     pub fn receive(&mut self, most: usize, mut each: impl FnMut(Frame, u64)) {
         if self.known_tail.wrapping_sub(self.head) < most {
@@ -155,6 +175,7 @@ impl Receiver {
         let (slots, memory) = (&self.shared.slots, self.shared.memory.load(Ordering::Relaxed));
         let first = self.head;
         self.head = first.wrapping_add(count);
+        self.recent += count;
         for n in 0..count {
             let Slot { frame, note } = &slots[first.wrapping_add(n) & (slots.len() - 1)];
             each(Frame::from_word(memory, frame.load(Ordering::Relaxed)), note.load(Ordering::Relaxed));
