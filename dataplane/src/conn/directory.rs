@@ -6,23 +6,25 @@
 //!
 //! The directory is one table for all workers, of words that are written when a connection begins and ends and only read in
 //! between: on the established path nobody writes a line that another core reads. A word is 55 bits of the tuple's hash, the
-//! owner, and whether that is settled; a bucket is a cache line of eight, and an entry stands in one of two buckets, so there is no chain to follow and no
+//! owner, and whether that is settled. Beside it stands where in its table the owner has the connection, so that it need not look for it, too; what stands there may be out
+//! of date, and the owner compares. A bucket is a cache line of five, and an entry stands in one of two buckets, so there is no chain to follow and no
 //! tombstone to leave. Two tuples with the same 55 bits are one in 2⁵⁵ / (connections): the second one's frames would go to a worker that
 //! does not know them and treats them as new ones of its own, which is what would have happened here.
 //!
 //! With one worker there is no directory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::index::Packed;
 use super::memory::Mapped;
 use super::supply::Supply;
 use crate::service::WorkerId;
 
-const ENTRIES: usize = 8;
+const ENTRIES: usize = 5;
 
-/// Entries that a tuple's first bucket takes before the second one is looked at. Half full, one tuple in twenty stands in its second bucket, where a look for it costs
+/// Entries that a tuple's first bucket takes before the second one is looked at. As full as it gets, one tuple in ten stands in its second bucket, where a look for it costs
 /// another line; would the emptier one always be taken, it were one in three.
-const PLENTY: usize = 6;
+const PLENTY: usize = 3;
 
 /// Bids for a tuple, each struck out or withdrawn for a rival that then withdrew, before a worker does without.
 const BIDS: usize = 4;
@@ -30,9 +32,34 @@ const BIDS: usize = 4;
 /// The bit of a word that is a bid still. Who looks for the owner takes it for settled: nearly always it is about to be.
 const BID: u64 = 1 << 8;
 
+/// Instead of a candidate: there are several, or were.
+const SEVERAL: u32 = 1;
+
 #[derive(zerocopy::FromZeros)]
 #[repr(C, align(64))]
-struct Bucket([AtomicU64; ENTRIES]);
+struct Bucket {
+    words: [AtomicU64; ENTRIES],
+    /// Where the owners have their connections, as far as that was said.
+    candidates: [AtomicU32; ENTRIES],
+}
+
+/// An entry's word and candidate.
+type Entry<'a> = (&'a AtomicU64, &'a AtomicU32);
+
+impl Bucket {
+    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.words.iter().zip(&self.candidates)
+    }
+
+    #[inline(always)]
+    fn find(&self, hash: u64) -> Option<(WorkerId, Packed)> {
+        self.entries().find_map(|(word, candidate)| {
+            // Acquire is not needed: a candidate of another time does no harm.
+            let owner = owner_of(word.load(Ordering::Relaxed), hash)?;
+            Some((owner, Packed::from_word(candidate.load(Ordering::Relaxed))))
+        })
+    }
+}
 
 /// The directory.
 pub struct Directory {
@@ -57,8 +84,8 @@ impl Directory {
     /// # Errors
     /// When the kernel refuses the memory.
     pub fn with_capacity(tuples: usize) -> std::io::Result<Self> {
-        // With every table full it is half full: so full, a tuple practically always finds room.
-        let buckets = (tuples * 2).div_ceil(ENTRIES).next_power_of_two();
+        // With every table full, two entries in five are taken: so full, a tuple practically always finds room.
+        let buckets = tuples.div_ceil(2).next_power_of_two();
         Ok(Self { buckets: Mapped::zeroed(buckets)?, mask: buckets - 1 })
     }
 
@@ -76,10 +103,20 @@ impl Directory {
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.
     #[inline]
     pub fn owner(&self, hash: u64) -> Option<WorkerId> {
-        // Acquire is not needed: the word is all the information there is.
-        let whose = |word: &AtomicU64| owner_of(word.load(Ordering::Relaxed), hash);
-        let [first, second] = self.buckets(hash);
-        first.0.iter().find_map(whose).or_else(|| second.0.iter().find_map(whose))
+        self.find(hash).map(|(owner, _)| owner)
+    }
+
+    /// The same, and where that worker most likely has it.
+    #[inline(always)]
+    pub fn find(&self, hash: u64) -> Option<(WorkerId, Packed)> {
+        let first = &self.buckets[hash as usize & self.mask];
+        first.find(hash).or_else(|| self.find_further(hash))
+    }
+
+    #[inline(never)]
+    fn find_further(&self, hash: u64) -> Option<(WorkerId, Packed)> {
+        let [_, second] = self.buckets(hash);
+        second.find(hash)
     }
 
     /// Says that a tuple's connection belongs to `worker`.
@@ -107,17 +144,19 @@ impl Directory {
     /// Writes a bid to a free place, if there is one.
     fn write(&self, hash: u64, bid: u64) -> Option<&AtomicU64> {
         let taken =
-            |bucket: &Bucket| bucket.0.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count();
+            |bucket: &Bucket| bucket.words.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count();
         let [mut first, mut second] = self.buckets(hash);
         let in_first = taken(first);
         if in_first >= PLENTY && taken(second) < in_first {
             (first, second) = (second, first);
         }
-        first
-            .0
-            .iter()
-            .chain(&second.0)
-            .find(|place| place.load(Ordering::Relaxed) == 0 && exchange(place, 0, bid))
+        let (place, candidate) = first
+            .entries()
+            .chain(second.entries())
+            .find(|(place, _)| place.load(Ordering::Relaxed) == 0 && exchange(place, 0, bid))?;
+        // It is of what stood here before.
+        candidate.store(0, Ordering::Relaxed);
+        Some(place)
     }
 
     /// Whether no other worker's word stands against the bid at `place`, or no longer.
@@ -151,6 +190,17 @@ impl Directory {
         self.announce(hash, worker)
     }
 
+    /// Says where a worker has the connection of a tuple that it has announced. Of a tuple of several connections nothing is said: which one's it is, the table
+    /// knows.
+    pub fn note(&self, hash: u64, worker: WorkerId, candidate: Packed) {
+        let ours = word(hash, worker);
+        let mut entries = self.entries(hash);
+        if let Some((_, noted)) = entries.find(|(word, _)| word.load(Ordering::Relaxed) == ours) {
+            let is_first = noted.load(Ordering::Relaxed) == 0;
+            noted.store(if is_first { candidate.into_word() } else { SEVERAL }, Ordering::Relaxed);
+        }
+    }
+
     /// Takes a tuple's announcement back, if it is `worker`'s.
     pub fn withdraw(&self, hash: u64, worker: WorkerId) {
         let ours = word(hash, worker);
@@ -161,10 +211,14 @@ impl Directory {
         }
     }
 
-    /// The places where a tuple may stand.
-    fn words(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
+    /// The entries that a tuple may be in.
+    fn entries(&self, hash: u64) -> impl Iterator<Item = Entry<'_>> {
         let [first, second] = self.buckets(hash);
-        first.0.iter().chain(&second.0)
+        first.entries().chain(second.entries())
+    }
+
+    fn words(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
+        self.entries(hash).map(|(word, _)| word)
     }
 
     fn buckets(&self, hash: u64) -> [&Bucket; 2] {
@@ -196,6 +250,7 @@ fn owner_of(word: u64, hash: u64) -> Option<WorkerId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conn::Direction;
 
     const RIVALRIES: u64 = 20_000;
 
@@ -225,10 +280,32 @@ mod tests {
     }
 
     #[test]
+    fn where_a_connection_is_can_be_said_by_its_owner_and_only_once() {
+        let directory = Directory::with_capacity(100).unwrap();
+        let (hash, nowhere) = (0x1234_5678_9abc_def0, None);
+        let candidate = || directory.find(hash).map(|(_, candidate)| candidate.candidate());
+        assert_eq!(candidate(), None);
+        directory.announce(hash, WorkerId(1));
+        assert_eq!(candidate(), Some(nowhere));
+        directory.note(hash, WorkerId(0), (9, Direction::Request).into());
+        assert_eq!(candidate(), Some(nowhere), "it is another's");
+        directory.note(hash, WorkerId(1), (7, Direction::Reply).into());
+        assert_eq!(candidate(), Some(Some((7, Direction::Reply))));
+        directory.note(hash, WorkerId(1), (8, Direction::Reply).into());
+        assert_eq!(candidate(), Some(nowhere), "which of the two, nobody but the owner knows");
+        directory.note(hash, WorkerId(1), (8, Direction::Reply).into());
+        assert_eq!(candidate(), Some(nowhere));
+        directory.withdraw(hash, WorkerId(1));
+        directory.announce(hash, WorkerId(0));
+        directory.note(hash, WorkerId(0), (0, Direction::Request).into());
+        assert_eq!(candidate(), Some(Some((0, Direction::Request))), "of those before nothing is left");
+    }
+
+    #[test]
     fn a_full_bucket_refuses_and_two_workers_agree() {
         let directory = Directory::with_capacity(4).unwrap();
-        // One bucket only: both choices are the same eight words.
-        for n in 0..8 {
+        // Two buckets; what differs in its highest bits only has the first one for both choices.
+        for n in 0..ENTRIES as u64 {
             assert_eq!(directory.announce(n << 40, WorkerId(0)), Announced::Ours);
         }
         assert_eq!(directory.announce(9 << 40, WorkerId(0)), Announced::Full);
@@ -254,18 +331,19 @@ mod tests {
     }
 
     #[test]
-    fn half_full_it_refuses_nothing() {
-        let tuples = 1u64 << 16;
+    fn what_it_was_made_for_finds_room() {
+        let tuples = 1u64 << 20;
         let directory = Directory::with_capacity(tuples as usize).unwrap();
-        assert_eq!(directory.buckets.len() * ENTRIES, 2 * tuples as usize);
+        assert_eq!(directory.buckets.len() as u64, tuples / 2);
         let hashes = || (1..=tuples).map(scattered);
         let refused = hashes().filter(|hash| directory.announce(*hash, WorkerId(0)) != Announced::Ours);
         assert_eq!(refused.count(), 0);
         let (mut in_first, mut found) = (0, 0);
         for hash in hashes() {
             let [first, _] = directory.buckets(hash);
-            in_first +=
-                u64::from(first.0.iter().any(|word| owner_of(word.load(Ordering::Relaxed), hash).is_some()));
+            in_first += u64::from(
+                first.words.iter().any(|word| owner_of(word.load(Ordering::Relaxed), hash).is_some()),
+            );
             found += u64::from(directory.owner(hash) == Some(WorkerId(0)));
         }
         assert_eq!(found, tuples);

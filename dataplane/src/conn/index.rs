@@ -49,10 +49,29 @@ pub enum Direction {
 pub type Candidate = (u32, Direction);
 
 /// A [`Candidate`] in a word, or none.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packed(u32);
 
+impl From<Candidate> for Packed {
+    #[inline]
+    fn from((slot, direction): Candidate) -> Self {
+        Self(pack(slot, direction))
+    }
+}
+
 impl Packed {
+    /// As a word; 0 for none.
+    #[inline]
+    pub fn into_word(self) -> u32 {
+        self.0
+    }
+
+    /// From the [word](Self::into_word).
+    #[inline]
+    pub fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
     /// What it is.
     #[inline]
     pub fn candidate(self) -> Option<Candidate> {
@@ -95,9 +114,7 @@ impl Index {
         match bucket.places.get(fitting as usize) {
             Some(place) if *place != 0 => Packed(*place),
             None if bucket.overflow == 0 => Packed(0),
-            _ => {
-                self.find(hash, |_| true).map_or(Packed(0), |(slot, direction)| Packed(pack(slot, direction)))
-            }
+            _ => self.find(hash, |_| true).map_or(Packed(0), Packed::from),
         }
     }
 

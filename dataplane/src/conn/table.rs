@@ -183,6 +183,15 @@ impl<A: Address> Table<A> {
         Likely { candidate, insertions: self.insertions as u32 }
     }
 
+    /// Starts fetching the entry that somebody else took for the right one, which it need not be any more. `None` if there is no such entry.
+    #[inline]
+    pub fn prefetch_candidate(&self, candidate: Packed) -> Option<Likely> {
+        let (slot, _) = candidate.candidate()?;
+        self.slab.entries.get(slot as usize)?;
+        self.slab.entries.prefetch(slot as usize);
+        Some(Likely { candidate, insertions: self.insertions as u32 })
+    }
+
     /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`, or if there was none and has been none
     /// since.
     #[inline(always)]

@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 
 use super::family::Family;
 use crate::conn::directory::Directory;
+use crate::conn::index::Packed;
 use crate::conn::table::Likely;
 use crate::packet::parse::NotOurs;
 use crate::packet::plain::{HeaderV4, HeaderV6};
@@ -22,12 +23,31 @@ use crate::port::BURST;
 /// a core can wait for some twenty, and stalls at one more.
 pub const GROUP: usize = 8;
 
-/// What a worker knows of a frame that it hands over: the hash of its tuple, if that is of a plain IPv4 packet, or nothing. All workers hash alike, so its
-/// owner need neither read nor hash it again, which is most of what was done twice.
+/// What a worker knows of a frame that it hands over, if that is a plain IPv4 packet: where its owner has the connection, as the directory says, or else the
+/// hash of its tuple. So the owner need neither read nor hash it again, nor look for it, which is most of what was done twice.
+///
+/// A hash is of all workers alike. Where the connection is may be out of date, or no place at all: the owner compares, and looks for it if it must.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Known(u64);
 
 impl Known {
+    /// What is known of a packet whose owner has its connection at a candidate.
+    #[inline]
+    pub fn of(glance: &Glance, candidate: Packed) -> Self {
+        match (glance.kind, candidate.candidate()) {
+            // One hash in 2³² looks like a candidate, and is a wrong one then.
+            (Kind::PlainV4, None) => Self(glance.hash),
+            (Kind::PlainV4, Some(_)) => Self(candidate.into_word().into()),
+            _ => Self::default(),
+        }
+    }
+
+    /// The candidate, if it is one.
+    #[inline]
+    fn candidate(self) -> Option<Packed> {
+        u32::try_from(self.0).ok().map(Packed::from_word)
+    }
+
     /// As a word; 0 for nothing.
     #[inline]
     pub fn into_word(self) -> u64 {
@@ -41,17 +61,10 @@ impl Known {
     }
 }
 
-impl From<&Glance> for Known {
-    #[inline]
-    fn from(glance: &Glance) -> Self {
-        if glance.kind == Kind::PlainV4 { Self(glance.hash) } else { Self::default() }
-    }
-}
-
 /// What is known of a packet of a burst before anything is decided.
 #[derive(Clone, Copy)]
 pub struct Glance {
-    /// The hash of its tuple.
+    /// The hash of its tuple, except of [`Kind::FoundV4`].
     pub hash: u64,
     /// Where that most likely leads to.
     pub likely: Likely,
@@ -64,7 +77,9 @@ pub struct Glance {
 pub enum Kind {
     /// A plain one of IPv4 that changes no connection's state.
     PlainV4,
-    /// The same of IPv6.
+    /// The same, whose connection another worker has found. It was not hashed here.
+    FoundV4,
+    /// A plain one of IPv6.
     PlainV6,
     /// Another one of IPv4, and its place among those.
     V4(u8),
@@ -88,6 +103,8 @@ pub struct Seen {
     v6: ArrayVec<Meta<V6>, BURST>,
     /// Those whose entries were asked for.
     fetched: usize,
+    /// Whether the index must be asked about any.
+    has_hashes: bool,
 }
 
 impl Seen {
@@ -97,6 +114,7 @@ impl Seen {
         self.v4.clear();
         self.v6.clear();
         self.fetched = 0;
+        self.has_hashes = false;
     }
 
     /// One of [`Kind::V4`].
@@ -137,18 +155,24 @@ impl Seen {
         let end = end.min(packets.len()).min(BURST);
         let Some(group) = packets.get_mut(first..end) else { return };
         match known.get(first..) {
-            None | Some([]) => group.iter_mut().for_each(|packet| self.glance(families, packet)),
+            None | Some([]) => {
+                self.has_hashes = true;
+                group.iter_mut().for_each(|packet| self.glance(families, packet));
+            }
             Some(known) => self.recall(families, group, known),
+        }
+        if has_tunnels {
+            group.iter().for_each(Packet::prefetch_room);
+        }
+        if !self.has_hashes {
+            return;
         }
         for glance in &self.glances[first..] {
             match glance.kind {
                 Kind::PlainV4 | Kind::V4(_) => v4.conns.prefetch_index(glance.hash),
                 Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_index(glance.hash),
-                Kind::NotOurs(_) => {}
+                Kind::FoundV4 | Kind::NotOurs(_) => {}
             }
-        }
-        if has_tunnels {
-            group.iter().for_each(Packet::prefetch_room);
         }
     }
 
@@ -168,11 +192,15 @@ impl Seen {
     fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
         packets.iter().for_each(Packet::prefetch);
         for (n, packet) in packets.iter_mut().enumerate() {
-            match known.get(n) {
-                Some(Known(hash @ 1..)) => {
-                    self.glances.push(Glance { hash: *hash, likely: Likely::default(), kind: Kind::PlainV4 });
-                }
-                _ => self.glance_unknown(families, packet),
+            let known = known.get(n).copied().unwrap_or_default();
+            let Some(candidate) = known.candidate() else {
+                self.has_hashes = true;
+                self.glances.push(Glance { hash: known.0, likely: Likely::default(), kind: Kind::PlainV4 });
+                continue;
+            };
+            match families.0.conns.prefetch_candidate(candidate) {
+                Some(likely) => self.glances.push(Glance { hash: 0, likely, kind: Kind::FoundV4 }),
+                None => self.glance_unknown(families, packet),
             }
         }
     }
@@ -180,6 +208,7 @@ impl Seen {
     /// Looks at a packet of which the other worker knew nothing.
     #[inline(never)]
     fn glance_unknown(&mut self, families: Families, packet: &mut Packet) {
+        self.has_hashes = true;
         self.glance(families, packet);
     }
 
@@ -199,14 +228,21 @@ impl Seen {
     }
 
     /// Asks for the entries of the packets up to `end`, whose index lines have come by now.
-    #[inline]
-    pub fn fetch(&mut self, (v4, v6): Families, owners: Option<&Directory>, end: usize) {
+    #[inline(always)]
+    pub fn fetch(&mut self, families: Families, owners: Option<&Directory>, end: usize) {
+        if self.has_hashes {
+            self.fetch_hashed(families, owners, end);
+        }
+    }
+
+    #[inline(never)]
+    fn fetch_hashed(&mut self, (v4, v6): Families, owners: Option<&Directory>, end: usize) {
         let end = end.min(self.glances.len());
         for glance in &mut self.glances[self.fetched.min(end)..end] {
             glance.likely = match glance.kind {
                 Kind::PlainV4 | Kind::V4(_) => v4.fetch(glance.hash, owners),
                 Kind::PlainV6 | Kind::V6(_) => v6.fetch(glance.hash, owners),
-                Kind::NotOurs(_) => continue,
+                Kind::FoundV4 | Kind::NotOurs(_) => continue,
             }
         }
         self.fetched = end;

@@ -7,7 +7,7 @@ use super::answers::is_refused_to_server;
 use super::beyond::Near;
 use super::family::Family;
 use super::{Shared, Verdict, admission};
-use crate::conn::{Conn, ConnId, Detail, Marks, State};
+use crate::conn::{Conn, ConnId, Detail, Direction, Marks, State};
 use crate::forward::icmp::Problem;
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::profile::Stage;
@@ -235,12 +235,28 @@ impl<A: Near> Family<A> {
             let hash = self.conns.hash(&reply);
             shared.announce(hash);
         }
+        self.note(shared, &conn, id);
         if conn.marks.has(Marks::ACROSS) {
             Self::join_across(shared, &conn, id);
         }
         add(&shared.mine().dest(dest.id).conns, 1);
         self.bind(shared, dest.id);
         Ok(id)
+    }
+
+    /// Tells the other workers where a connection is whose tuples they have been told. Not a tunnel's, whose packets need their hash anyway.
+    fn note(&self, shared: &Shared, conn: &Conn<A>, id: ConnId) {
+        let Some(directory) = shared.directory.as_ref().filter(|_| conn.forwarding != Forwarding::Tunnel)
+        else {
+            return;
+        };
+        let note = |tuple, direction| {
+            directory.note(self.conns.hash(&tuple), shared.worker, (id.number(), direction).into());
+        };
+        note(conn.request(), Direction::Request);
+        if let Some(reply) = conn.reply() {
+            note(reply, Direction::Reply);
+        }
     }
 
     /// Does the books for a connection that has come into the table.

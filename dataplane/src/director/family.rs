@@ -116,9 +116,9 @@ impl<A: Near> Family<A> {
         match found.and_then(|found| self.if_alive(shared, found, now)) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
-            None => match (beyond::find(shared, &meta.tuple, hash), shared.owner_elsewhere(hash)) {
+            None => match (beyond::find(shared, &meta.tuple, hash), shared.elsewhere(glance)) {
                 (Some(id), _) => self.reply_across(far, shared, packet, meta, id, now),
-                (None, Some(owner)) => Verdict::HandOff(owner, glance.into()),
+                (None, Some(verdict)) => verdict,
                 (None, None) => self.admit(shared, packet, meta, hash, now),
             },
         }

@@ -275,8 +275,14 @@ impl Director {
             return;
         }
         match glances[0].kind {
-            kind @ Kind::PlainV4 => self.v4.go_on(&self.shared, packets, glances, kind, now, verdicts),
-            kind @ Kind::PlainV6 => self.v6.go_on(&self.shared, packets, glances, kind, now, verdicts),
+            Kind::PlainV4 | Kind::FoundV4 => {
+                let is_plain = |kind| matches!(kind, Kind::PlainV4 | Kind::FoundV4);
+                self.v4.go_on(&self.shared, packets, glances, is_plain, now, verdicts);
+            }
+            Kind::PlainV6 => {
+                let is_plain = |kind| kind == Kind::PlainV6;
+                self.v6.go_on(&self.shared, packets, glances, is_plain, now, verdicts);
+            }
             _ => {}
         }
     }
@@ -291,6 +297,12 @@ impl Director {
             Kind::PlainV4 => {
                 let meta = Plain::<HeaderV4>::again(packet).map(|plain| plain.meta());
                 meta.map_or(Verdict::Pass, |meta| self.decide_v4(packet, &meta, &glance, now))
+            }
+            Kind::FoundV4 => {
+                let Some(plain) = Plain::<HeaderV4>::again(packet) else { return Verdict::Pass };
+                let (hash, kind) = (self.v4.conns.hash(&plain.tuple()), Kind::PlainV4);
+                let glance = Glance { hash, likely: self.v4.fetch(hash, None), kind };
+                self.decide(packet, glance, is_idle, now)
             }
             Kind::PlainV6 => {
                 let meta = Plain::<HeaderV6>::again(packet).map(|plain| plain.meta());
@@ -419,6 +431,13 @@ impl Shared {
     fn owner_elsewhere(&self, hash: u64) -> Option<WorkerId> {
         let owner = self.owners()?.owner(hash)?;
         (owner != self.worker).then_some(owner)
+    }
+
+    /// The verdict about a packet whose connection belongs to another worker.
+    #[inline(always)]
+    fn elsewhere(&self, glance: &Glance) -> Option<Verdict> {
+        let (owner, candidate) = self.owners()?.find(glance.hash)?;
+        (owner != self.worker).then(|| Verdict::HandOff(owner, Known::of(glance, candidate)))
     }
 
     /// Claims a tuple for this worker. Says who has it if somebody was quicker.

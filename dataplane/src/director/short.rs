@@ -18,14 +18,15 @@ use crate::forward::{self, tunnel};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Packet, Plain};
 use crate::port::BURST;
-use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick, WorkerId};
+use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
 use crate::stats::Event;
 
-/// Connections whose packets need to be looked at more closely.
-const DEMANDING: Marks = Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP);
+/// Connections whose packets need to be looked at more closely. What is retired is not looked for, but another worker may have found it before.
+const DEMANDING: Marks =
+    Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP).and(Marks::RETIRED);
 
 impl<A: Near> Family<A> {
-    /// Decides about the packets that go the short way, up to the first of another `kind` or that does not.
+    /// Decides about the packets that go the short way, up to the first of another kind or that does not.
     // Not inlined: alone, it has registers enough.
     #[inline(never)]
     pub(super) fn go_on(
@@ -33,19 +34,18 @@ impl<A: Near> Family<A> {
         shared: &Shared,
         packets: &mut [Packet],
         glances: &[Glance],
-        kind: Kind,
+        is_plain: impl Fn(Kind) -> bool,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
         for (packet, glance) in packets.iter_mut().zip(glances) {
-            if glance.kind != kind {
+            if !is_plain(glance.kind) {
                 break;
             } else if let Some(port) = self.goes_on(shared, packet, glance, now) {
                 verdicts.push(Verdict::Forward(port));
                 forwarded += 1;
-            } else if let Some(owner) = self.elsewhere(shared, glance) {
-                verdicts.push(Verdict::HandOff(owner, glance.into()));
+            } else if self.hands_off(shared, glance, verdicts) {
                 handed_off += 1;
             } else {
                 break;
@@ -55,12 +55,14 @@ impl<A: Near> Family<A> {
         shared.mine().count(Event::HandedOff, handed_off);
     }
 
-    /// The worker that a packet's connection belongs to, if it is certain that it is none of this one's.
+    /// Hands a packet over, if it is certain that its connection is another worker's.
     // Not inlined: packets of this worker's own would pay for it.
     #[inline(never)]
-    fn elsewhere(&self, shared: &Shared, glance: &Glance) -> Option<WorkerId> {
+    fn hands_off(&self, shared: &Shared, glance: &Glance, verdicts: &mut ArrayVec<Verdict, BURST>) -> bool {
         let is_none_here = self.conns.has_none(&glance.likely) && A::twins(&shared.beyond).is_empty();
-        if is_none_here { shared.owner_elsewhere(glance.hash) } else { None }
+        let verdict = if is_none_here { shared.elsewhere(glance) } else { None };
+        verdicts.extend(verdict);
+        verdict.is_some()
     }
 
     /// Sends a packet on; gives the port. `None` if it does not go the short way; nothing has changed then.
@@ -95,7 +97,8 @@ impl<A: Near> Family<A> {
                     return None;
                 }
                 match conn.forwarding {
-                    Forwarding::Tunnel => {
+                    // A tunnel's outer headers are made of the hash.
+                    Forwarding::Tunnel if glance.kind != Kind::FoundV4 => {
                         Self::wrap(&mut self.ids, shared, packet, conn, (glance.hash, now), hop)?;
                     }
                     _ if to_server(plain, conn, hop) => frame(packet, length, hop),
