@@ -1,6 +1,8 @@
 //! What a result depends on and its reader cannot see: kernel, processor, memory.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -61,6 +63,31 @@ pub fn resident() -> Result<u64> {
 pub fn pin(core: usize) {
     // A core that cannot be had leaves the thread to the scheduler, which costs accuracy alone.
     core_affinity::set_for_current(core_affinity::CoreId { id: core });
+}
+
+/// Has `job` done side by side by those who each have a core, until it is told to stop when `meanwhile` is over. Gives what it came to.
+///
+/// # Panics
+/// When the job does.
+pub fn side_by_side<P: Send, T: Send>(
+    who: impl IntoIterator<Item = (usize, P)>,
+    job: impl Fn(P, &AtomicBool) -> T + Sync,
+    meanwhile: impl FnOnce(),
+) -> Vec<T> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let start = |(core, part): (usize, P)| {
+            let (job, stop) = (&job, &stop);
+            scope.spawn(move || {
+                pin(core);
+                job(part, stop)
+            })
+        };
+        let threads: Vec<_> = who.into_iter().map(start).collect();
+        meanwhile();
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|thread| thread.join().expect("the job panicked")).collect()
+    })
 }
 
 /// The processors this process may use, by their numbers, which in a container rarely are 0 to n.

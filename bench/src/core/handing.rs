@@ -51,14 +51,9 @@ impl Pair {
 
     /// Nanoseconds a loop takes for a frame, while every second one is handed over or none is.
     pub fn run(&mut self, hands_over: bool, window: Duration) -> f64 {
-        let stop = AtomicBool::new(false);
-        let frames: u64 = std::thread::scope(|scope| {
-            let start = |end| scope.spawn(|| work(end, hands_over, &stop));
-            let threads = self.0.each_mut().map(start);
-            std::thread::sleep(window);
-            stop.store(true, Ordering::Relaxed);
-            threads.into_iter().map(|thread| thread.join().expect("copying does not panic")).sum()
-        });
+        let ends = self.0.iter_mut().map(|end| (end.core, end));
+        let work = |end, stop: &_| work(end, hands_over, stop);
+        let frames: u64 = machine::side_by_side(ends, work, || std::thread::sleep(window)).iter().sum();
         // Of the last run's frames some may be under way still: the next one takes them.
         2.0 * window.as_nanos() as f64 / frames as f64
     }
@@ -66,7 +61,6 @@ impl Pair {
 
 /// Works until it is to stop. Gives the frames whose headers it has written.
 fn work(end: &mut End, hands_over: bool, stop: &AtomicBool) -> u64 {
-    machine::pin(end.core);
     let mut written = 0;
     while !stop.load(Ordering::Relaxed) {
         let mut burst = ArrayVec::<Frame, { 2 * BURST }>::new();

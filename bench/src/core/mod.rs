@@ -4,6 +4,7 @@
 //! slice's figure is that of its median burst: a burst in which the scheduler gave the core to somebody else says nothing about the director.
 
 pub mod budget;
+mod distance;
 mod floor;
 mod handing;
 mod packets;
@@ -43,6 +44,8 @@ pub const SPEEDUP_BARE: Metric = Metric::new("two_loops_speedup", "ratio");
 pub const HANDOFF: Metric = Metric::new("handoff_ns_per_packet", "ns");
 /// What a frame takes longer in a loop that hands it over and decides nothing.
 pub const HANDOFF_FLOOR: Metric = Metric::new("handoff_floor_ns_per_packet", "ns");
+/// What a line takes from one core to the other.
+pub const CORE_TO_CORE: Metric = Metric::new("core_to_core_ns", "ns");
 /// From an edit's request until every worker obeys it.
 pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 

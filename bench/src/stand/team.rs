@@ -231,36 +231,22 @@ impl Team {
     /// # Panics
     /// When a worker panics.
     pub fn work(&mut self, cores: &[usize], meanwhile: impl FnOnce(&[Handle])) -> f64 {
-        let (stop, counters) = (AtomicBool::new(false), &self.counters);
-        let handles = &self.handles;
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .workers
-                .iter_mut()
-                .zip(cores)
-                .enumerate()
-                .map(|(n, (worker, core))| {
-                    let stop = &stop;
-                    scope.spawn(move || {
-                        machine::pin(*core);
-                        let forwarded = || counters.worker(WorkerId(n as u8)).event(Event::Forwarded);
-                        let mut paces = Vec::new();
-                        while !stop.load(Ordering::Relaxed) || paces.is_empty() {
-                            let (before, start) = (forwarded(), Instant::now());
-                            for _ in 0..SLICE {
-                                worker.turn();
-                            }
-                            paces.push((forwarded() - before) as f64 / start.elapsed().as_secs_f64());
-                        }
-                        paces.sort_by(f64::total_cmp);
-                        paces[paces.len() / 2]
-                    })
-                })
-                .collect();
-            meanwhile(handles);
-            stop.store(true, Ordering::Relaxed);
-            threads.into_iter().map(|thread| thread.join().expect("workers do not panic")).sum()
-        })
+        let counters = &self.counters;
+        let pace = |(id, worker): (_, &mut Worker), stop: &AtomicBool| {
+            let forwarded = || counters.worker(WorkerId(id)).event(Event::Forwarded);
+            let mut paces = Vec::new();
+            while !stop.load(Ordering::Relaxed) || paces.is_empty() {
+                let (before, start) = (forwarded(), Instant::now());
+                for _ in 0..SLICE {
+                    worker.turn();
+                }
+                paces.push((forwarded() - before) as f64 / start.elapsed().as_secs_f64());
+            }
+            paces.sort_by(f64::total_cmp);
+            paces[paces.len() / 2]
+        };
+        let workers = cores.iter().copied().zip((0..).zip(&mut self.workers));
+        machine::side_by_side(workers, pace, || meanwhile(&self.handles)).iter().sum()
     }
 
     /// Feeds the first worker with these datagrams, and nothing else, from the first one on.
