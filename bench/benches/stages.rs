@@ -54,8 +54,7 @@ fn packet(chunk: &mut [u8; CHUNK]) -> Packet<'_> {
 /// A burst of frames that can be rewritten again and again.
 fn rewriting(c: &mut Criterion) {
     let hop = Hop { port: PortId(1), link: LinkId(1), mtu: 1500, macs: [2; 12], tags: Tags::default() };
-    let (source, destination) = (V4(0x0a01_ff01).into(), V4(0x0a01_0001).into());
-    let ends = tunnel::Ends { source: &source, destination: &destination };
+    let way = tunnel::Way::V4(tunnel::Ends { source: V4(0x0a01_ff01), destination: V4(0x0a01_0001) });
     let plain = |packet: &mut Packet, rewrite: &dyn Fn(&mut Plain<HeaderV4>)| {
         rewrite(Plain::again(packet).expect("room for headers"));
     };
@@ -68,7 +67,7 @@ fn rewriting(c: &mut Criterion) {
         ("dr", &|packet, meta| dr::request(packet, meta, &hop)),
         ("nat", &|packet, meta| nat::request(packet, meta, server, &hop)),
         ("fullnat", &|packet, meta| nat::both(packet, meta, local, server, &hop)),
-        ("tun", &|packet, meta| tunnel::request(packet, meta, Tunnel::default(), ends, &hop, (7, 8))),
+        ("tun", &|packet, meta| tunnel::request(packet, meta, Tunnel::default(), way, &hop, (7, 8))),
     ];
     let mut group = c.benchmark_group("rewrite");
     group.throughput(Throughput::Elements(BURST as u64));

@@ -175,7 +175,12 @@ impl Detail {
     }
 
     /// How the packets are wrapped, in a tunnel.
+    #[inline]
     pub fn tunnel(self) -> Tunnel {
+        // Said first, the compiler makes a way of its own of what is the usual one.
+        if self.0 == 0 {
+            return Tunnel::default();
+        }
         let kind = match self.0 & 3 {
             1 => TunnelKind::Gue,
             2 => TunnelKind::Gre,

@@ -87,30 +87,34 @@ impl<A: Near> Family<A> {
         hop: &Hop,
         now: Tick,
     ) -> Verdict {
-        let (ends, mtu) = match way_inside(shared, dest, hop, now) {
-            Ok(way) => way,
+        let (way, mtu) = match way_inside(shared, dest, hop, now) {
+            Ok(found) => found,
             Err(reason) => return Verdict::Drop(reason),
         };
         let id = self.ids.next();
-        tunnel::request(packet, meta, tunnel, ends, hop, (hash, id));
+        tunnel::request(packet, meta, tunnel, way, hop, (hash, id));
         self.send(shared, packet, &Hop { mtu, ..*hop })
     }
 }
 
-/// The ends of a tunnel to a real server, and the bytes of the tunnel's own packets that the path carries as far as is known.
+/// The way of a tunnel to a real server, and the bytes of the tunnel's own packets that the path carries as far as is known.
 #[inline]
-pub(super) fn way_inside<'a>(
-    shared: &'a Shared,
+pub(super) fn way_inside(
+    shared: &Shared,
     dest: DestId,
     hop: &Hop,
     now: Tick,
-) -> Result<(tunnel::Ends<&'a IpAddr>, u16), Reason> {
+) -> Result<(tunnel::Way, u16), Reason> {
     let Snapshot { services, network, .. } = &*shared.snapshot;
-    let destination = &services.dest(dest).ok_or(Reason::NoDest)?.address;
+    let address = &services.dest(dest).ok_or(Reason::NoDest)?.address;
+    let (link, ..) = network.link(hop.link).ok_or(Reason::NoRoute)?;
+    let mtu = hop.mtu.min(shared.paths.mtu(address, now));
     // Without an address of its own on the way the director cannot be the tunnel's end.
-    let link = network.link(hop.link).map(|(link, ..)| link);
-    let source = link.and_then(|link| link.address_towards(destination)).ok_or(Reason::NoRoute)?;
-    Ok((tunnel::Ends { source, destination }, hop.mtu.min(shared.paths.mtu(destination, now))))
+    let way = match address {
+        IpAddr::V4(server) => link.ipv4().map(|source| tunnel::Way::v4(source, *server)),
+        IpAddr::V6(server) => link.ipv6().map(|source| tunnel::Way::v6(source, *server)),
+    };
+    Ok((way.ok_or(Reason::NoRoute)?, mtu))
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.

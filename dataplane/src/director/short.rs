@@ -133,8 +133,8 @@ impl<A: Near> Family<A> {
         hop: &Hop,
     ) -> Option<()> {
         let kind = conn.detail.tunnel();
-        let (ends, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
-        tunnel::plain_request::<A::Header>(packet, kind, ends, hop, mtu, (hash, || ids.next()))
+        let (way, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
+        tunnel::plain_request::<A::Header>(packet, kind, way, hop, mtu, (hash, || ids.next()))
     }
 }
 

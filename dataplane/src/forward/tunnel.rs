@@ -10,7 +10,7 @@
 //! server's NIC can spread flows over its queues. Remote checksum offload changes nothing here: the kernel uses it only for
 //! packets whose own checksum is still to be made, and a director forwards whole ones.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 use super::{address, icmp, ip};
@@ -36,6 +36,29 @@ pub struct Ends<A = IpAddr> {
     pub source: A,
     /// The real server's.
     pub destination: A,
+}
+
+/// The same, of the family that a tunnel goes by.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// By IPv4.
+    V4(Ends<V4>),
+    /// By IPv6.
+    V6(Ends<V6>),
+}
+
+impl Way {
+    /// By IPv4, from and to these.
+    #[inline]
+    pub fn v4(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
+        Self::V4(Ends { source: source.into(), destination: destination.into() })
+    }
+
+    /// By IPv6, from and to these.
+    #[inline]
+    pub fn v6(source: Ipv6Addr, destination: Ipv6Addr) -> Self {
+        Self::V6(Ends { source: source.into(), destination: destination.into() })
+    }
 }
 
 /// Bytes that a tunnel to this address puts before a packet.
@@ -75,8 +98,7 @@ pub fn request<A: Address>(
     packet: &mut Packet,
     meta: &Meta<A>,
     tunnel: Tunnel,
-    // Borrowed: an address that is copied is read again in other pieces than it was written in, and the processor waits.
-    ends: Ends<&IpAddr>,
+    way: Way,
     hop: &Hop,
     (flow, id): (u64, u16),
 ) {
@@ -84,17 +106,9 @@ pub fn request<A: Address>(
     A::age(header, Change::default());
     let onward = onward::<A>(header, id);
     let inner = (packet.start + usize::from(meta.network), usize::from(meta.length()));
-    match (ends.source, ends.destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let ends = Ends { source: V4::from(*source), destination: V4::from(*destination) };
-            encase::<A, V4>(packet, inner, &onward, (tunnel, flow), ends, hop);
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let ends = Ends { source: V6::from(*source), destination: V6::from(*destination) };
-            encase::<A, V6>(packet, inner, &onward, (tunnel, flow), ends, hop);
-        }
-        // The source is chosen by the destination's family.
-        _ => debug_assert!(false, "a tunnel between families"),
+    match way {
+        Way::V4(ends) => encase::<A, V4>(packet, inner, &onward, (tunnel, flow), ends, hop),
+        Way::V6(ends) => encase::<A, V6>(packet, inner, &onward, (tunnel, flow), ends, hop),
     }
 }
 
@@ -103,25 +117,16 @@ pub fn request<A: Address>(
 pub fn plain_request<H: Header>(
     packet: &mut Packet,
     tunnel: Tunnel,
-    ends: Ends<&IpAddr>,
+    way: Way,
     hop: &Hop,
     mtu: u16,
     names: (u64, impl FnOnce() -> u16),
 ) -> Option<()> {
-    match (ends.source, ends.destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let ends = Ends { source: V4::from(*source), destination: V4::from(*destination) };
-            match tunnel.kind {
-                // Most are this. Said so, the compiler knows where everything stands.
-                TunnelKind::Ipip => plain::<H, V4>(packet, Tunnel::default(), ends, hop, mtu, names),
-                _ => plain_in_more::<H, V4>(packet, tunnel, ends, hop, mtu, names),
-            }
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let ends = Ends { source: V6::from(*source), destination: V6::from(*destination) };
-            plain_in_more::<H, V6>(packet, tunnel, ends, hop, mtu, names)
-        }
-        _ => None,
+    match (way, tunnel.kind) {
+        // Most are this. Said so, the compiler knows where everything stands.
+        (Way::V4(ends), TunnelKind::Ipip) => plain::<H, V4>(packet, Tunnel::default(), ends, hop, mtu, names),
+        (Way::V4(ends), _) => plain_in_more::<H, V4>(packet, tunnel, ends, hop, mtu, names),
+        (Way::V6(ends), _) => plain_in_more::<H, V6>(packet, tunnel, ends, hop, mtu, names),
     }
 }
 
@@ -337,10 +342,14 @@ mod tests {
         chunk.extend(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
         let hop = Hop { port: PortId(0), link: LinkId(0), mtu: 1500, macs: [0; 12], tags: Tags::default() };
-        let ends = Ends { source: &ends.source, destination: &ends.destination };
+        let way = match (ends.source, ends.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Way::v4(source, destination),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Way::v6(source, destination),
+            other => panic!("between families: {other:?}"),
+        };
         match parse(frame) {
-            Ok(Parsed::V4(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
-            Ok(Parsed::V6(meta)) => request(&mut packet, &meta, tunnel, ends, &hop, (7, 8)),
+            Ok(Parsed::V4(meta)) => request(&mut packet, &meta, tunnel, way, &hop, (7, 8)),
+            Ok(Parsed::V6(meta)) => request(&mut packet, &meta, tunnel, way, &hop, (7, 8)),
             Err(why) => panic!("{why:?}"),
         }
         packet.data()[ETHERNET..].to_vec()

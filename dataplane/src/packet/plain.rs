@@ -92,8 +92,11 @@ pub trait Header: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned {
     /// Replaces the destination address.
     fn set_destination(&mut self, address: Self::Address);
 
-    /// Takes one from the time to live, which has one to take, and adjusts the header's checksum, where it has one, by this and by what else was changed.
-    fn age(&mut self, change: Change);
+    /// Takes one from the time to live, which has one to take, and adjusts the header's checksum, where it has one.
+    fn age(&mut self);
+
+    /// The same, where the checksum is to be adjusted by something else, too.
+    fn age_and(&mut self, change: Change);
 }
 
 impl<H: Header> Plain<H> {
@@ -190,7 +193,7 @@ impl<H: Header> Plain<H> {
     /// Sends it on as a router does.
     #[inline]
     pub fn age(&mut self) {
-        self.ip.age(Change::default());
+        self.ip.age();
     }
 
     /// Replaces its ends, as [`nat`](crate::forward::nat) does, and ages it. It has a checksum.
@@ -210,7 +213,7 @@ impl<H: Header> Plain<H> {
             self.ip.set_destination(address);
             self.destination_port.set(port);
         }
-        self.ip.age(change);
+        self.ip.age_and(change);
         let change = change.and(ports);
         if self.is_udp() {
             // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
@@ -264,7 +267,15 @@ impl Header for HeaderV4 {
     }
 
     #[inline(always)]
-    fn age(&mut self, change: Change) {
+    fn age(&mut self) {
+        self.ttl = self.ttl.wrapping_sub(1);
+        // The upper half of its word gets one less, so the field 0x100 more, in ones' complement (`ip_decrease_ttl`).
+        let field = u32::from(self.checksum.get()) + 0x100;
+        self.checksum.set((field + u32::from(field >= 0xffff)) as u16);
+    }
+
+    #[inline(always)]
+    fn age_and(&mut self, change: Change) {
         self.ttl = self.ttl.wrapping_sub(1);
         // It is the upper half of its word, which so gets 0x100 less, whatever it was.
         self.checksum.set(change.word(0x100, 0).apply(self.checksum.get()));
@@ -311,8 +322,13 @@ impl Header for HeaderV6 {
     }
 
     #[inline(always)]
-    fn age(&mut self, _change: Change) {
+    fn age(&mut self) {
         self.hop_limit = self.hop_limit.wrapping_sub(1);
+    }
+
+    #[inline(always)]
+    fn age_and(&mut self, _: Change) {
+        self.age();
     }
 }
 
@@ -381,6 +397,20 @@ mod tests {
                 assert!(is_other || has_more || meta.fragment.is_some(), "{meta:?}");
             }
             (None, None) => {}
+        }
+    }
+
+    #[test]
+    fn a_header_ages_alone_as_with_other_changes_whatever_its_checksum() {
+        for field in 0..=u16::MAX {
+            let [mut alone, mut other] = [(); 2].map(|()| HeaderV4::read_from_bytes(&[0; 20]).unwrap());
+            for header in [&mut alone, &mut other] {
+                header.ttl = 64;
+                header.checksum.set(field);
+            }
+            alone.age();
+            other.age_and(Change::default());
+            assert_eq!(alone.as_bytes(), other.as_bytes(), "{field:#x}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! Nothing here is configured. Control follows netlink and publishes; workers ask [`Network::hop`] where a packet to an address must go.
 //! The answer is cached in connections and valid for one network's life.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -232,6 +232,18 @@ impl Network {
 }
 
 impl Interface {
+    /// Its first IPv4 address.
+    #[inline]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        if let [Some(IpAddr::V4(address)), _] = self.addresses { Some(address) } else { None }
+    }
+
+    /// Its first IPv6 address, global before link-local.
+    #[inline]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        if let [_, Some(IpAddr::V6(address))] = self.addresses { Some(address) } else { None }
+    }
+
     /// Its first address of the family of `other`.
     pub fn address_towards(&self, other: &IpAddr) -> Option<&IpAddr> {
         self.addresses[family(*other)].as_ref()
