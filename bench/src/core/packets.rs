@@ -14,9 +14,10 @@ use crate::interrupt;
 use crate::stand::frames::FRAME;
 use crate::stand::{CLIENTS, MODES, Stand};
 
-/// Bursts of a slice, and slices of each in a repetition.
-const SLICE: usize = 1024;
-const SLICES: usize = 4;
+/// Bursts of a slice, and slices of each in a repetition. What came before has driven all else from the caches and the processor's memory of pages: among ten million connections a slice
+/// of 1,024 bursts is over before they are warm again, and says 48 ns where a director that nobody interrupts takes 36.
+const SLICE: usize = 8192;
+const SLICES: usize = 2;
 
 /// Bytes of a connection by NAT, index included, as `bytes_per_connection` has it.
 const BYTES_EACH: usize = 99;
