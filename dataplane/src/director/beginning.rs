@@ -9,7 +9,7 @@ use super::family::Family;
 use super::{Shared, Verdict, admission};
 use crate::conn::{Conn, ConnId, Detail, Direction, Marks, State};
 use crate::forward::icmp::Problem;
-use crate::packet::{Address, Meta, Packet, Tuple};
+use crate::packet::{Address, Meta, Packet, Tuple, V4};
 use crate::profile::Stage;
 use crate::service::{Dest, DestId, FTP, FTP_DATA, Forwarding, Protocol, Service, Snapshot, Tick};
 use crate::stats::{Event, Reason, add, sub};
@@ -244,12 +244,11 @@ impl<A: Near> Family<A> {
         Ok(id)
     }
 
-    /// Tells the other workers where a connection is whose tuples they have been told. Not a tunnel's, whose packets need their hash anyway.
+    /// Tells the other workers where a connection is whose tuples they have been told. Not an IPv6 one, as that does not go along with what they hand over, nor a tunnel's,
+    /// whose packets need their hash anyway.
     fn note(&self, shared: &Shared, conn: &Conn<A>, id: ConnId) {
-        let Some(directory) = shared.directory.as_ref().filter(|_| conn.forwarding != Forwarding::Tunnel)
-        else {
-            return;
-        };
+        let is_of_use = A::ETHERTYPE == V4::ETHERTYPE && conn.forwarding != Forwarding::Tunnel;
+        let Some(directory) = shared.directory.as_ref().filter(|_| is_of_use) else { return };
         let note = |tuple, direction| {
             directory.note(self.conns.hash(&tuple), shared.worker, (id.number(), direction).into());
         };
