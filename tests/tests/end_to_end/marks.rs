@@ -22,6 +22,10 @@ use crate::network::no_drops;
 const PORTS: [u16; 2] = [8100, 8101];
 const BEHIND: u16 = 8102;
 
+/// The range at addresses of the machine. Another one, as a client that happens to take a port again would be the same to the real server by two virtual addresses, and what that
+/// answers goes to the older connection, as under IPVS.
+const AT_HOME: [u16; 2] = [8103, 8104];
+
 const WORDS: [&str; SERVERS] = ["zero", "one"];
 
 /// The routing table by which servers answer clients from virtual addresses.
@@ -64,7 +68,7 @@ fn marked(test: impl Fn() -> Result<()>, backend: Backend, workers: usize) -> Re
     let topology = Topology::new(Options { queues: workers as u32 })?;
     let _servers = topology.start_servers()?;
     for (n, word) in WORDS.into_iter().enumerate() {
-        for port in PORTS.into_iter().chain([BEHIND]) {
+        for port in PORTS.into_iter().chain([BEHIND]).chain(AT_HOME) {
             let namespace = &topology.servers()[n];
             say_to_all(namespace, (server(n), port).into(), word)?;
             say_to_all(namespace, (server6(n), port).into(), word)?;
@@ -101,8 +105,8 @@ fn serve_mark(director: &Director, mark: &str, is_v4: bool, how: &str) -> Result
 }
 
 /// Both servers answer, at every address and port.
-fn all_answer(topology: &Topology, addresses: [IpAddr; 2]) -> Result<()> {
-    for (address, port) in addresses.into_iter().zip(PORTS) {
+fn all_answer(topology: &Topology, addresses: [IpAddr; 2], ports: [u16; 2]) -> Result<()> {
+    for (address, port) in addresses.into_iter().zip(ports) {
         let at = SocketAddr::new(address, port);
         let mut heard: Vec<String> =
             topology.client().run_in(|| (0..8).map(|_| hear(at)).collect::<Result<_>>())??;
@@ -129,7 +133,7 @@ fn by_nat(topology: &Topology, director: &Director, is_v4: bool) -> Result<()> {
     rule(director, &format!("add --destination {network} --protocol udp --mark 1"))?;
     nobody_answers(topology, (addresses[0], PORTS[0]).into()).context("without a service")?;
     serve_mark(director, "1", is_v4, "-m")?;
-    all_answer(topology, addresses)?;
+    all_answer(topology, addresses, PORTS)?;
     nobody_answers(topology, (addresses[0], BEHIND).into()).context("behind the range")?;
     let listing = director.ipvsadm(&["-L", "-n", "-c"])?;
     for (address, port) in addresses.into_iter().zip(PORTS) {
@@ -152,7 +156,7 @@ fn by_nat(topology: &Topology, director: &Director, is_v4: bool) -> Result<()> {
     rule(director, &format!("add {range} --interface {DIRECTOR_SERVER_SIDE}"))?;
     nobody_answers(topology, at(PORTS[1])).context("with a rule for the other interface")?;
     rule(director, &format!("add {range} --interface {DIRECTOR_CLIENT_SIDE}"))?;
-    all_answer(topology, addresses)?;
+    all_answer(topology, addresses, PORTS)?;
     rule(director, &format!("add --destination {} --ports 8101 --mark 0", addresses[1]))?;
     nobody_answers(topology, at(PORTS[1])).context("with an exception")?;
     let first = SocketAddr::new(addresses[0], PORTS[1]);
@@ -178,7 +182,7 @@ fn by_direct_routing(topology: &Topology, director: &Director, is_v4: bool) -> R
     }
     rule(director, &format!("add --destination {} --ports 8100-8101 --mark 0x2", network(addresses[0])))?;
     serve_mark(director, "2", is_v4, "-g")?;
-    all_answer(topology, addresses)?;
+    all_answer(topology, addresses, PORTS)?;
     nobody_answers(topology, (addresses[0], BEHIND).into()).context("behind the range")?;
     Ok(())
 }
@@ -186,8 +190,8 @@ fn by_direct_routing(topology: &Topology, director: &Director, is_v4: bool) -> R
 /// What no rule marks stays the kernel's, which has the address and refuses.
 fn at_an_address_of_the_machine(topology: &Topology, director: &Director) -> Result<()> {
     for vip in [IpAddr::from(VIP), VIP6.into()] {
-        rule(director, &format!("add --destination {vip} --ports 8100-8101 --mark 1"))?;
-        all_answer(topology, [vip; 2])?;
+        rule(director, &format!("add --destination {vip} --ports 8103-8104 --mark 1"))?;
+        all_answer(topology, [vip; 2], AT_HOME)?;
         let refused = nobody_answers(topology, (vip, BEHIND).into())?;
         ensure!(refused == ErrorKind::ConnectionRefused, "{refused}");
     }
