@@ -30,14 +30,18 @@ struct End {
 }
 
 /// Two loops, a core each.
-pub struct Pair([End; 2]);
+pub struct Pair {
+    ends: [End; 2],
+    /// Whether every second frame is handed over. A pair does not change that: frames that were handed over lie among the other core's for ever.
+    hands_over: bool,
+}
 
 impl Pair {
-    /// A pair on these cores.
+    /// A pair on these cores, in which every second frame is handed over or none is.
     ///
     /// # Errors
     /// When there is no memory for the frames.
-    pub fn new(cores: [usize; 2]) -> Result<Self> {
+    pub fn new(cores: [usize; 2], hands_over: bool) -> Result<Self> {
         let (memory, mut pools) = FrameMemory::with_pools(2, FRAMES).context("memory for frames")?;
         let mut pool = || pools.pop().context("a pool for each of two");
         let [(to_second, at_second), (to_first, at_first)] = [(); 2].map(|()| ring::channel(FRAMES as usize));
@@ -46,13 +50,14 @@ impl Pair {
             End { core, memory: Arc::clone(&memory), frames, to, from }
         };
         let [first, second] = cores;
-        Ok(Self([end(first, pool()?, to_second, at_first), end(second, pool()?, to_first, at_second)]))
+        let ends = [end(first, pool()?, to_second, at_first), end(second, pool()?, to_first, at_second)];
+        Ok(Self { ends, hands_over })
     }
 
-    /// Nanoseconds a loop takes for a frame, while every second one is handed over or none is.
-    pub fn run(&mut self, hands_over: bool, window: Duration) -> f64 {
-        let ends = self.0.iter_mut().map(|end| (end.core, end));
-        let work = |end, stop: &_| work(end, hands_over, stop);
+    /// Nanoseconds a loop takes for a frame.
+    pub fn run(&mut self, window: Duration) -> f64 {
+        let ends = self.ends.iter_mut().map(|end| (end.core, end));
+        let work = |end, stop: &_| work(end, self.hands_over, stop);
         let frames: u64 = machine::side_by_side(ends, work, || std::thread::sleep(window)).iter().sum();
         // Of the last run's frames some may be under way still: the next one takes them.
         2.0 * window.as_nanos() as f64 / frames as f64

@@ -30,8 +30,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let of = |workers| Team::new(Options { workers, ..Options::default() });
     let (mut one, mut two, mut crossed) = (of(1)?, of(2)?, of(2)?);
     crossed.cross();
-    // One for each: frames that have been handed over lie among the other core's for ever.
-    let (mut apart, mut handing_over) = (Pair::new(cores)?, Pair::new(cores)?);
+    let (mut apart, mut handing_over) = (Pair::new(cores, false)?, Pair::new(cores, true)?);
     let (mut own, mut handed, mut alone_rates, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut longer, mut handing, mut lines) = (Vec::new(), Vec::new(), Vec::new());
     // Short and many: a machine that lends its cores to others changes by the second.
@@ -48,7 +47,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
             bare.push(loops(&cores, window) / loops(&cores[..1], window));
             // Two workers' nanoseconds a packet; every second packet is a reply.
             longer.push(2.0 * (2e9 / across - 2e9 / both));
-            handing.push(2.0 * (handing_over.run(true, window) - apart.run(false, window)));
+            handing.push(2.0 * (handing_over.run(window) - apart.run(window)));
             lines.push(distance::between(cores));
         }
     }
