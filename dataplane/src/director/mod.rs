@@ -49,6 +49,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::conn::Conn;
 use crate::conn::directory::{Announced, Directory};
+use crate::conn::index::Packed;
 use crate::conn::paths::Paths;
 use crate::conn::supplier;
 use crate::conn::table::Secret;
@@ -429,15 +430,20 @@ impl Shared {
     /// The worker that a tuple's connection belongs to, if that is not this one.
     #[inline(always)]
     fn owner_elsewhere(&self, hash: u64) -> Option<WorkerId> {
-        let owner = self.owners()?.owner(hash)?;
-        (owner != self.worker).then_some(owner)
+        self.found_elsewhere(hash).map(|(owner, _)| owner)
+    }
+
+    /// The same, and where that worker most likely has it.
+    #[inline(always)]
+    fn found_elsewhere(&self, hash: u64) -> Option<(WorkerId, Packed)> {
+        self.owners()?.find(hash).filter(|(owner, _)| *owner != self.worker)
     }
 
     /// The verdict about a packet whose connection belongs to another worker.
     #[inline(always)]
     fn elsewhere(&self, glance: &Glance) -> Option<Verdict> {
-        let (owner, candidate) = self.owners()?.find(glance.hash)?;
-        (owner != self.worker).then(|| Verdict::HandOff(owner, Known::of(glance, candidate)))
+        let (owner, candidate) = self.found_elsewhere(glance.hash)?;
+        Some(Verdict::HandOff(owner, Known::of(glance, candidate)))
     }
 
     /// Claims a tuple for this worker. Says who has it if somebody was quicker.
