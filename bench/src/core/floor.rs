@@ -1,14 +1,12 @@
 //! The floor under every figure of the director: what any program must do that looks a packet up in a table of this size.
 //!
-//! Per frame it reads the header's line, reads one random line of the table, fetched two groups of frames ahead as the director fetches, and writes the header's line.
+//! Per frame it reads the header's line, reads one random line of the table, fetched as the director fetches (those of a whole burst at once), and writes the header's line.
 //!
 //! Beside it, what a table of connections asks of memory: a line of an index, the entry's line that stands there, and both entry and header written.
 
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use shunt_dataplane::conn::memory::{Mapped, prefetch};
-use shunt_dataplane::director::GROUP;
 use shunt_dataplane::packet::{be16, be32};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
@@ -64,19 +62,15 @@ impl Floor {
     /// A burst of frames. Gives the time that it took.
     pub fn burst(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
         let chunks = self.frames.receive(turn, bytes);
-        let groups = chunks.len().div_ceil(GROUP);
-        let group = |n| group(n, bytes.len());
         let mut places = [0; BURST];
         let start = Instant::now();
-        for step in 0..groups + 2 {
-            for n in group(step) {
-                places[n] = place_of(spread(&chunks[n]), self.lines.len());
-                prefetch(&self.lines[places[n]]);
-            }
-            for n in step.checked_sub(2).map(group).into_iter().flatten() {
-                let line = &self.lines[places[n]];
-                chunks[n][HEADROOM..HEADROOM + 8].copy_from_slice(&line.0[0].to_ne_bytes());
-            }
+        for (chunk, place) in chunks.iter().zip(&mut places) {
+            *place = place_of(spread(chunk), self.lines.len());
+            prefetch(&self.lines[*place]);
+        }
+        for (chunk, place) in chunks.iter_mut().zip(places) {
+            let line = &self.lines[place];
+            chunk[HEADROOM..HEADROOM + 8].copy_from_slice(&line.0[0].to_ne_bytes());
         }
         start.elapsed()
     }
@@ -94,34 +88,25 @@ impl TableFloor {
     /// A burst of frames. Gives the time that it took.
     pub fn burst(&mut self, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
         let chunks = self.frames.receive(turn, bytes);
-        let groups = chunks.len().div_ceil(GROUP);
-        let group = |n| group(n, bytes.len());
         let mut places = [0; BURST];
         let start = Instant::now();
-        for step in 0..groups + 2 {
-            for n in group(step) {
-                places[n] = place_of(spread(&chunks[n]), self.index.len());
-                prefetch(&self.index[places[n]]);
-            }
-            for n in step.checked_sub(1).map(group).into_iter().flatten() {
-                // What the index says is part of where, so that its line must have come.
-                let found = spread(&chunks[n]).rotate_left(32) ^ self.index[places[n]].0[0];
-                places[n] = place_of(found.wrapping_mul(SPREAD), self.entries.len());
-                prefetch(&self.entries[places[n]]);
-            }
-            for n in step.checked_sub(2).map(group).into_iter().flatten() {
-                let entry = &mut self.entries[places[n]];
-                entry.0[1] = entry.0[1].wrapping_add(1);
-                chunks[n][HEADROOM..HEADROOM + 8].copy_from_slice(&entry.0[0].to_ne_bytes());
-            }
+        for (chunk, place) in chunks.iter().zip(&mut places) {
+            *place = place_of(spread(chunk), self.index.len());
+            prefetch(&self.index[*place]);
+        }
+        for (chunk, place) in chunks.iter().zip(&mut places) {
+            // What the index says is part of where, so that its line must have come.
+            let found = spread(chunk).rotate_left(32) ^ self.index[*place].0[0];
+            *place = place_of(found.wrapping_mul(SPREAD), self.entries.len());
+            prefetch(&self.entries[*place]);
+        }
+        for (chunk, place) in chunks.iter_mut().zip(places) {
+            let entry = &mut self.entries[place];
+            entry.0[1] = entry.0[1].wrapping_add(1);
+            chunk[HEADROOM..HEADROOM + 8].copy_from_slice(&entry.0[0].to_ne_bytes());
         }
         start.elapsed()
     }
-}
-
-/// The frames of a group, of so many in all.
-fn group(n: usize, frames: usize) -> Range<usize> {
-    (n * GROUP).min(frames)..((n + 1) * GROUP).min(frames)
 }
 
 /// An odd number whose multiples look random (2^64 divided by the golden ratio).

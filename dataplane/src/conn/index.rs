@@ -77,6 +77,12 @@ impl Packed {
     pub fn candidate(self) -> Option<Candidate> {
         unpack(self.0)
     }
+
+    /// Its slot, without a question; of none it is any number.
+    #[inline]
+    pub fn slot_or_any(self) -> usize {
+        ((self.0 >> 1) as usize).wrapping_sub(1)
+    }
 }
 
 /// The index. Holds no more entries than it was made for.

@@ -99,6 +99,12 @@ impl<T> Mapped<T> {
     pub fn prefetch(&self, n: usize) {
         prefetch(self.start.as_ptr().wrapping_add(n));
     }
+
+    /// The same of a value that [`prefetch`](Self::prefetch) was asked for, and that is needed next.
+    #[inline]
+    pub fn prefetch_near(&self, n: usize) {
+        prefetch_near(self.start.as_ptr().wrapping_add(n));
+    }
 }
 
 impl<T> Deref for Mapped<T> {
@@ -126,11 +132,27 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 // SAFETY: as above; shared access only hands out `&T`.
 unsafe impl<T: Sync> Sync for Mapped<T> {}
 
-/// Asks the processor to fetch the cache line at an address, which may be any.
+/// Asks the processor to fetch the cache line at an address, which may be any, into its second cache.
+///
+/// Not into the first: a core waits for some twenty lines on their way there at once, and those asked for beyond that an AMD Zen 4 forgets (a quarter of 128). What
+/// goes to the second cache comes, all of it, and three times as fast.
 #[inline]
 pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: prefetching changes nothing, and does nothing where there is no memory; SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Asks for a line that lies in the second cache by now to be in the first, because it is needed next.
+#[inline]
+pub fn prefetch_near<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(address.cast());

@@ -183,6 +183,12 @@ impl<A: Address> Table<A> {
         Likely { candidate, insertions: self.insertions as u32 }
     }
 
+    /// Brings the entry closer that was fetched, because it is needed next.
+    #[inline]
+    pub fn prefetch_near(&self, likely: &Likely) {
+        self.slab.entries.prefetch_near(likely.candidate.slot_or_any());
+    }
+
     /// Starts fetching the entry that somebody else took for the right one, which it need not be any more. `None` if there is no such entry.
     #[inline]
     pub fn prefetch_candidate(&self, candidate: Packed) -> Option<Likely> {

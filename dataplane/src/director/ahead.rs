@@ -1,11 +1,11 @@
 //! What is done about a burst's packets before their turn comes, so that what they need lies in the cache by then.
 //!
 //! ```text
-//!   group n + 2: parse, hash, ask for the index lines   group n + 1: ask for the entries   group n: decide
+//!   all: parse, hash, ask for the index lines ─▶ all: ask for the entries ─▶ each: decide
 //! ```
 //!
-//! A line from memory takes as long as two or three packets take to be decided about, so each is asked for well ahead, and while it comes others
-//! are decided about. The lines of a group are asked for in one breath, because a processor looks up several pages at once only if their addresses are near each other
+//! A line from memory takes as long as some ten packets take to be decided about. So all packets' lines are under way at once, and while they come, others are asked for. They are asked for
+//! in one breath, because a processor looks up several pages at once only if their addresses are near each other
 //! in the program: with ten million connections, most lines are on a page that it has to look up.
 
 use arrayvec::ArrayVec;
@@ -18,10 +18,6 @@ use crate::packet::parse::NotOurs;
 use crate::packet::plain::{HeaderV4, HeaderV6};
 use crate::packet::{Meta, Packet, Parsed, Plain, V4, V6, parse};
 use crate::port::BURST;
-
-/// Packets that are asked for together. Their index lines and the entries of the group before are under way at once, which are sixteen lines;
-/// a core can wait for some twenty, and stalls at one more.
-pub const GROUP: usize = 8;
 
 /// What a worker knows of a frame that it hands over, if that is a plain IPv4 packet: where its owner has the connection, as the directory says, or else the
 /// hash of its tuple. So the owner need neither read nor hash it again, nor look for it, which is most of what was done twice.
@@ -101,8 +97,6 @@ pub struct Seen {
     v4: ArrayVec<Meta<V4>, BURST>,
     /// Those of [`Kind::V6`].
     v6: ArrayVec<Meta<V6>, BURST>,
-    /// Those whose entries were asked for.
-    fetched: usize,
     /// Whether the index must be asked about any.
     has_hashes: bool,
 }
@@ -113,7 +107,6 @@ impl Seen {
         self.glances.clear();
         self.v4.clear();
         self.v6.clear();
-        self.fetched = 0;
         self.has_hashes = false;
     }
 
@@ -139,35 +132,24 @@ impl Seen {
         Kind::V6(self.v6.len() as u8 - 1)
     }
 
-    /// Looks at the burst's packets up to `end` of which nothing is `known` yet, and asks for the index lines of all; also for where their outer headers will
+    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; also for where their outer headers will
     /// stand if there are tunnels.
     #[inline]
-    pub fn look(
-        &mut self,
-        families: Families,
-        packets: &mut [Packet],
-        known: &[Known],
-        end: usize,
-        has_tunnels: bool,
-    ) {
+    pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], has_tunnels: bool) {
         let (v4, v6) = families;
-        let first = self.glances.len();
-        let end = end.min(packets.len()).min(BURST);
-        let Some(group) = packets.get_mut(first..end) else { return };
-        match known.get(first..) {
-            None | Some([]) => {
-                self.has_hashes = true;
-                group.iter_mut().for_each(|packet| self.glance(families, packet));
-            }
-            Some(known) => self.recall(families, group, known),
+        if known.is_empty() {
+            self.has_hashes = true;
+            packets.iter_mut().for_each(|packet| self.glance(families, packet));
+        } else {
+            self.recall(families, packets, known);
         }
         if has_tunnels {
-            group.iter().for_each(Packet::prefetch_room);
+            packets.iter().for_each(Packet::prefetch_room);
         }
         if !self.has_hashes {
             return;
         }
-        for glance in &self.glances[first..] {
+        for glance in &self.glances {
             match glance.kind {
                 Kind::PlainV4 | Kind::V4(_) => v4.conns.prefetch_index(glance.hash),
                 Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_index(glance.hash),
@@ -227,24 +209,18 @@ impl Seen {
         }
     }
 
-    /// Asks for the entries of the packets up to `end`, whose index lines have come by now.
-    #[inline(always)]
-    pub fn fetch(&mut self, families: Families, owners: Option<&Directory>, end: usize) {
-        if self.has_hashes {
-            self.fetch_hashed(families, owners, end);
-        }
-    }
-
+    /// Asks for the entries of the packets, whose index lines have come by now.
     #[inline(never)]
-    fn fetch_hashed(&mut self, (v4, v6): Families, owners: Option<&Directory>, end: usize) {
-        let end = end.min(self.glances.len());
-        for glance in &mut self.glances[self.fetched.min(end)..end] {
+    pub fn fetch(&mut self, (v4, v6): Families, owners: Option<&Directory>) {
+        if !self.has_hashes {
+            return;
+        }
+        for glance in &mut self.glances {
             glance.likely = match glance.kind {
                 Kind::PlainV4 | Kind::V4(_) => v4.fetch(glance.hash, owners),
                 Kind::PlainV6 | Kind::V6(_) => v6.fetch(glance.hash, owners),
                 Kind::FoundV4 | Kind::NotOurs(_) => continue,
             }
         }
-        self.fetched = end;
     }
 }

@@ -61,7 +61,7 @@ use crate::profile::{Stage, Stopwatch};
 use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
-pub use ahead::{GROUP, Known};
+pub use ahead::Known;
 use ahead::{Glance, Kind, Seen};
 use beyond::Beyond;
 use defence::Defence;
@@ -214,36 +214,28 @@ impl Director {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
+        let count = packets.len().min(BURST);
+        let packets = &mut packets[..count];
         self.shared.handed = handed.is_some();
-        let handed = handed.unwrap_or_default();
         self.shared.outbox.clear();
         self.seen.clear();
-        let count = packets.len().min(BURST);
-        for groups in 1..=2 {
-            self.look(packets, handed, groups * GROUP);
-        }
-        self.shared.watch.lap(Stage::Parse);
-        self.fetch(GROUP);
-        self.shared.watch.lap(Stage::LookUp);
+        let families = (&self.v4, &self.v6);
+        let Snapshot { services, .. } = &*self.shared.snapshot;
         // With its last service IPVS unhooks itself, connections or not.
-        let is_idle = self.shared.snapshot.services.is_empty();
-        for group in (0..count).step_by(GROUP) {
-            self.shared.watch.lap(Stage::Decide);
-            self.look(packets, handed, group + 3 * GROUP);
-            self.shared.watch.lap(Stage::Parse);
-            self.fetch(group + 2 * GROUP);
-            self.shared.watch.lap(Stage::LookUp);
-            let end = count.min(group + GROUP);
-            while verdicts.len() < end {
-                if !is_idle && !self.shared.is_long {
-                    self.go_on(packets, end, now, verdicts);
-                }
-                let at = verdicts.len();
-                if at < end {
-                    let verdict = self.decide(&mut packets[at], self.seen.glances[at], is_idle, now);
-                    self.shared.count(verdict);
-                    verdicts.push(verdict);
-                }
+        let is_idle = services.is_empty();
+        self.seen.look(families, packets, handed.unwrap_or_default(), services.has_tunnels());
+        self.shared.watch.lap(Stage::Parse);
+        self.seen.fetch(families, self.shared.owners());
+        self.shared.watch.lap(Stage::LookUp);
+        while verdicts.len() < packets.len() {
+            if !is_idle && !self.shared.is_long {
+                self.go_on(packets, now, verdicts);
+            }
+            let at = verdicts.len();
+            if let Some(packet) = packets.get_mut(at) {
+                let verdict = self.decide(packet, self.seen.glances[at], is_idle, now);
+                self.shared.count(verdict);
+                verdicts.push(verdict);
             }
         }
         self.v4.conns.settle();
@@ -251,26 +243,11 @@ impl Director {
         self.shared.watch.lap(Stage::Decide);
     }
 
-    fn look(&mut self, packets: &mut [Packet], known: &[Known], end: usize) {
-        let has_tunnels = self.shared.snapshot.services.has_tunnels();
-        self.seen.look((&self.v4, &self.v6), packets, known, end, has_tunnels);
-    }
-
-    fn fetch(&mut self, end: usize) {
-        self.seen.fetch((&self.v4, &self.v6), self.shared.owners(), end);
-    }
-
-    /// Decides about the next packets up to `end`, as many of them as go the [short] way.
+    /// Decides about the next packets, as many of them as go the [short] way.
     #[inline]
-    fn go_on(
-        &mut self,
-        packets: &mut [Packet],
-        end: usize,
-        now: Tick,
-        verdicts: &mut ArrayVec<Verdict, BURST>,
-    ) {
-        let next = verdicts.len()..end;
-        let (packets, glances) = (&mut packets[next.clone()], &self.seen.glances[next]);
+    fn go_on(&mut self, packets: &mut [Packet], now: Tick, verdicts: &mut ArrayVec<Verdict, BURST>) {
+        let next = verdicts.len();
+        let (packets, glances) = (&mut packets[next..], &self.seen.glances[next..]);
         // Of no connection, and nobody else to ask: it begins one.
         if glances[0].likely.candidate().is_none() && self.shared.owners().is_none() {
             return;

@@ -25,6 +25,9 @@ use crate::stats::Event;
 const DEMANDING: Marks =
     Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP).and(Marks::RETIRED);
 
+/// How many packets before its own an entry is brought into the first cache.
+const SOON: usize = 2;
+
 impl<A: Near> Family<A> {
     /// Decides about the packets that go the short way, up to the first of another kind or that does not.
     // Not inlined: alone, it has registers enough.
@@ -39,7 +42,10 @@ impl<A: Near> Family<A> {
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
-        for (packet, glance) in packets.iter_mut().zip(glances) {
+        for (n, (packet, glance)) in packets.iter_mut().zip(glances).enumerate() {
+            if let Some(soon) = glances.get(n + SOON) {
+                self.conns.prefetch_near(&soon.likely);
+            }
             if !is_plain(glance.kind) {
                 break;
             } else if let Some(port) = self.goes_on(shared, packet, glance, now) {
