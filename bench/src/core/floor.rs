@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use shunt_dataplane::conn::memory::{Mapped, prefetch};
+use shunt_dataplane::conn::memory::Mapped;
 use shunt_dataplane::packet::{be16, be32};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
@@ -66,7 +66,7 @@ impl Floor {
         let start = Instant::now();
         for (chunk, place) in chunks.iter().zip(&mut places) {
             *place = place_of(spread(chunk), self.lines.len());
-            prefetch(&self.lines[*place]);
+            self.lines.prefetch(*place);
         }
         for (chunk, place) in chunks.iter_mut().zip(places) {
             let line = &self.lines[place];
@@ -92,13 +92,13 @@ impl TableFloor {
         let start = Instant::now();
         for (chunk, place) in chunks.iter().zip(&mut places) {
             *place = place_of(spread(chunk), self.index.len());
-            prefetch(&self.index[*place]);
+            self.index.prefetch(*place);
         }
         for (chunk, place) in chunks.iter().zip(&mut places) {
             // What the index says is part of where, so that its line must have come.
             let found = spread(chunk).rotate_left(32) ^ self.index[*place].0[0];
             *place = place_of(found.wrapping_mul(SPREAD), self.entries.len());
-            prefetch(&self.entries[*place]);
+            self.entries.prefetch(*place);
         }
         for (chunk, place) in chunks.iter_mut().zip(places) {
             let entry = &mut self.entries[place];

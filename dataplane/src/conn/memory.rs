@@ -94,16 +94,16 @@ impl<T> Mapped<T> {
         Pages(Arc::clone(&self.map), self.backing)
     }
 
-    /// Asks the processor to fetch the first line of a value.
+    /// Asks the processor to fetch the first line of a value, one of [many](prefetch_many).
     #[inline]
     pub fn prefetch(&self, n: usize) {
-        prefetch(self.start.as_ptr().wrapping_add(n));
+        prefetch_many(self.start.as_ptr().wrapping_add(n));
     }
 
-    /// The same of a value that [`prefetch`](Self::prefetch) was asked for, and that is needed next.
+    /// Asks for one to be brought [nearer](prefetch) that was fetched, and is needed next.
     #[inline]
     pub fn prefetch_near(&self, n: usize) {
-        prefetch_near(self.start.as_ptr().wrapping_add(n));
+        prefetch(self.start.as_ptr().wrapping_add(n));
     }
 }
 
@@ -132,30 +132,29 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 // SAFETY: as above; shared access only hands out `&T`.
 unsafe impl<T: Sync> Sync for Mapped<T> {}
 
-/// Asks the processor to fetch the cache line at an address, which may be any, into its second cache.
+/// Asks the processor to fetch the cache line at an address, which may be any, into its first cache: one that is needed soon, or that another core has written.
 ///
-/// Not into the first: a core waits for some twenty lines on their way there at once, and those asked for beyond that an AMD Zen 4 forgets (a quarter of 128). What
-/// goes to the second cache comes, all of it, and three times as fast.
+/// A core waits for some twenty such lines at once; those asked for beyond that an AMD Zen 4 forgets (12 % of 24, a quarter of 128).
 #[inline]
 pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: prefetching changes nothing, and does nothing where there is no memory; SSE is part of x86-64.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
 
-/// Asks for a line that lies in the second cache by now to be in the first, because it is needed next.
+/// The same into its second cache: one of many, from memory. All of them come, three times as fast as to the first. But what another core has written comes the more slowly.
 #[inline]
-pub fn prefetch_near<T>(address: *const T) {
+pub fn prefetch_many<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

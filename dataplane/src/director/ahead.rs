@@ -57,6 +57,9 @@ impl Known {
     }
 }
 
+/// Headers of packets that another worker handed over, which are fetched together, and before those that are read: fewer than a core waits for.
+pub const HEADERS: usize = 16;
+
 /// What is known of a packet of a burst before anything is decided.
 #[derive(Clone, Copy)]
 pub struct Glance {
@@ -172,7 +175,7 @@ impl Seen {
     /// Looks at packets of which another worker knows something, at those of which it does not, too.
     #[inline(never)]
     fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
-        packets.iter().for_each(Packet::prefetch);
+        packets.iter().take(HEADERS).for_each(Packet::prefetch);
         for (n, packet) in packets.iter_mut().enumerate() {
             let known = known.get(n).copied().unwrap_or_default();
             let Some(candidate) = known.candidate() else {
