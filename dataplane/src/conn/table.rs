@@ -167,6 +167,14 @@ impl<A: Address> Table<A> {
         SipHasher13::new_with_keys(a, b).hash(bytes)
     }
 
+    /// The hash of a tuple, whose index line is fetched.
+    #[inline]
+    pub fn ask(&self, tuple: &Tuple<A>) -> u64 {
+        let hash = self.hash(tuple);
+        self.prefetch_index(hash);
+        hash
+    }
+
     /// Starts fetching the index line of a hash.
     #[inline]
     pub fn prefetch_index(&self, hash: u64) {

@@ -139,7 +139,6 @@ impl Seen {
     /// stand if there are tunnels.
     #[inline]
     pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], has_tunnels: bool) {
-        let (v4, v6) = families;
         if known.is_empty() {
             self.has_hashes = true;
             packets.iter_mut().for_each(|packet| self.glance(families, packet));
@@ -149,24 +148,14 @@ impl Seen {
         if has_tunnels {
             packets.iter().for_each(Packet::prefetch_room);
         }
-        if !self.has_hashes {
-            return;
-        }
-        for glance in &self.glances {
-            match glance.kind {
-                Kind::PlainV4 | Kind::V4(_) => v4.conns.prefetch_index(glance.hash),
-                Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_index(glance.hash),
-                Kind::FoundV4 | Kind::NotOurs(_) => {}
-            }
-        }
     }
 
     #[inline(always)]
     fn glance(&mut self, families: Families, packet: &mut Packet) {
         let (v4, _) = families;
         let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
-            Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.hash(&plain.tuple())),
-            Some(plain) => (self.keep_v4(plain.meta()), v4.conns.hash(&plain.tuple())),
+            Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.ask(&plain.tuple())),
+            Some(plain) => (self.keep_v4(plain.meta()), v4.conns.ask(&plain.tuple())),
             None => self.look_closely(families, packet),
         };
         self.glances.push(Glance { hash, likely: Likely::default(), kind });
@@ -180,6 +169,7 @@ impl Seen {
             let known = known.get(n).copied().unwrap_or_default();
             let Some(candidate) = known.candidate() else {
                 self.has_hashes = true;
+                families.0.conns.prefetch_index(known.0);
                 self.glances.push(Glance { hash: known.0, likely: Likely::default(), kind: Kind::PlainV4 });
                 continue;
             };
@@ -203,11 +193,11 @@ impl Seen {
         if let Some(plain) = Plain::<HeaderV6>::of(packet)
             && plain.is_midstream()
         {
-            return (Kind::PlainV6, v6.conns.hash(&plain.tuple()));
+            return (Kind::PlainV6, v6.conns.ask(&plain.tuple()));
         }
         match parse(packet.data()) {
-            Ok(Parsed::V4(meta)) => (self.keep_v4(meta), v4.conns.hash(&meta.tuple)),
-            Ok(Parsed::V6(meta)) => (self.keep_v6(meta), v6.conns.hash(&meta.tuple)),
+            Ok(Parsed::V4(meta)) => (self.keep_v4(meta), v4.conns.ask(&meta.tuple)),
+            Ok(Parsed::V6(meta)) => (self.keep_v6(meta), v6.conns.ask(&meta.tuple)),
             Err(why) => (Kind::NotOurs(why), 0),
         }
     }
