@@ -78,10 +78,10 @@ impl Packed {
         unpack(self.0)
     }
 
-    /// Its slot, without a question; of none it is any number.
+    /// Its slot; of none the first.
     #[inline]
-    pub fn slot_or_any(self) -> usize {
-        ((self.0 >> 1) as usize).wrapping_sub(1)
+    pub fn slot_or_first(self) -> usize {
+        (self.0 >> 1).saturating_sub(1) as usize
     }
 }
 

@@ -191,10 +191,11 @@ impl<A: Address> Table<A> {
         Likely { candidate, insertions: self.insertions as u32 }
     }
 
-    /// Brings the entry closer that was fetched, because it is needed next.
+    /// Brings the entry closer that was fetched, because it is needed next; if there is none, one that is there already: the processor would look for a page that is not there
+    /// every time anew.
     #[inline]
     pub fn prefetch_near(&self, likely: &Likely) {
-        self.slab.entries.prefetch_near(likely.candidate.slot_or_any());
+        self.slab.entries.prefetch_near(likely.candidate.slot_or_first());
     }
 
     /// Starts fetching the entry that somebody else took for the right one, which it need not be any more. `None` if there is no such entry.
