@@ -57,8 +57,8 @@ impl Known {
     }
 }
 
-/// Headers of packets that another worker handed over, which are fetched together, and before those that are read: fewer than a core waits for.
-pub const HEADERS: usize = 16;
+/// How many packets before its own the header is fetched of a packet that another worker handed over: fewer than a core waits for lines.
+pub const HEADERS: usize = 12;
 
 /// What is known of a packet of a burst before anything is decided.
 #[derive(Clone, Copy)]

@@ -62,7 +62,7 @@ use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
 pub use ahead::Known;
-use ahead::{Glance, HEADERS, Kind, Seen};
+use ahead::{Glance, Kind, Seen};
 use beyond::Beyond;
 use defence::Defence;
 use family::Family;
@@ -227,21 +227,15 @@ impl Director {
         self.shared.watch.lap(Stage::Parse);
         self.seen.fetch(families, self.shared.owners());
         self.shared.watch.lap(Stage::LookUp);
-        // Headers that another core has written come soon before they are read.
-        let step = if self.shared.handed { HEADERS } else { BURST };
-        for start in (0..count).step_by(step) {
-            let end = count.min(start + step);
-            packets[end..].iter().take(step).for_each(Packet::prefetch);
-            while verdicts.len() < end {
-                if !is_idle && !self.shared.is_long {
-                    self.go_on(packets, end, now, verdicts);
-                }
-                let at = verdicts.len();
-                if at < end {
-                    let verdict = self.decide(&mut packets[at], self.seen.glances[at], is_idle, now);
-                    self.shared.count(verdict);
-                    verdicts.push(verdict);
-                }
+        while verdicts.len() < count {
+            if !is_idle && !self.shared.is_long {
+                self.go_on(packets, now, verdicts);
+            }
+            let at = verdicts.len();
+            if at < count {
+                let verdict = self.decide(&mut packets[at], self.seen.glances[at], is_idle, now);
+                self.shared.count(verdict);
+                verdicts.push(verdict);
             }
         }
         self.v4.conns.settle();
@@ -249,17 +243,11 @@ impl Director {
         self.shared.watch.lap(Stage::Decide);
     }
 
-    /// Decides about the next packets up to `end`, as many of them as go the [short] way.
+    /// Decides about the next packets, as many of them as go the [short] way.
     #[inline]
-    fn go_on(
-        &mut self,
-        packets: &mut [Packet],
-        end: usize,
-        now: Tick,
-        verdicts: &mut ArrayVec<Verdict, BURST>,
-    ) {
-        let next = verdicts.len()..end;
-        let (packets, glances) = (&mut packets[next.clone()], &self.seen.glances[next]);
+    fn go_on(&mut self, packets: &mut [Packet], now: Tick, verdicts: &mut ArrayVec<Verdict, BURST>) {
+        let next = verdicts.len();
+        let (packets, glances) = (&mut packets[next..], &self.seen.glances[next..]);
         // Of no connection, and nobody else to ask: it begins one.
         if glances[0].likely.candidate().is_none() && self.shared.owners().is_none() {
             return;

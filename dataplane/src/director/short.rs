@@ -7,7 +7,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::ahead::{Glance, Kind};
+use super::ahead::{Glance, HEADERS, Kind};
 use super::beyond::Near;
 use super::family::Family;
 use super::hops::Toward;
@@ -42,10 +42,16 @@ impl<A: Near> Family<A> {
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
-        for (n, (packet, glance)) in packets.iter_mut().zip(glances).enumerate() {
+        let (mut packets, handed) = (packets, shared.handed);
+        for (n, glance) in glances.iter().enumerate() {
+            let Some((packet, later)) = packets.split_first_mut() else { break };
+            if handed {
+                later.get(HEADERS - 1).into_iter().for_each(Packet::prefetch);
+            }
             if let Some(soon) = glances.get(n + SOON) {
                 self.conns.prefetch_near(&soon.likely);
             }
+            packets = later;
             if !is_plain(glance.kind) {
                 break;
             } else if let Some(port) = self.goes_on(shared, packet, glance, now) {
