@@ -4,9 +4,8 @@
 //!   all: parse, hash, ask for the index lines ─▶ all: ask for the entries ─▶ each: decide
 //! ```
 //!
-//! A line from memory takes as long as some ten packets take to be decided about. So all packets' lines are under way at once, and while they come, others are asked for. They are asked for
-//! in one breath, because a processor looks up several pages at once only if their addresses are near each other
-//! in the program: with ten million connections, most lines are on a page that it has to look up.
+//! A line from memory takes as long as some ten packets take to be decided about. So those of all packets are under way at once, and while they come others
+//! are asked for; with ten million connections most are on pages that the processor has to look up as well.
 
 use arrayvec::ArrayVec;
 
@@ -165,7 +164,7 @@ impl Seen {
     #[inline(never)]
     fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
         packets.iter().take(HEADERS).for_each(Packet::prefetch);
-        for (n, packet) in packets.iter_mut().enumerate() {
+        for n in 0..packets.len() {
             let known = known.get(n).copied().unwrap_or_default();
             let Some(candidate) = known.candidate() else {
                 self.has_hashes = true;
@@ -175,7 +174,10 @@ impl Seen {
             };
             match families.0.conns.prefetch_candidate(candidate) {
                 Some(likely) => self.glances.push(Glance { hash: 0, likely, kind: Kind::FoundV4 }),
-                None => self.glance_unknown(families, packet),
+                None => {
+                    packets.get(n + HEADERS).into_iter().for_each(Packet::prefetch);
+                    self.glance_unknown(families, &mut packets[n]);
+                }
             }
         }
     }
