@@ -43,10 +43,14 @@ impl<A: Near> Family<A> {
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
         let (mut packets, handed) = (packets, shared.handed);
+        let has_tunnels = shared.snapshot.services.has_tunnels();
         for (n, glance) in glances.iter().enumerate() {
             let Some((packet, later)) = packets.split_first_mut() else { break };
             if handed {
                 later.get(HEADERS - 1).into_iter().for_each(Packet::prefetch);
+            }
+            if has_tunnels {
+                later.get(HEADERS - 1).into_iter().for_each(Packet::prefetch_room);
             }
             if let Some(soon) = glances.get(n + SOON) {
                 self.conns.prefetch_near(&soon.likely);

@@ -11,7 +11,7 @@ pub mod plain;
 pub mod sip;
 pub mod tags;
 
-use crate::conn::memory::{prefetch, prefetch_many};
+use crate::conn::memory::prefetch;
 
 pub use address::{Address, V4, V6};
 pub use parse::{Meta, Parsed, parse};
@@ -47,7 +47,7 @@ impl Packet<'_> {
     /// Has the line fetched that lies before the frame, where a tunnel's headers will stand. Nobody has touched it since the chunk was used last.
     #[inline]
     pub fn prefetch_room(&self) {
-        self.chunk.get(self.start.wrapping_sub(1)).into_iter().for_each(|line| prefetch_many(line));
+        self.chunk.get(self.start.wrapping_sub(1)).into_iter().for_each(|line| prefetch(line));
     }
 }
 
