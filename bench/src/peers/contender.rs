@@ -231,6 +231,8 @@ fn nft(ground: &Ground, rules: &str) -> Result<()> {
 impl Process {
     fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).context("ending testpmd")?;
+        // A signal just before its first thread waits for input does not wake that.
+        drop(self.0.stdin.take());
         let begin = std::time::Instant::now();
         while begin.elapsed() < STOP_LIMIT {
             if self.0.try_wait().context("waiting for testpmd")?.is_some() {
