@@ -1,6 +1,6 @@
 //! The floor under every figure of the director: what any program must do that looks a packet up in a table of this size.
 //!
-//! Per frame it reads the header's line, reads one random line of the table, fetched as the director fetches (those of a whole burst at once), and writes the header's line.
+//! Per frame it reads the header's line, reads one random line of the table, fetched as the director fetches (those of a whole burst at once, and once more soon before), and writes the header's line.
 //!
 //! Beside it, what a table of connections asks of memory: a line of an index, the entry's line that stands there, and both entry and header written.
 
@@ -14,6 +14,9 @@ use zerocopy::FromZeros;
 
 use crate::stand::BURSTS;
 use crate::stand::frames::FRAME;
+
+/// How many frames before its own a line is asked for once more.
+const SOON: usize = 8;
 
 #[derive(FromZeros)]
 #[repr(C, align(64))]
@@ -66,10 +69,11 @@ impl Floor {
         let start = Instant::now();
         for (chunk, place) in chunks.iter().zip(&mut places) {
             *place = place_of(spread(chunk), self.lines.len());
-            self.lines.prefetch(*place);
+            self.lines.prefetch_many(*place);
         }
-        for (chunk, place) in chunks.iter_mut().zip(places) {
-            let line = &self.lines[place];
+        for (n, chunk) in chunks.iter_mut().enumerate() {
+            places.get(n + SOON).into_iter().for_each(|soon| self.lines.prefetch(*soon));
+            let line = &self.lines[places[n]];
             chunk[HEADROOM..HEADROOM + 8].copy_from_slice(&line.0[0].to_ne_bytes());
         }
         start.elapsed()
@@ -92,16 +96,17 @@ impl TableFloor {
         let start = Instant::now();
         for (chunk, place) in chunks.iter().zip(&mut places) {
             *place = place_of(spread(chunk), self.index.len());
-            self.index.prefetch(*place);
+            self.index.prefetch_many(*place);
         }
         for (chunk, place) in chunks.iter().zip(&mut places) {
             // What the index says is part of where, so that its line must have come.
             let found = spread(chunk).rotate_left(32) ^ self.index[*place].0[0];
             *place = place_of(found.wrapping_mul(SPREAD), self.entries.len());
-            self.entries.prefetch(*place);
+            self.entries.prefetch_many(*place);
         }
-        for (chunk, place) in chunks.iter_mut().zip(places) {
-            let entry = &mut self.entries[place];
+        for (n, chunk) in chunks.iter_mut().enumerate() {
+            places.get(n + SOON).into_iter().for_each(|soon| self.entries.prefetch(*soon));
+            let entry = &mut self.entries[places[n]];
             entry.0[1] = entry.0[1].wrapping_add(1);
             chunk[HEADROOM..HEADROOM + 8].copy_from_slice(&entry.0[0].to_ne_bytes());
         }

@@ -97,7 +97,7 @@ impl Directory {
     /// Starts fetching the line where a tuple most likely stands.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        self.buckets.prefetch(hash as usize & self.mask);
+        self.buckets.prefetch_many(hash as usize & self.mask);
     }
 
     /// The worker that a tuple's connection belongs to. `hash` is the same in all workers.

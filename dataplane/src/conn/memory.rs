@@ -94,16 +94,16 @@ impl<T> Mapped<T> {
         Pages(Arc::clone(&self.map), self.backing)
     }
 
-    /// Asks the processor to fetch the first line of a value, one of [many](prefetch_many).
+    /// Asks the processor to fetch the first line of a value that is needed [soon](prefetch).
     #[inline]
     pub fn prefetch(&self, n: usize) {
-        prefetch_many(self.start.as_ptr().wrapping_add(n));
+        prefetch(self.start.as_ptr().wrapping_add(n));
     }
 
-    /// Asks for one to be brought [nearer](prefetch) that was fetched, and is needed next.
+    /// The same for one of [many](prefetch_many).
     #[inline]
-    pub fn prefetch_near(&self, n: usize) {
-        prefetch(self.start.as_ptr().wrapping_add(n));
+    pub fn prefetch_many(&self, n: usize) {
+        prefetch_many(self.start.as_ptr().wrapping_add(n));
     }
 }
 
@@ -147,7 +147,8 @@ pub fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// The same into its second cache: one of many, from memory. All of them come, three times as fast as to the first. But what another core has written comes the more slowly.
+/// The same into its second cache: one of many, from memory. As a rule all of them come, three times as fast as to the first. But what another core has written comes the more
+/// slowly, and there are times when a core forgets them all: who relies on them asks [again](prefetch), soon before.
 #[inline]
 pub fn prefetch_many<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]

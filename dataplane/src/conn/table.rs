@@ -186,7 +186,7 @@ impl<A: Address> Table<A> {
     pub fn prefetch_entry(&self, hash: u64) -> Likely {
         let candidate = self.index.first(hash);
         if let Some((slot, _)) = candidate.candidate() {
-            self.slab.entries.prefetch(slot as usize);
+            self.slab.entries.prefetch_many(slot as usize);
         }
         Likely { candidate, insertions: self.insertions as u32 }
     }
@@ -195,7 +195,7 @@ impl<A: Address> Table<A> {
     /// every time anew.
     #[inline]
     pub fn prefetch_near(&self, likely: &Likely) {
-        self.slab.entries.prefetch_near(likely.candidate.slot_or_first());
+        self.slab.entries.prefetch(likely.candidate.slot_or_first());
     }
 
     /// Starts fetching the entry that somebody else took for the right one, which it need not be any more. `None` if there is no such entry.
@@ -203,7 +203,7 @@ impl<A: Address> Table<A> {
     pub fn prefetch_candidate(&self, candidate: Packed) -> Option<Likely> {
         let (slot, _) = candidate.candidate()?;
         self.slab.entries.get(slot as usize)?;
-        self.slab.entries.prefetch(slot as usize);
+        self.slab.entries.prefetch_many(slot as usize);
         Some(Likely { candidate, insertions: self.insertions as u32 })
     }
 

@@ -56,7 +56,7 @@ impl Known {
     }
 }
 
-/// How many packets before its own the header is fetched of a packet that another worker handed over, and where a tunnel's will stand: fewer than a core waits for lines.
+/// How many packets before its own the header is fetched of a packet that another worker handed over: fewer than a core waits for lines.
 pub const HEADERS: usize = 12;
 
 /// What is known of a packet of a burst before anything is decided.
@@ -134,18 +134,20 @@ impl Seen {
         Kind::V6(self.v6.len() as u8 - 1)
     }
 
-    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; also for where the first outer headers
-    /// will stand if there are tunnels.
+    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; also for where outer headers will stand
+    /// if there are tunnels.
     #[inline]
     pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], has_tunnels: bool) {
         if known.is_empty() {
             self.has_hashes = true;
-            packets.iter_mut().for_each(|packet| self.glance(families, packet));
+            for packet in packets {
+                if has_tunnels {
+                    packet.prefetch_room();
+                }
+                self.glance(families, packet);
+            }
         } else {
             self.recall(families, packets, known);
-        }
-        if has_tunnels {
-            packets.iter().take(HEADERS).for_each(Packet::prefetch_room);
         }
     }
 

@@ -25,8 +25,8 @@ use crate::stats::Event;
 const DEMANDING: Marks =
     Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP).and(Marks::RETIRED);
 
-/// How many packets before its own an entry is brought into the first cache.
-const SOON: usize = 2;
+/// How many packets before its own an entry is brought into the first cache: time enough for it to come out of memory, if it was forgotten on its way to the second.
+const SOON: usize = 8;
 
 impl<A: Near> Family<A> {
     /// Decides about the packets that go the short way, up to the first of another kind or that does not.
@@ -43,14 +43,11 @@ impl<A: Near> Family<A> {
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
         let (mut packets, handed) = (packets, shared.handed);
-        let has_tunnels = shared.snapshot.services.has_tunnels();
+        glances.iter().take(SOON).for_each(|first| self.conns.prefetch_near(&first.likely));
         for (n, glance) in glances.iter().enumerate() {
             let Some((packet, later)) = packets.split_first_mut() else { break };
             if handed {
                 later.get(HEADERS - 1).into_iter().for_each(Packet::prefetch);
-            }
-            if has_tunnels {
-                later.get(HEADERS - 1).into_iter().for_each(Packet::prefetch_room);
             }
             if let Some(soon) = glances.get(n + SOON) {
                 self.conns.prefetch_near(&soon.likely);
