@@ -107,6 +107,7 @@ impl Index {
     }
 
     /// Starts fetching the line that a lookup of `hash` will read first.
+    // Into the first cache: these come one by one as packets are parsed, and behind the kernel's copying a core forgets those for the second.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         self.buckets.prefetch(hash as usize & self.mask);

@@ -43,6 +43,7 @@ impl<A: Near> Family<A> {
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
         let (mut packets, handed) = (packets, shared.handed);
+        // Those before which there are not so many packets.
         glances.iter().take(SOON).for_each(|first| self.conns.prefetch_near(&first.likely));
         for (n, glance) in glances.iter().enumerate() {
             let Some((packet, later)) = packets.split_first_mut() else { break };
