@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use shunt_dataplane::conn::memory::Mapped;
+use shunt_dataplane::conn::memory::{Mapped, SOON};
 use shunt_dataplane::packet::{be16, be32};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
@@ -14,9 +14,6 @@ use zerocopy::FromZeros;
 
 use crate::stand::BURSTS;
 use crate::stand::frames::FRAME;
-
-/// How many frames before its own a line is asked for once more.
-const SOON: usize = 8;
 
 #[derive(FromZeros)]
 #[repr(C, align(64))]

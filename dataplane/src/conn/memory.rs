@@ -132,6 +132,10 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 // SAFETY: as above; shared access only hands out `&T`.
 unsafe impl<T: Sync> Sync for Mapped<T> {}
 
+/// How many packets before its own a line is asked for again that was one of [many](prefetch_many): time enough for it to come out of memory, if it was forgotten on its way to the second
+/// cache.
+pub const SOON: usize = 8;
+
 /// Asks the processor to fetch the cache line at an address, which may be any, into its first cache: one that is needed soon, or that another core has written.
 ///
 /// A core waits for some twenty such lines at once; those asked for beyond that an AMD Zen 4 forgets (12 % of 24, a quarter of 128).
@@ -148,7 +152,7 @@ pub fn prefetch<T>(address: *const T) {
 }
 
 /// The same into its second cache: one of many, from memory. As a rule all of them come, three times as fast as to the first. But what another core has written comes the more
-/// slowly, and there are times when a core forgets them all: who relies on them asks [again](prefetch), soon before.
+/// slowly, and there are times when a core forgets them all: who relies on them asks [again](prefetch), [soon](SOON) before.
 #[inline]
 pub fn prefetch_many<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]

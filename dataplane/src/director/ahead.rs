@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 use super::family::Family;
 use crate::conn::directory::Directory;
 use crate::conn::index::Packed;
+use crate::conn::memory::SOON;
 use crate::conn::table::Likely;
 use crate::packet::parse::NotOurs;
 use crate::packet::plain::{HeaderV4, HeaderV6};
@@ -134,8 +135,8 @@ impl Seen {
         Kind::V6(self.v6.len() as u8 - 1)
     }
 
-    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; also for where outer headers will stand
-    /// if there are tunnels.
+    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; if none is, also for where outer
+    /// headers will stand if there are tunnels.
     #[inline]
     pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], has_tunnels: bool) {
         if known.is_empty() {
@@ -206,17 +207,23 @@ impl Seen {
         }
     }
 
-    /// Asks for the entries of the packets, whose index lines have come by now.
+    /// Asks for the entries of the packets, whose index lines have come by now, and for the first of them once more.
     #[inline(never)]
     pub fn fetch(&mut self, (v4, v6): Families, owners: Option<&Directory>) {
-        if !self.has_hashes {
-            return;
-        }
-        for glance in &mut self.glances {
+        let asked = if self.has_hashes { &mut self.glances[..] } else { &mut [] };
+        for glance in asked {
             glance.likely = match glance.kind {
                 Kind::PlainV4 | Kind::V4(_) => v4.fetch(glance.hash, owners),
                 Kind::PlainV6 | Kind::V6(_) => v6.fetch(glance.hash, owners),
                 Kind::FoundV4 | Kind::NotOurs(_) => continue,
+            }
+        }
+        // Those before which there are not so many packets.
+        for first in self.glances.iter().take(SOON) {
+            match first.kind {
+                Kind::PlainV4 | Kind::FoundV4 | Kind::V4(_) => v4.conns.prefetch_near(&first.likely),
+                Kind::PlainV6 | Kind::V6(_) => v6.conns.prefetch_near(&first.likely),
+                Kind::NotOurs(_) => {}
             }
         }
     }

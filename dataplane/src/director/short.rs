@@ -13,6 +13,7 @@ use super::family::Family;
 use super::hops::Toward;
 use super::sending::{Ids, way_inside};
 use super::{Shared, Verdict};
+use crate::conn::memory::SOON;
 use crate::conn::{Conn, Direction, Marks, State};
 use crate::forward::{self, tunnel};
 use crate::packet::parse::ETHERNET;
@@ -24,9 +25,6 @@ use crate::stats::Event;
 /// Connections whose packets need to be looked at more closely. What is retired is not looked for, but another worker may have found it before.
 const DEMANDING: Marks =
     Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP).and(Marks::RETIRED);
-
-/// How many packets before its own an entry is brought into the first cache: time enough for it to come out of memory, if it was forgotten on its way to the second.
-const SOON: usize = 8;
 
 impl<A: Near> Family<A> {
     /// Decides about the packets that go the short way, up to the first of another kind or that does not.
@@ -43,8 +41,6 @@ impl<A: Near> Family<A> {
     ) {
         let (mut forwarded, mut handed_off) = (0, 0);
         let (mut packets, handed) = (packets, shared.handed);
-        // Those before which there are not so many packets.
-        glances.iter().take(SOON).for_each(|first| self.conns.prefetch_near(&first.likely));
         for (n, glance) in glances.iter().enumerate() {
             let Some((packet, later)) = packets.split_first_mut() else { break };
             if handed {
