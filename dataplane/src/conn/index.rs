@@ -119,7 +119,7 @@ impl Index {
         let bucket = &self.buckets[hash as usize & self.mask];
         let fitting = equal(&bucket.tags, tag(hash)).trailing_zeros();
         match bucket.places.get(fitting as usize) {
-            Some(place) if *place != 0 => Packed(*place),
+            Some(place) if unpack(*place).is_some() => Packed(*place),
             None if bucket.overflow == 0 => Packed(0),
             _ => self.find(hash, |_| true).map_or(Packed(0), Packed::from),
         }

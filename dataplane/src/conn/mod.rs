@@ -25,6 +25,8 @@ pub use index::Direction;
 pub use state::{Side, State};
 pub use table::{ConnId, Table};
 
+use crate::packet::checksum::{Change, Folded};
+use crate::packet::plain::Translation;
 use crate::packet::{Address, Tuple};
 use crate::service::{DestId, Forwarding, Tick, Tunnel, TunnelKind};
 
@@ -35,22 +37,23 @@ use crate::service::{DestId, Forwarding, Tick, Tunnel, TunnelKind};
 #[derive(Clone, Copy, Debug, Default, FromZeros)]
 #[repr(C, align(64))]
 pub struct Conn<A> {
-    /// The client's address.
-    pub client: A,
+    // Each destination before its source: read as one word, as two are compared at once, the source is the upper half then, as it is on the wire.
     /// The virtual address.
     pub virtual_address: A,
-    /// The real server's address; zero when it is of the other family, as only a tunnel's may be, or when there is none.
-    pub server: A,
+    /// The client's address.
+    pub client: A,
     /// The director's own address towards the real server, under FullNAT.
     pub local: A,
-    /// The client's port.
-    pub client_port: u16,
+    /// The real server's address; zero when it is of the other family, as only a tunnel's may be, or when there is none.
+    pub server: A,
     /// The virtual port.
     pub virtual_port: u16,
-    /// The real server's port.
-    pub server_port: u16,
+    /// The client's port.
+    pub client_port: u16,
     /// The port at `local`.
     pub local_port: u16,
+    /// The real server's port.
+    pub server_port: u16,
     /// IP protocol number; 0 marks a free entry.
     pub protocol: u8,
     /// Where it is in its life.
@@ -174,6 +177,15 @@ impl Detail {
         self.0 = number + 1;
     }
 
+    /// What changes the checksums of requests, of a translated connection that is not FTP's and whose real server is not told of the client.
+    #[inline]
+    pub fn translation(self) -> Translation {
+        Translation {
+            header: Folded::from_word(self.0 as u16),
+            transport: Folded::from_word((self.0 >> 16) as u16),
+        }
+    }
+
     /// How the packets are wrapped, in a tunnel.
     #[inline]
     pub fn tunnel(self) -> Tunnel {
@@ -187,6 +199,12 @@ impl Detail {
             _ => TunnelKind::Ipip,
         };
         Tunnel { kind, checksum: self.0 & 4 != 0, port: (self.0 >> 16) as u16 }
+    }
+}
+
+impl From<Translation> for Detail {
+    fn from(Translation { header, transport }: Translation) -> Self {
+        Self(u32::from(header.into_word()) | u32::from(transport.into_word()) << 16)
     }
 }
 
@@ -243,6 +261,17 @@ impl<A: Address> Conn<A> {
             destination_port,
             protocol: self.protocol,
         }
+    }
+
+    /// What changes the checksums of its requests where its ends are replaced. Those of which nothing else is to be noted have it as their [`detail`](Self::detail).
+    pub fn translation(&self) -> Translation {
+        let mut addresses = self.virtual_address.becomes(self.server, Change::default());
+        let mut ports = Change::default().word(self.virtual_port, self.server_port);
+        if self.forwarding == Forwarding::FullNat {
+            addresses = self.client.becomes(self.local, addresses);
+            ports = ports.word(self.client_port, self.local_port);
+        }
+        Translation { header: addresses.folded(), transport: addresses.and(ports).folded() }
     }
 
     /// Whether the translation of its packets changes ports.

@@ -99,18 +99,11 @@ impl Secret {
     /// A keyed hash: two folded multiplications, so that every output bit depends on every input bit and on the key.
     #[inline]
     pub fn hash<A: Address>(&self, tuple: &Tuple<A>) -> u64 {
-        let addresses = tuple.source.word().wrapping_add(tuple.destination.word().wrapping_mul(SPREAD));
-        let ports = u64::from(tuple.destination_port).wrapping_mul(SPREAD)
-            ^ u64::from(tuple.protocol).wrapping_mul(SPREAD.rotate_left(32));
-        let ports = ports.wrapping_add(tuple.source_port.into());
+        let ports = u64::from(tuple.protocol) << 32 ^ u64::from(tuple.ports());
         let [a, b, c] = self.0;
-        fold(fold(addresses ^ a, ports ^ b) ^ b, c)
+        fold(fold(A::word_of(tuple.ends()) ^ a, ports ^ b) ^ b, c)
     }
 }
-
-/// Parts of a tuple are multiplied by this, and not shifted together: those the compiler would load as one word, from where they have just been
-/// written as several, and the processor would wait for the writes. It is 2⁶⁴ by the golden ratio.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[inline]
 fn fold(x: u64, y: u64) -> u64 {
@@ -240,8 +233,8 @@ impl<A: Address> Table<A> {
     fn is_of(&self, slot: u32, direction: Direction, tuple: &Tuple<A>) -> bool {
         let conn = &self.slab.entries[slot as usize];
         match direction {
-            Direction::Request => conn.request() == *tuple,
-            Direction::Reply => conn.reply().as_ref() == Some(tuple),
+            Direction::Request => conn.request().is(tuple),
+            Direction::Reply => conn.reply().is_some_and(|reply| reply.is(tuple)),
         }
     }
 

@@ -212,7 +212,7 @@ impl<A: Near> Family<A> {
             },
             protocol: tuple.protocol,
             forwarding,
-            detail: if is_ftp { Detail::default() } else { dest.tunnel.into() },
+            detail: dest.tunnel.into(),
             marks,
             dest: dest.id,
             // There is no other.
@@ -223,6 +223,10 @@ impl<A: Near> Family<A> {
         };
         if dest.forwarding == Forwarding::FullNat {
             Self::prepare_full_nat(shared, &mut conn, dest, now)?;
+        }
+        if conn.forwarding.translates_replies() {
+            let has_more = conn.marks.has(Marks::FTP.and(Marks::TELLS));
+            conn.detail = if has_more { Detail::default() } else { conn.translation().into() };
         }
         let Ok(id) = self.conns.insert(conn) else {
             if dest.forwarding == Forwarding::FullNat {

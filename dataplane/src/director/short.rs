@@ -22,9 +22,10 @@ use crate::port::BURST;
 use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
 use crate::stats::Event;
 
-/// Connections whose packets need to be looked at more closely. What is retired is not looked for, but another worker may have found it before.
+/// Connections whose packets need to be looked at more closely. What is retired is not looked for, but another worker may have found it before. FTP's have no
+/// room for what changes checksums.
 const DEMANDING: Marks =
-    Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP).and(Marks::RETIRED);
+    Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP_ANY).and(Marks::RETIRED);
 
 impl<A: Near> Family<A> {
     /// Decides about the packets that go the short way, up to the first of another kind or that does not.
@@ -39,8 +40,8 @@ impl<A: Near> Family<A> {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
-        let (mut forwarded, mut handed_off) = (0, 0);
         let (mut packets, handed) = (packets, shared.handed);
+        let (before, mut handed_off) = (verdicts.len(), 0);
         for (n, glance) in glances.iter().enumerate() {
             let Some((packet, later)) = packets.split_first_mut() else { break };
             if handed {
@@ -52,17 +53,15 @@ impl<A: Near> Family<A> {
             packets = later;
             if !is_plain(glance.kind) {
                 break;
-            } else if let Some(port) = self.goes_on(shared, packet, glance, now) {
-                verdicts.push(Verdict::Forward(port));
-                forwarded += 1;
-            } else if self.hands_off(shared, glance, verdicts) {
-                handed_off += 1;
-            } else {
-                break;
+            }
+            match self.goes_on(shared, packet, glance, now) {
+                Some(port) => verdicts.push(Verdict::Forward(port)),
+                None if self.hands_off(shared, glance, verdicts) => handed_off += 1,
+                None => break,
             }
         }
-        shared.mine().count(Event::Forwarded, forwarded);
-        shared.mine().count(Event::HandedOff, handed_off);
+        shared.mine().count(Event::Forwarded, (verdicts.len() - before - handed_off) as u64);
+        shared.mine().count(Event::HandedOff, handed_off as u64);
     }
 
     /// Hands a packet over, if it is certain that its connection is another worker's.
@@ -89,21 +88,21 @@ impl<A: Near> Family<A> {
         let arrival = packet.port;
         let plain = Plain::<A::Header>::again(packet)?;
         let conn = self.conns.conn_mut(id);
-        let steady = if plain.is_udp() { State::Udp } else { State::Established };
-        let is_as_it_was =
-            conn.state == steady && conn.timeout == timeouts.of(steady) && conn.remaining(now) > 0;
-        if !is_as_it_was || conn.marks.has(DEMANDING) || plain.hops_left() <= 1 {
+        let is_steady = matches!(conn.state, State::Udp | State::Established)
+            && conn.timeout == timeouts.of(conn.state)
+            && conn.remaining(now) > 0
+            && !conn.marks.has(DEMANDING);
+        if !is_steady || plain.hops_left() <= 1 {
             return None;
         }
-        let hop = self.hops.known(&conn.hops, Toward::of(direction))?;
-        let (length, counters) = (plain.length(), shared.mine().dest(conn.dest));
-        if length > hop.mtu {
-            return None;
-        }
-        match direction {
+        let hop = match direction {
             Direction::Request => {
-                let is_usual = services.has_dest(conn.dest) && !network.is_home(hop.link);
-                if !is_usual || plain.tuple() != conn.request() {
+                if !plain.tuple().is(&conn.request()) || !services.has_dest(conn.dest) {
+                    return None;
+                }
+                let hop = self.hops.known(&conn.hops, Toward::Server)?;
+                let length = plain.length();
+                if length > hop.plain_mtu {
                     return None;
                 }
                 match conn.forwarding {
@@ -115,19 +114,25 @@ impl<A: Near> Family<A> {
                     _ => return None,
                 }
                 conn.count_packet();
-                counters.count_in(length.into());
+                shared.mine().dest(conn.dest).count_in(length.into());
+                hop
             }
             Direction::Reply => {
                 // The first answer to a datagram shows a template that its real server serves.
                 let is_news = conn.marks.has(Marks::CONTROLLED) && plain.is_udp();
-                let is_usual = !is_news && !network.is_home(arrival);
-                if !is_usual || plain.tuple() != conn.beyond() || !to_client(plain, conn, hop) {
+                if is_news || !plain.tuple().is(&conn.beyond()) || network.is_home(arrival) {
+                    return None;
+                }
+                let hop = self.hops.known(&conn.hops, Toward::Client)?;
+                let length = plain.length();
+                if length > hop.plain_mtu || !to_client(plain, conn, hop) {
                     return None;
                 }
                 frame(packet, length, hop);
-                counters.count_out(length.into());
+                shared.mine().dest(conn.dest).count_out(length.into());
+                hop
             }
-        }
+        };
         conn.last_seen = now;
         Some(hop.port)
     }
@@ -151,33 +156,38 @@ impl<A: Near> Family<A> {
 /// Rewrites a client's packet for its hop, if it is of one of the usual kinds.
 #[inline(always)]
 fn to_server<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>, hop: &Hop) -> bool {
-    match conn.forwarding {
-        Forwarding::Route => plain.age(),
-        Forwarding::Masq if plain.has_checksum() => {
-            plain.translate(None, Some((conn.server, conn.server_port)))
+    let server = (conn.server, conn.server_port);
+    let is_done = match conn.forwarding {
+        Forwarding::Route => {
+            plain.age();
+            true
         }
-        Forwarding::FullNat if plain.has_checksum() => {
-            plain.translate(Some((conn.local, conn.local_port)), Some((conn.server, conn.server_port)));
+        Forwarding::Masq => plain.translate(None, Some(server), conn.detail.translation()),
+        Forwarding::FullNat => {
+            let local = (conn.local, conn.local_port);
+            plain.translate(Some(local), Some(server), conn.detail.translation())
         }
-        _ => return false,
+        _ => false,
+    };
+    if is_done {
+        plain.macs = hop.macs;
     }
-    plain.macs = hop.macs;
-    true
+    is_done
 }
 
 /// Rewrites a real server's packet for its hop, if it is of one of the usual kinds.
 #[inline(always)]
 fn to_client<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>, hop: &Hop) -> bool {
-    let service = (conn.virtual_address, conn.virtual_port);
-    match conn.forwarding {
-        Forwarding::Masq if plain.has_checksum() => plain.translate(Some(service), None),
-        Forwarding::FullNat if plain.has_checksum() => {
-            plain.translate(Some(service), Some((conn.client, conn.client_port)));
-        }
-        _ => return false,
+    let (service, by) = ((conn.virtual_address, conn.virtual_port), conn.detail.translation().reversed());
+    let is_done = match conn.forwarding {
+        Forwarding::Masq => plain.translate(Some(service), None, by),
+        Forwarding::FullNat => plain.translate(Some(service), Some((conn.client, conn.client_port)), by),
+        _ => false,
+    };
+    if is_done {
+        plain.macs = hop.macs;
     }
-    plain.macs = hop.macs;
-    true
+    is_done
 }
 
 /// Drops Ethernet padding, and puts the hop's VLAN tags on.

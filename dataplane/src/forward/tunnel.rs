@@ -341,7 +341,14 @@ mod tests {
         let mut chunk = vec![0; 128];
         chunk.extend(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
-        let hop = Hop { port: PortId(0), link: LinkId(0), mtu: 1500, macs: [0; 12], tags: Tags::default() };
+        let hop = Hop {
+            port: PortId(0),
+            link: LinkId(0),
+            mtu: 1500,
+            plain_mtu: 1500,
+            macs: [0; 12],
+            tags: Tags::default(),
+        };
         let way = match (ends.source, ends.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => Way::v4(source, destination),
             (IpAddr::V6(source), IpAddr::V6(destination)) => Way::v6(source, destination),

@@ -30,6 +30,8 @@ pub trait Address:
 {
     /// The family's header, without options and extensions.
     type Header: Header<Address = Self>;
+    /// Two addresses, as what is compared at once.
+    type Pair: Copy + Eq;
 
     /// The family's ethertype.
     const ETHERTYPE: u16;
@@ -63,6 +65,12 @@ pub trait Address:
 
     /// The address folded into 64 bits, injectively where it fits.
     fn word(self) -> u64;
+
+    /// Where a packet is from and where it goes.
+    fn pair(source: Self, destination: Self) -> Self::Pair;
+
+    /// The same folded into 64 bits, injectively where it fits.
+    fn word_of(pair: Self::Pair) -> u64;
 
     /// The address added to a sum.
     fn sum(self, sum: Sum) -> Sum;
@@ -154,6 +162,7 @@ pub const FRAGMENT_HEADER: usize = 8;
 
 impl Address for V4 {
     type Header = HeaderV4;
+    type Pair = u64;
 
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = 20;
@@ -189,6 +198,16 @@ impl Address for V4 {
     #[inline]
     fn word(self) -> u64 {
         u64::from(self.0)
+    }
+
+    #[inline]
+    fn pair(source: Self, destination: Self) -> u64 {
+        u64::from(source.0) << 32 | u64::from(destination.0)
+    }
+
+    #[inline]
+    fn word_of(pair: u64) -> u64 {
+        pair
     }
 
     #[inline]
@@ -315,6 +334,7 @@ fn write_v4(ip: &mut [u8], tos: u8, payload: usize, part: u32, kind: u32, [sourc
 
 impl Address for V6 {
     type Header = HeaderV6;
+    type Pair = [Self; 2];
 
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = 40;
@@ -352,7 +372,17 @@ impl Address for V6 {
     #[inline]
     fn word(self) -> u64 {
         // Both halves count, and neither cancels the other when they are alike.
-        (self.0 >> 64) as u64 ^ (self.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+        (self.0 >> 64) as u64 ^ (self.0 as u64).wrapping_mul(SPREAD).rotate_left(31)
+    }
+
+    #[inline]
+    fn pair(source: Self, destination: Self) -> [Self; 2] {
+        [source, destination]
+    }
+
+    #[inline]
+    fn word_of([source, destination]: [Self; 2]) -> u64 {
+        source.word().wrapping_add(destination.word().wrapping_mul(SPREAD))
     }
 
     #[inline]
@@ -449,6 +479,9 @@ impl Address for V6 {
         ip[1] |= 0x20;
     }
 }
+
+/// What words are multiplied by that must not cancel each other: 2⁶⁴ by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl V6 {
     #[inline]

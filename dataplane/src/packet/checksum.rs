@@ -7,6 +7,8 @@
 //!
 //! Two types for two meanings: a [`Sum`] is a running sum, a field is a `u16` as it stands in a header.
 
+use zerocopy::big_endian::U16;
+
 use super::Address;
 
 /// A running ones' complement sum, not folded and not complemented.
@@ -60,7 +62,7 @@ fn words_of(header: &[u8; 20]) -> u64 {
 /// Folds a sum of words of 16 or 32 bits. In the machine's own order, which may not be the wire's, the sum is the same but for the order of its
 /// bytes (RFC 1071 §2 B).
 #[inline]
-fn fold(sum: u64) -> u16 {
+const fn fold(sum: u64) -> u16 {
     // Twice, the upper half becomes the sum of both, with the carry that the same addition has in the lower one.
     let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
@@ -73,8 +75,8 @@ pub struct Change(u64);
 impl Change {
     /// A word changes.
     #[inline]
-    pub fn word(self, old: u16, new: u16) -> Self {
-        Self(self.0 + u64::from(!old) + u64::from(new))
+    pub const fn word(self, old: u16, new: u16) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
     }
 
     /// Two words change.
@@ -105,6 +107,47 @@ impl Change {
     #[inline]
     pub fn apply(self, field: u16) -> u16 {
         !fold(self.0 + u64::from(!field))
+    }
+
+    /// The same change, to be made of many fields.
+    pub const fn folded(self) -> Folded {
+        Folded(fold(self.0).to_be())
+    }
+}
+
+/// A [`Change`] that is made of many packets: two instructions a field, in whose order it is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Folded(u16);
+
+impl Folded {
+    /// A router has counted the time to live down, which is the upper half of its word.
+    pub const HOP: Self = Change(0).word(0x100, 0).folded();
+
+    /// The change that takes this one back.
+    #[inline]
+    pub fn reversed(self) -> Self {
+        // A sum of `~m + m'` is 0xffff and not 0 where nothing changes.
+        Self(if self.0 == 0xffff { 0xffff } else { !self.0 })
+    }
+
+    /// Makes the change of a field.
+    #[inline]
+    pub fn apply(self, field: &mut U16) {
+        // `~(~HC + c)` is `HC - c`, with the borrow taken from the end as the carry is added there.
+        let (changed, borrow) = u16::from_ne_bytes(field.to_bytes()).overflowing_sub(self.0);
+        *field = U16::from_bytes(changed.wrapping_sub(borrow.into()).to_ne_bytes());
+    }
+
+    /// As a word.
+    pub const fn into_word(self) -> u16 {
+        self.0
+    }
+
+    /// From the [word](Self::into_word).
+    #[inline]
+    pub const fn from_word(word: u16) -> Self {
+        Self(word)
     }
 }
 
@@ -189,5 +232,26 @@ mod tests {
             let recomputed = Sum::default().bytes(&bytes).field();
             prop_assert_eq!(Change::default().long(old, new).apply(before), recomputed);
         }
+
+        /// There and back, also where nothing changes and where the field is one of the two zeros.
+        #[test]
+        fn a_folded_change_is_the_same_change(
+            old in word(), new in word(), port in word(), field in word(),
+        ) {
+            let (old, new) = (old << 16 | port, new << 16 | port);
+            let there = Change::default().long(old, new).word(old as u16, new as u16);
+            let back = Change::default().long(new, old).word(new as u16, old as u16);
+            for (folded, change) in [(there.folded(), there), (there.folded().reversed(), back)] {
+                let mut changed = U16::new(field as u16);
+                folded.apply(&mut changed);
+                prop_assert_eq!(changed.get(), change.apply(field as u16));
+                prop_assert_eq!(Folded::from_word(folded.into_word()), folded);
+            }
+        }
+    }
+
+    /// Words of 16 bits, often those at the ends.
+    fn word() -> impl Strategy<Value = u32> {
+        prop_oneof![Just(0), Just(0xffff), 0..=0xffffu32]
     }
 }

@@ -1,10 +1,10 @@
 //! The plainest and most frequent frames: a whole, sound TCP segment or UDP datagram without VLAN tags, IP options and extension headers. All that
 //! the director asks of them stands at places known beforehand, so they are read and written as what they are: nothing is looked for, and nothing checked twice.
 
-use zerocopy::big_endian::{U16, U32, U128};
+use zerocopy::big_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
-use super::checksum::{Change, is_right_header};
+use super::checksum::{Folded, is_right_header};
 use super::parse::{ETHERNET, tcp_flags};
 use super::{Address, Meta, Packet, Tuple, V4, V6};
 
@@ -19,8 +19,8 @@ pub struct Plain<H> {
     pub macs: [u8; 12],
     ethertype: U16,
     ip: H,
-    source_port: U16,
-    destination_port: U16,
+    /// The source's and the destination's.
+    ports: [U16; 2],
     /// UDP's length; half of TCP's sequence number.
     length: [u8; 2],
     /// UDP's; the other half.
@@ -47,8 +47,8 @@ pub struct HeaderV4 {
     ttl: u8,
     protocol: u8,
     checksum: U16,
-    source: U32,
-    destination: U32,
+    /// The source's and the destination's.
+    addresses: [U32; 2],
 }
 
 /// An IPv6 header (RFC 8200 §3).
@@ -92,11 +92,11 @@ pub trait Header: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned {
     /// Replaces the destination address.
     fn set_destination(&mut self, address: Self::Address);
 
-    /// Takes one from the time to live, which has one to take, and adjusts the header's checksum, where it has one.
-    fn age(&mut self);
+    /// Adjusts the header's checksum, where it has one.
+    fn adjust(&mut self, change: Folded);
 
-    /// The same, where the checksum is to be adjusted by something else, too.
-    fn age_and(&mut self, change: Change);
+    /// Takes one from the time to live, which has one to take, and adjusts the header's checksum.
+    fn age(&mut self);
 }
 
 impl<H: Header> Plain<H> {
@@ -139,11 +139,12 @@ impl<H: Header> Plain<H> {
     #[inline]
     pub fn tuple(&self) -> Tuple<H::Address> {
         let (source, destination) = self.ip.ends();
+        let ports: &U32 = transmute_ref!(&self.ports);
         Tuple {
             source,
             destination,
-            source_port: self.source_port.get(),
-            destination_port: self.destination_port.get(),
+            source_port: (ports.get() >> 16) as u16,
+            destination_port: ports.get() as u16,
             protocol: self.ip.protocol(),
         }
     }
@@ -184,44 +185,59 @@ impl<H: Header> Plain<H> {
         self.is_udp() || self.flags & tcp_flags::DECISIVE == tcp_flags::ACK
     }
 
-    /// Whether it has a checksum, as a datagram need not.
-    #[inline]
-    pub fn has_checksum(&self) -> bool {
-        !self.is_udp() || self.udp_checksum != 0
-    }
-
     /// Sends it on as a router does.
     #[inline]
     pub fn age(&mut self) {
         self.ip.age();
     }
 
-    /// Replaces its ends, as [`nat`](crate::forward::nat) does, and ages it. It has a checksum.
+    /// Replaces its ends, as [`nat`](crate::forward::nat) does, and ages it. `false` if it has no checksum, as a datagram need not; nothing has changed then.
     #[inline(always)]
-    pub fn translate(&mut self, source: Option<End<H>>, destination: Option<End<H>>) {
-        let (old_source, old_destination) = self.ip.ends();
-        let (mut change, mut ports) = (Change::default(), Change::default());
+    pub fn translate(
+        &mut self,
+        source: Option<End<H>>,
+        destination: Option<End<H>>,
+        by: Translation,
+    ) -> bool {
+        if !self.is_udp() {
+            by.transport.apply(&mut self.tcp_checksum);
+        } else if self.udp_checksum == U16::ZERO {
+            return false;
+        } else {
+            by.transport.apply(&mut self.udp_checksum);
+            // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
+            if self.udp_checksum == U16::ZERO {
+                self.udp_checksum = U16::MAX_VALUE;
+            }
+        }
         if let Some((address, port)) = source {
-            change = old_source.becomes(address, change);
-            ports = ports.word(self.source_port.get(), port);
             self.ip.set_source(address);
-            self.source_port.set(port);
+            self.ports[0].set(port);
         }
         if let Some((address, port)) = destination {
-            change = old_destination.becomes(address, change);
-            ports = ports.word(self.destination_port.get(), port);
             self.ip.set_destination(address);
-            self.destination_port.set(port);
+            self.ports[1].set(port);
         }
-        self.ip.age_and(change);
-        let change = change.and(ports);
-        if self.is_udp() {
-            // RFC 768: a computed zero is sent as all ones, because zero says that there is none.
-            let field = change.apply(self.udp_checksum.get());
-            self.udp_checksum.set(if field == 0 { 0xffff } else { field });
-        } else {
-            self.tcp_checksum.set(change.apply(self.tcp_checksum.get()));
-        }
+        self.ip.adjust(by.header);
+        self.ip.age();
+        true
+    }
+}
+
+/// What changes checksums where a packet's ends are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// By its addresses: an IPv4 header's.
+    pub header: Folded,
+    /// By its addresses and ports: that of what it carries.
+    pub transport: Folded,
+}
+
+impl Translation {
+    /// That of packets that go the other way.
+    #[inline]
+    pub fn reversed(self) -> Self {
+        Self { header: self.header.reversed(), transport: self.transport.reversed() }
     }
 }
 
@@ -253,32 +269,29 @@ impl Header for HeaderV4 {
 
     #[inline]
     fn ends(&self) -> (V4, V4) {
-        (V4(self.source.get()), V4(self.destination.get()))
+        let pair: &U64 = transmute_ref!(&self.addresses);
+        (V4((pair.get() >> 32) as u32), V4(pair.get() as u32))
     }
 
     #[inline]
     fn set_source(&mut self, address: V4) {
-        self.source.set(address.0);
+        self.addresses[0].set(address.0);
     }
 
     #[inline]
     fn set_destination(&mut self, address: V4) {
-        self.destination.set(address.0);
+        self.addresses[1].set(address.0);
+    }
+
+    #[inline(always)]
+    fn adjust(&mut self, change: Folded) {
+        change.apply(&mut self.checksum);
     }
 
     #[inline(always)]
     fn age(&mut self) {
         self.ttl = self.ttl.wrapping_sub(1);
-        // The upper half of its word gets one less, so the field 0x100 more, in ones' complement (`ip_decrease_ttl`).
-        let field = u32::from(self.checksum.get()) + 0x100;
-        self.checksum.set((field + u32::from(field >= 0xffff)) as u16);
-    }
-
-    #[inline(always)]
-    fn age_and(&mut self, change: Change) {
-        self.ttl = self.ttl.wrapping_sub(1);
-        // It is the upper half of its word, which so gets 0x100 less, whatever it was.
-        self.checksum.set(change.word(0x100, 0).apply(self.checksum.get()));
+        Folded::HOP.apply(&mut self.checksum);
     }
 }
 
@@ -322,13 +335,11 @@ impl Header for HeaderV6 {
     }
 
     #[inline(always)]
-    fn age(&mut self) {
-        self.hop_limit = self.hop_limit.wrapping_sub(1);
-    }
+    fn adjust(&mut self, _: Folded) {}
 
     #[inline(always)]
-    fn age_and(&mut self, _: Change) {
-        self.age();
+    fn age(&mut self) {
+        self.hop_limit = self.hop_limit.wrapping_sub(1);
     }
 }
 
@@ -336,7 +347,7 @@ impl Header for HeaderV6 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::checksum::Sum;
+    use super::super::checksum::{Change, Sum};
     use super::super::{Parsed, parse, put16, tags};
     use super::*;
     use crate::service::PortId;
@@ -401,16 +412,19 @@ mod tests {
     }
 
     #[test]
-    fn a_header_ages_alone_as_with_other_changes_whatever_its_checksum() {
+    fn a_header_ages_whatever_its_checksum() {
         for field in 0..=u16::MAX {
-            let [mut alone, mut other] = [(); 2].map(|()| HeaderV4::read_from_bytes(&[0; 20]).unwrap());
-            for header in [&mut alone, &mut other] {
-                header.ttl = 64;
-                header.checksum.set(field);
-            }
-            alone.age();
-            other.age_and(Change::default());
-            assert_eq!(alone.as_bytes(), other.as_bytes(), "{field:#x}");
+            let mut header = HeaderV4::read_from_bytes(&[0; 20]).unwrap();
+            (header.ttl, header.protocol) = (64, TCP);
+            header.checksum.set(field);
+            header.age();
+            // The time to live shares a word with the protocol.
+            assert_eq!(
+                header.checksum.get(),
+                Change::default().word(0x4006, 0x3f06).apply(field),
+                "{field:#x}"
+            );
+            assert_eq!(header.ttl, 63);
         }
     }
 

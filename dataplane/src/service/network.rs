@@ -70,6 +70,8 @@ pub struct Hop {
     pub link: LinkId,
     /// Bytes of IP that fit.
     pub mtu: u16,
+    /// The same for packets of which nothing else needs to be asked. None of those to the machine itself are such.
+    pub plain_mtu: u16,
     /// Destination and source addresses of the frame, in the order of the header.
     pub macs: [u8; 12],
     /// The VLAN's tags, mostly none.
@@ -223,7 +225,9 @@ impl Network {
                 let mut macs = [0; 12];
                 macs[..6].copy_from_slice(mac);
                 macs[6..].copy_from_slice(&interface.mac);
-                Ok(Hop { port, link, mtu: interface.mtu, macs, tags })
+                let mtu = interface.mtu;
+                let plain_mtu = if self.is_home(link) { 0 } else { mtu };
+                Ok(Hop { port, link, mtu, plain_mtu, macs, tags })
             }
             Some(Neighbour::Failed) => Err(Unreachable::NoNeighbour),
             None => Err(Unreachable::Unresolved(link, next)),
