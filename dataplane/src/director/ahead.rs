@@ -96,31 +96,45 @@ type Families<'a> = (&'a Family<V4>, &'a Family<V6>);
 pub struct Seen {
     /// Each.
     pub glances: ArrayVec<Glance, BURST>,
-    /// Those of [`Kind::V4`].
-    v4: ArrayVec<Meta<V4>, BURST>,
-    /// Those of [`Kind::V6`].
-    v6: ArrayVec<Meta<V6>, BURST>,
+    others: Others,
     /// Whether the index must be asked about any.
     has_hashes: bool,
 }
 
-impl Seen {
-    /// Forgets a burst.
-    pub fn clear(&mut self) {
-        self.glances.clear();
-        self.v4.clear();
-        self.v6.clear();
-        self.has_hashes = false;
+/// What is known of packets that are not plain.
+#[derive(Default)]
+struct Others {
+    /// Those of [`Kind::V4`].
+    v4: ArrayVec<Meta<V4>, BURST>,
+    /// Those of [`Kind::V6`].
+    v6: ArrayVec<Meta<V6>, BURST>,
+}
+
+impl Others {
+    #[inline(always)]
+    fn glance(&mut self, families: Families, packet: &mut Packet) -> Glance {
+        let (v4, _) = families;
+        let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
+            Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.ask(&plain.tuple())),
+            Some(plain) => (self.keep_v4(plain.meta()), v4.conns.ask(&plain.tuple())),
+            None => self.look_closely(families, packet),
+        };
+        Glance { hash, likely: Likely::default(), kind }
     }
 
-    /// One of [`Kind::V4`].
-    pub fn meta_v4(&self, place: u8) -> Meta<V4> {
-        self.v4[usize::from(place)]
-    }
-
-    /// One of [`Kind::V6`].
-    pub fn meta_v6(&self, place: u8) -> Meta<V6> {
-        self.v6[usize::from(place)]
+    // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
+    #[inline(never)]
+    fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) -> (Kind, u64) {
+        if let Some(plain) = Plain::<HeaderV6>::of(packet)
+            && plain.is_midstream()
+        {
+            return (Kind::PlainV6, v6.conns.ask(&plain.tuple()));
+        }
+        match parse(packet.data()) {
+            Ok(Parsed::V4(meta)) => (self.keep_v4(meta), v4.conns.ask(&meta.tuple)),
+            Ok(Parsed::V6(meta)) => (self.keep_v6(meta), v6.conns.ask(&meta.tuple)),
+            Err(why) => (Kind::NotOurs(why), 0),
+        }
     }
 
     #[inline(never)]
@@ -134,6 +148,26 @@ impl Seen {
         self.v6.push(meta);
         Kind::V6(self.v6.len() as u8 - 1)
     }
+}
+
+impl Seen {
+    /// Forgets a burst.
+    pub fn clear(&mut self) {
+        self.glances.clear();
+        self.others.v4.clear();
+        self.others.v6.clear();
+        self.has_hashes = false;
+    }
+
+    /// One of [`Kind::V4`].
+    pub fn meta_v4(&self, place: u8) -> Meta<V4> {
+        self.others.v4[usize::from(place)]
+    }
+
+    /// One of [`Kind::V6`].
+    pub fn meta_v6(&self, place: u8) -> Meta<V6> {
+        self.others.v6[usize::from(place)]
+    }
 
     /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; if none is, also for where outer
     /// headers will stand if there are tunnels.
@@ -141,26 +175,16 @@ impl Seen {
     pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], has_tunnels: bool) {
         if known.is_empty() {
             self.has_hashes = true;
-            for packet in packets {
+            let Self { glances, others, .. } = self;
+            glances.extend(packets.iter_mut().map(|packet| {
                 if has_tunnels {
                     packet.prefetch_room();
                 }
-                self.glance(families, packet);
-            }
+                others.glance(families, packet)
+            }));
         } else {
             self.recall(families, packets, known);
         }
-    }
-
-    #[inline(always)]
-    fn glance(&mut self, families: Families, packet: &mut Packet) {
-        let (v4, _) = families;
-        let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
-            Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.ask(&plain.tuple())),
-            Some(plain) => (self.keep_v4(plain.meta()), v4.conns.ask(&plain.tuple())),
-            None => self.look_closely(families, packet),
-        };
-        self.glances.push(Glance { hash, likely: Likely::default(), kind });
     }
 
     /// Looks at packets of which another worker knows something, at those of which it does not, too.
@@ -189,22 +213,7 @@ impl Seen {
     #[inline(never)]
     fn glance_unknown(&mut self, families: Families, packet: &mut Packet) {
         self.has_hashes = true;
-        self.glance(families, packet);
-    }
-
-    // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
-    #[inline(never)]
-    fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) -> (Kind, u64) {
-        if let Some(plain) = Plain::<HeaderV6>::of(packet)
-            && plain.is_midstream()
-        {
-            return (Kind::PlainV6, v6.conns.ask(&plain.tuple()));
-        }
-        match parse(packet.data()) {
-            Ok(Parsed::V4(meta)) => (self.keep_v4(meta), v4.conns.ask(&meta.tuple)),
-            Ok(Parsed::V6(meta)) => (self.keep_v6(meta), v6.conns.ask(&meta.tuple)),
-            Err(why) => (Kind::NotOurs(why), 0),
-        }
+        self.glances.push(self.others.glance(families, packet));
     }
 
     /// Asks for the entries of the packets, whose index lines have come by now, and for the first of them once more.
