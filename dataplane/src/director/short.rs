@@ -40,38 +40,52 @@ impl<A: Near> Family<A> {
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
-        let (mut packets, handed) = (packets, shared.handed);
-        let (before, mut handed_off) = (verdicts.len(), 0);
-        for (n, glance) in glances.iter().enumerate() {
-            let Some((packet, later)) = packets.split_first_mut() else { break };
+        let (handed, before) = (shared.handed, verdicts.len());
+        let (mut n, mut handed_off) = (0, 0);
+        while let Some(glance) = glances.get(n)
+            && is_plain(glance.kind)
+        {
             if handed {
-                later.get(HEADERS - 1).into_iter().for_each(Packet::prefetch);
+                packets.get(n + HEADERS).into_iter().for_each(Packet::prefetch);
             }
             if let Some(soon) = glances.get(n + SOON) {
                 self.conns.prefetch_near(&soon.likely);
             }
-            packets = later;
-            if !is_plain(glance.kind) {
+            let Some(packet) = packets.get_mut(n) else { break };
+            if let Some(port) = self.goes_on(shared, packet, glance, now) {
+                verdicts.push(Verdict::Forward(port));
+                n += 1;
+                continue;
+            }
+            let away = self.hand_over(shared, &glances[n..], &is_plain, verdicts);
+            if away == 0 {
                 break;
             }
-            match self.goes_on(shared, packet, glance, now) {
-                Some(port) => verdicts.push(Verdict::Forward(port)),
-                None if self.hands_off(shared, glance, verdicts) => handed_off += 1,
-                None => break,
-            }
+            n += away;
+            handed_off += away;
         }
         shared.mine().count(Event::Forwarded, (verdicts.len() - before - handed_off) as u64);
         shared.mine().count(Event::HandedOff, handed_off as u64);
     }
 
-    /// Hands a packet over, if it is certain that its connection is another worker's.
+    /// Hands packets over, up to the first of which it is not certain that its connection is another worker's. Says how many.
     // Not inlined: packets of this worker's own would pay for it.
     #[inline(never)]
-    fn hands_off(&self, shared: &Shared, glance: &Glance, verdicts: &mut ArrayVec<Verdict, BURST>) -> bool {
-        let is_none_here = self.conns.has_none(&glance.likely) && A::twins(&shared.beyond).is_empty();
-        let verdict = if is_none_here { shared.elsewhere(glance) } else { None };
-        verdicts.extend(verdict);
-        verdict.is_some()
+    fn hand_over(
+        &self,
+        shared: &Shared,
+        glances: &[Glance],
+        is_plain: impl Fn(Kind) -> bool,
+        verdicts: &mut ArrayVec<Verdict, BURST>,
+    ) -> usize {
+        let before = verdicts.len();
+        if A::twins(&shared.beyond).is_empty() {
+            verdicts.extend(glances.iter().map_while(|glance| {
+                let is_none_here = is_plain(glance.kind) && self.conns.has_none(&glance.likely);
+                if is_none_here { shared.elsewhere(glance) } else { None }
+            }));
+        }
+        verdicts.len() - before
     }
 
     /// Sends a packet on; gives the port. `None` if it does not go the short way; nothing has changed then.
