@@ -1,8 +1,11 @@
 //! Every mode, every protocol, both families, with and without VLAN tags: [`shunt_tests::modes`] says what must hold.
 
+use std::net::Ipv4Addr;
+
 use proptest::prelude::*;
 use shunt_dataplane::director::Verdict;
-use shunt_tests::bench::{CLIENTS, SERVERS};
+use shunt_tests::bench::{Bench, CLIENTS, HOME, SERVERS, VIP};
+use shunt_tests::frames::{C0, checksum, client_mac, udp};
 use shunt_tests::modes::{MODES, Modes, Service, Shape};
 use shunt_tests::targets;
 
@@ -78,6 +81,24 @@ fn what_changes_between_two_packets_of_a_connection_is_heeded() {
             }
         }
         modes.end();
+    }
+}
+
+/// A connection's first packet goes the long way, its later ones could go the short one.
+#[test]
+fn what_goes_to_the_machine_itself_does_not_age() {
+    let mut bench = Bench::default();
+    assert_eq!(bench.ipvsadm("-A -u 10.9.0.1:53").0, 0);
+    assert_eq!(bench.ipvsadm("-a -u 10.9.0.1:53 -r 10.1.0.1 -m").0, 0);
+    let client = Ipv4Addr::new(10, 0, 0, 2);
+    for ttl in [64, 64, 1] {
+        let mut datagram = udp((client_mac(client), C0), (client, 4000), (VIP, 53));
+        datagram[22] = ttl;
+        datagram[24..26].fill(0);
+        let sum = checksum(&datagram[14..34]);
+        datagram[24..26].copy_from_slice(&sum.to_be_bytes());
+        let (port, sent) = bench.frame(CLIENTS, &datagram).only();
+        assert_eq!((port, sent[22], &sent[30..34]), (HOME, ttl, &[10, 1, 0, 1][..]));
     }
 }
 
