@@ -255,9 +255,19 @@ impl<A: Address> Table<A> {
     /// # Errors
     /// When the table is full; nothing has changed.
     pub fn insert(&mut self, conn: Conn<A>) -> Result<ConnId, Full> {
+        let request = self.hash(&conn.request());
+        self.insert_hashed(conn, request)
+    }
+
+    /// The same, where the hash of its request is known already. It is read in wider pieces than it has just been written in, so whoever reads it must wait for the writes, and for
+    /// all before them.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn insert_hashed(&mut self, conn: Conn<A>, request: u64) -> Result<ConnId, Full> {
+        debug_assert_eq!(request, self.hash(&conn.request()));
         let slot = self.slab.take().ok_or(Full)?;
         self.insertions += 1;
-        let request = self.hash(&conn.request());
         self.index.insert(request, slot, Direction::Request);
         if let Some(reply) = conn.reply() {
             if self.fresh.is_full() {

@@ -127,7 +127,7 @@ impl<A: Near> Family<A> {
         }
         let begun = match self.choose(shared, service, (packet, &meta.tuple), key, now) {
             Ok(Some((dest, template))) => {
-                let begun = self.begin(shared, meta, (service, &dest), now);
+                let begun = self.begin(shared, meta, hash, (service, &dest), now);
                 begun.inspect(|id| template.into_iter().for_each(|template| self.made(template, *id, now)))
             }
             Ok(None) => {
@@ -165,7 +165,7 @@ impl<A: Near> Family<A> {
             timeout: EMBRYO,
             ..Conn::default()
         };
-        let id = self.conns.insert(conn).map_err(|_| {
+        let id = self.conns.insert_hashed(conn, hash).map_err(|_| {
             shared.withdraw(hash);
             Verdict::Drop(Reason::TableFull)
         })?;
@@ -178,6 +178,7 @@ impl<A: Near> Family<A> {
         &mut self,
         shared: &mut Shared,
         meta: &Meta<A>,
+        hash: u64,
         (service, dest): (&Service, &Dest),
         now: Tick,
     ) -> Result<ConnId, Reason> {
@@ -228,7 +229,7 @@ impl<A: Near> Family<A> {
             let has_more = conn.marks.has(Marks::FTP.and(Marks::TELLS));
             conn.detail = if has_more { Detail::default() } else { conn.translation().into() };
         }
-        let Ok(id) = self.conns.insert(conn) else {
+        let Ok(id) = self.conns.insert_hashed(conn, hash) else {
             if dest.forwarding == Forwarding::FullNat {
                 Self::release_full_nat(shared, &conn, now);
             }

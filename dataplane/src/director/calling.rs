@@ -59,7 +59,7 @@ impl<A: Near> Family<A> {
                 self.conns.displace(older);
             }
             shared.claim(hash);
-            let id = self.begin(shared, &answered, (service, dest), now)?;
+            let id = self.begin(shared, &answered, hash, (service, dest), now)?;
             self.made(template, id, now);
             Ok(id)
         });
