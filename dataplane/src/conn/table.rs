@@ -259,7 +259,7 @@ impl<A: Address> Table<A> {
         self.insert_hashed(conn, request)
     }
 
-    /// The same, where the hash of its request is known already. It is read in wider pieces than it has just been written in, so whoever reads it must wait for the writes, and for
+    /// The same, where the hash of its request is known already. A connection is read in wider pieces than it has just been written in: who reads it must wait for these writes, and for
     /// all before them.
     ///
     /// # Errors

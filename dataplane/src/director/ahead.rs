@@ -101,7 +101,7 @@ pub struct Seen {
     has_hashes: bool,
 }
 
-/// What is known of packets that are not plain.
+/// What is known of packets that are not plain, or change a state.
 #[derive(Default)]
 struct Others {
     /// Those of [`Kind::V4`].
