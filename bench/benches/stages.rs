@@ -12,10 +12,10 @@ use shunt_bench::stand::{VIP, client};
 use shunt_dataplane::forward::{dr, nat, tunnel};
 use shunt_dataplane::packet::checksum::Sum;
 use shunt_dataplane::packet::plain::{HeaderV4, Translation};
-use shunt_dataplane::packet::{Meta, Packet, Parsed, Plain, Tags, V4, parse};
+use shunt_dataplane::packet::{Meta, Packet, Parsed, Plain, V4, parse};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
-use shunt_dataplane::service::{Hop, LinkId, PortId, Tunnel};
+use shunt_dataplane::service::{Hop, PortId, Tunnel};
 use std::hint::black_box;
 
 fn parsing(c: &mut Criterion) {
@@ -53,14 +53,7 @@ fn packet(chunk: &mut [u8; CHUNK]) -> Packet<'_> {
 
 /// A burst of frames that can be rewritten again and again.
 fn rewriting(c: &mut Criterion) {
-    let hop = Hop {
-        port: PortId(1),
-        link: LinkId(1),
-        mtu: 1500,
-        plain_mtu: 1500,
-        macs: [2; 12],
-        tags: Tags::default(),
-    };
+    let hop = Hop { mtu: 1500, macs: [2; 12], ..Hop::default() };
     let way = tunnel::Way::V4(tunnel::Ends { source: V4(0x0a01_ff01), destination: V4(0x0a01_0001) });
     let plain = |packet: &mut Packet, rewrite: &dyn Fn(&mut Plain<HeaderV4>)| {
         rewrite(Plain::again(packet).expect("room for headers"));

@@ -188,7 +188,7 @@ impl<A: Near> Family<A> {
                 tags = whole;
             }
             // Neither the link nor its MTU is asked for any more: answers are short.
-            Hop { port, link: port.into(), mtu: u16::MAX, plain_mtu: 0, macs, tags }
+            Hop { port, link: port.into(), mtu: u16::MAX, macs, tags, ..Hop::default() }
         })
     }
 }

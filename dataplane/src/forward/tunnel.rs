@@ -319,8 +319,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::{Parsed, Tags, parse};
-    use crate::service::{LinkId, PortId};
+    use crate::packet::{Parsed, parse};
+    use crate::service::PortId;
 
     /// A packet that may be sent into a tunnel, in a frame.
     fn inner(is_v4: bool, length: usize) -> Vec<u8> {
@@ -341,14 +341,7 @@ mod tests {
         let mut chunk = vec![0; 128];
         chunk.extend(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
-        let hop = Hop {
-            port: PortId(0),
-            link: LinkId(0),
-            mtu: 1500,
-            plain_mtu: 1500,
-            macs: [0; 12],
-            tags: Tags::default(),
-        };
+        let hop = Hop { mtu: 1500, ..Hop::default() };
         let way = match (ends.source, ends.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => Way::v4(source, destination),
             (IpAddr::V6(source), IpAddr::V6(destination)) => Way::v6(source, destination),
