@@ -10,6 +10,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::packet::address::SPREAD;
 use crate::packet::{Address, V4, V6};
 use crate::service::Tick;
 
@@ -94,7 +95,7 @@ impl Paths {
             IpAddr::V6(to) => !V6::from(to).word(),
         };
         // The upper bits of the product depend on all of the address.
-        let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = word.wrapping_mul(SPREAD);
         let bucket = &self.buckets[(hash >> (64 - BUCKET_BITS)) as usize];
         (bucket, hash << BUCKET_BITS >> (64 - TAG_BITS) << (64 - TAG_BITS))
     }

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use crate::packet::address::SPREAD;
 use crate::service::Tick;
 
 /// Milliseconds that one answer costs.
@@ -44,7 +45,7 @@ impl Limiter {
             // A host may have any number of addresses in its /64; they share an allowance.
             IpAddr::V6(peer) => (peer.to_bits() >> 64) as u64,
         };
-        let place = &mut self.places[(peer.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % PLACES];
+        let place = &mut self.places[(peer.wrapping_mul(SPREAD) >> 54) as usize % PLACES];
         if !place.used || (place.peer != peer && now.since(place.last) >= COST * BURST) {
             *place = Place { peer, saved: COST * BURST, last: now, used: true };
         }

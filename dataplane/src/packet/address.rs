@@ -480,8 +480,8 @@ impl Address for V6 {
     }
 }
 
-/// What words are multiplied by that must not cancel each other: 2⁶⁴ by the golden ratio.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+/// What words are multiplied by, so that all of their bits count in the product's upper ones, and two do not cancel each other: 2⁶⁴ by the golden ratio.
+pub(crate) const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl V6 {
     #[inline]
