@@ -213,7 +213,6 @@ impl<A: Near> Family<A> {
             },
             protocol: tuple.protocol,
             forwarding,
-            detail: dest.tunnel.into(),
             marks,
             dest: dest.id,
             // There is no other.
@@ -225,10 +224,11 @@ impl<A: Near> Family<A> {
         if dest.forwarding == Forwarding::FullNat {
             Self::prepare_full_nat(shared, &mut conn, dest, now)?;
         }
-        if conn.forwarding.translates_replies() {
-            let has_more = conn.marks.has(Marks::FTP.and(Marks::TELLS));
-            conn.detail = if has_more { Detail::default() } else { conn.translation().into() };
-        }
+        conn.detail = match conn.forwarding.translates_replies() {
+            true if conn.marks.has(Marks::FTP.and(Marks::TELLS)) => Detail::default(),
+            true => conn.translation().into(),
+            false => dest.tunnel.into(),
+        };
         let Ok(id) = self.conns.insert_hashed(conn, hash) else {
             if dest.forwarding == Forwarding::FullNat {
                 Self::release_full_nat(shared, &conn, now);

@@ -307,7 +307,7 @@ impl<A: Near> Family<A> {
                 return Err(Reason::TableFull);
             }
         }
-        if self.conns.insert(data).is_err() {
+        if self.conns.insert_hashed(data, hash).is_err() {
             self.close(shared, &data);
             return Err(Reason::TableFull);
         }
@@ -361,7 +361,9 @@ impl<A: Near> Family<A> {
         data.client_port = meta.tuple.source_port;
         data.marks.set(Marks::NO_CLIENT_PORT, false);
         // It has its old place at least.
-        let Ok(id) = self.conns.insert(data) else { return Some(Verdict::Drop(Reason::TableFull)) };
+        let Ok(id) = self.conns.insert_hashed(data, hash) else {
+            return Some(Verdict::Drop(Reason::TableFull));
+        };
         self.announce(shared, &data, hash);
         Some(self.request(shared, packet, meta, hash, id, now))
     }
