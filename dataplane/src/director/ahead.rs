@@ -169,19 +169,13 @@ impl Seen {
         self.others.v6[usize::from(place)]
     }
 
-    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all; if none is, also for where outer
-    /// headers will stand if there are tunnels.
+    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all.
     #[inline]
-    pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known], has_tunnels: bool) {
+    pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
         if known.is_empty() {
             self.has_hashes = true;
             let Self { glances, others, .. } = self;
-            glances.extend(packets.iter_mut().map(|packet| {
-                if has_tunnels {
-                    packet.prefetch_room();
-                }
-                others.glance(families, packet)
-            }));
+            glances.extend(packets.iter_mut().map(|packet| others.glance(families, packet)));
         } else {
             self.recall(families, packets, known);
         }

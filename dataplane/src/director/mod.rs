@@ -223,7 +223,7 @@ impl Director {
         let Snapshot { services, .. } = &*self.shared.snapshot;
         // With its last service IPVS unhooks itself, connections or not.
         let is_idle = services.is_empty();
-        self.seen.look(families, packets, handed.unwrap_or_default(), services.has_tunnels());
+        self.seen.look(families, packets, handed.unwrap_or_default());
         self.shared.watch.lap(Stage::Parse);
         self.seen.fetch(families, self.shared.owners());
         self.shared.watch.lap(Stage::LookUp);

@@ -42,11 +42,19 @@ impl<A: Near> Family<A> {
     ) {
         let (handed, before) = (shared.handed, verdicts.len());
         let (mut n, mut handed_off) = (0, 0);
+        // Where outer headers will stand is asked for as late as entries are: all at once, they would keep index lines from coming.
+        let has_tunnels = shared.snapshot.services.has_tunnels();
+        if has_tunnels {
+            packets.iter().take(SOON).for_each(Packet::prefetch_room);
+        }
         while let Some(glance) = glances.get(n)
             && is_plain(glance.kind)
         {
             if handed {
                 packets.get(n + HEADERS).into_iter().for_each(Packet::prefetch);
+            }
+            if has_tunnels {
+                packets.get(n + SOON).into_iter().for_each(Packet::prefetch_room);
             }
             if let Some(soon) = glances.get(n + SOON) {
                 self.conns.prefetch_near(&soon.likely);

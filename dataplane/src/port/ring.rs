@@ -78,6 +78,11 @@ impl Rx {
     pub fn consume(&mut self, most: u32, each: impl FnMut(xdp_desc)) -> u32 {
         self.0.consume(most, each)
     }
+
+    /// Shows up to `most` descriptors to `each` that are known to be there.
+    pub fn peek(&self, most: u32, each: impl FnMut(xdp_desc)) {
+        self.0.peek(most, each);
+    }
 }
 
 impl Tx {
@@ -216,6 +221,15 @@ impl<T: Copy> Ring<T> {
             self.word(self.consumer_at).store(self.consumer, Ordering::Release);
         }
         taken
+    }
+
+    /// Reads up to `most` slots that are known to be filled, and leaves them there.
+    fn peek(&self, most: u32, mut each: impl FnMut(T)) {
+        for n in 0..self.filled().min(most) {
+            let slot = self.slot(self.consumer.wrapping_add(n));
+            // SAFETY: as in `consume`.
+            each(unsafe { slot.read() });
+        }
     }
 
     /// Slots produced by us that the kernel has not consumed.
@@ -391,8 +405,10 @@ mod tests {
             for op in ops {
                 match op {
                     Op::Ours(n) => {
-                        let mut seen = Vec::new();
+                        let (mut shown, mut seen) = (Vec::new(), Vec::new());
+                        ring.peek(n, |desc| shown.push(desc.addr));
                         let taken = ring.consume(n, |desc| seen.push(desc.addr));
+                        prop_assert!(seen.starts_with(&shown), "{shown:?} is not the beginning of {seen:?}");
                         prop_assert_eq!(taken, n.min(model.len() as u32));
                         let expected: Vec<u64> = model.drain(..taken as usize).collect();
                         prop_assert_eq!(seen, expected);
