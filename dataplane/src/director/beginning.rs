@@ -73,7 +73,7 @@ impl<A: Near> Family<A> {
             return self.reset(shared, packet, meta);
         }
         shared.watch.lap(Stage::Decide);
-        let scheduled = self.schedule_new(shared, packet, meta, hash, service, now);
+        let scheduled = self.schedule_new(shared, packet, meta, hash, (&services, service), now);
         shared.watch.lap(Stage::Begin);
         let id = match scheduled {
             Ok(id) => id,
@@ -111,7 +111,7 @@ impl<A: Near> Family<A> {
         packet: &mut Packet,
         meta: &Meta<A>,
         hash: u64,
-        service: &Arc<Service>,
+        (snapshot, service): (&Snapshot, &Service),
         now: Tick,
     ) -> Result<ConnId, Unscheduled> {
         let key = self.key(service, packet, meta)?;
@@ -125,9 +125,9 @@ impl<A: Near> Family<A> {
         if let Some(owner) = shared.announce(hash) {
             return Err(Verdict::hand_off(owner).into());
         }
-        let begun = match self.choose(shared, service, (packet, &meta.tuple), key, now) {
+        let begun = match self.choose(shared, (snapshot, service), (packet, &meta.tuple), key, now) {
             Ok(Some((dest, template))) => {
-                let begun = self.begin(shared, meta, hash, (service, &dest), now);
+                let begun = self.begin(shared, meta, hash, (service, dest), now);
                 begun.inspect(|id| template.into_iter().for_each(|template| self.made(template, *id, now)))
             }
             Ok(None) => {

@@ -43,7 +43,7 @@ impl<A: Near> Family<A> {
         // Also a call that had another real server is this one's from now on.
         let is_same = |id: &ConnId| {
             let of = self.conns.conn(*id).dest;
-            of == dest.id && obeyed(shared, of).is_some()
+            of == dest.id && obeyed(&snapshot, of).is_some()
         };
         let template = match known.filter(is_same) {
             Some(template) => Ok(template),

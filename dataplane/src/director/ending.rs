@@ -24,6 +24,9 @@ impl<A: Near> Family<A> {
         while let Some(entry) = self.conns.expire(now, budget) {
             self.expired(shared, &entry, now);
         }
+        if self.swept.is_none() {
+            return;
+        }
         let snapshot = Arc::clone(&shared.snapshot);
         let services = &snapshot.services;
         while let Some(sweep) = self.swept.filter(|_| *budget > 0) {

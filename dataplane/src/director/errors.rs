@@ -12,7 +12,7 @@ use crate::conn::{ConnId, Direction, Marks};
 use crate::forward::icmp::{Message, Quote};
 use crate::forward::{self, dr, icmp};
 use crate::packet::{Meta, Packet};
-use crate::service::{FTP_DATA, Forwarding, Service, Tick};
+use crate::service::{FTP_DATA, Forwarding, Service, Snapshot, Tick};
 use crate::stats::Reason;
 
 impl<A: Near> Family<A> {
@@ -49,7 +49,7 @@ impl<A: Near> Family<A> {
             }
             // As of the connection's own packets there is none yet.
             let asks = Meta { tuple: turned, ..*meta };
-            return match self.schedule_by_error(shared, packet, &asks, hash, service, now) {
+            return match self.schedule_by_error(shared, packet, &asks, hash, (&snapshot, service), now) {
                 Ok(id) => {
                     let found = (id, Direction::Request);
                     let verdict = self.error(shared, packet, meta, &quote, (found, hash), now);
@@ -71,7 +71,7 @@ impl<A: Near> Family<A> {
         packet: &mut Packet,
         asks: &Meta<A>,
         hash: u64,
-        service: &Arc<Service>,
+        (snapshot, service): (&Snapshot, &Service),
         now: Tick,
     ) -> Result<ConnId, Verdict> {
         if asks.tuple.source_port == FTP_DATA {
@@ -81,7 +81,7 @@ impl<A: Near> Family<A> {
         if service.persistence.is_some_and(|persistence| persistence.by_call) {
             return Err(Verdict::Drop(Reason::NoCall));
         }
-        self.schedule_new(shared, packet, asks, hash, service, now).map_err(|why| match why {
+        self.schedule_new(shared, packet, asks, hash, (snapshot, service), now).map_err(|why| match why {
             Unscheduled::NoServer => Verdict::Drop(Reason::StrayIcmp),
             Unscheduled::Verdict(verdict) => verdict,
         })

@@ -5,7 +5,6 @@
 //! wherever they come in, and nobody waits for anybody.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::Shared;
 use super::beyond::Near;
@@ -26,7 +25,7 @@ impl Shared {
 }
 
 /// The real server for a new connection, and the template that it is to be controlled by, if the service has templates.
-pub(super) type Chosen = (Arc<Dest>, Option<ConnId>);
+pub(super) type Chosen<'a> = (&'a Dest, Option<ConnId>);
 
 /// What a packet's template is found by.
 pub(super) struct Key<A> {
@@ -68,41 +67,41 @@ impl<A: Near> Family<A> {
     }
 
     /// Who serves a new connection. `None` when there is nobody.
-    pub(super) fn choose(
+    pub(super) fn choose<'a>(
         &mut self,
         shared: &mut Shared,
-        service: &Arc<Service>,
+        (snapshot, service): (&'a Snapshot, &'a Service),
         (packet, tuple): (&mut Packet, &Tuple<A>),
         key: Option<Key<A>>,
         now: Tick,
-    ) -> Result<Option<Chosen>, Reason> {
+    ) -> Result<Option<Chosen<'a>>, Reason> {
         let Some(mut key) = key else {
             return Ok(self.schedule(shared, service, tuple, now).map(|dest| (dest, None)));
         };
         let call = key.call(packet);
         if let Some(id) = self.template(shared, &mut key, call, now)? {
-            match obeyed(shared, self.conns.conn(id).dest) {
+            match obeyed(snapshot, self.conns.conn(id).dest) {
                 Some(dest) => return Ok(Some((dest, Some(id)))),
                 // It makes no more connections.
                 None => self.conns.retire(id),
             }
         }
         let Some(dest) = self.schedule(shared, service, tuple, now) else { return Ok(None) };
-        let template = self.remember(shared, &key, call, &dest, now)?;
+        let template = self.remember(shared, &key, call, dest, now)?;
         Ok(Some((dest, Some(template))))
     }
 
-    fn schedule(
+    fn schedule<'a>(
         &self,
         shared: &mut Shared,
-        service: &Arc<Service>,
+        service: &'a Service,
         packet: &Tuple<A>,
         now: Tick,
-    ) -> Option<Arc<Dest>> {
+    ) -> Option<&'a Dest> {
         let client = (packet.source.into(), packet.source_port);
         let destination = (packet.destination.into(), packet.destination_port);
         let rest = (&shared.snapshot.sysctls, &*shared.counters);
-        shared.schedulers.choose(service, client, destination, now, rest)
+        shared.schedulers.choose(service, client, destination, now, rest).map(|dest| &**dest)
     }
 
     /// The template of a key. Where there is none the key is one that is free.
@@ -175,10 +174,9 @@ impl<A: Near> Family<A> {
 }
 
 /// The real server of a template, which is obeyed also when it has weight 0 or is overloaded. `None` if it is gone, or to be left alone.
-pub(super) fn obeyed(shared: &Shared, dest: DestId) -> Option<Arc<Dest>> {
-    let Snapshot { services, sysctls, .. } = &*shared.snapshot;
-    let dest = services.dest(dest)?;
-    (dest.weight != 0 || sysctls.expire_quiescent_template == 0).then(|| Arc::clone(dest))
+pub(super) fn obeyed(snapshot: &Snapshot, dest: DestId) -> Option<&Dest> {
+    let dest = snapshot.services.dest(dest)?;
+    (dest.weight != 0 || snapshot.sysctls.expire_quiescent_template == 0).then_some(dest)
 }
 
 /// Where a UDP packet has its Call-ID.

@@ -8,8 +8,8 @@ use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
 use crate::conn::table::Secret;
-use crate::sched::{Request, Scheduler};
-use crate::service::{Dest, Service, ServiceId, Services, Sysctls, Tick, WorkerId};
+use crate::sched::{Choice, Request, Scheduler};
+use crate::service::{Service, ServiceId, Services, Sysctls, Tick, WorkerId};
 use crate::stats::Counters;
 
 /// The schedulers of one worker.
@@ -37,14 +37,14 @@ impl Schedulers {
     }
 
     /// Chooses a real server for a new connection of a service.
-    pub fn choose(
+    pub fn choose<'a>(
         &mut self,
-        service: &Arc<Service>,
+        service: &'a Service,
         client: (IpAddr, u16),
         destination: (IpAddr, u16),
         now: Tick,
         (sysctls, counters): (&Sysctls, &Counters),
-    ) -> Option<Arc<Dest>> {
+    ) -> Choice<'a> {
         let own = self.by_service.get_mut(&service.id)?;
         let request = Request { client, destination, now, random: self.random.next(), sysctls };
         // All workers start with copies of one state. Each begins as many choices further on as its number says, or their first
@@ -107,7 +107,7 @@ mod tests {
 
     use super::*;
     use crate::sched;
-    use crate::service::{DestId, Forwarding, Protocol};
+    use crate::service::{Dest, DestId, Forwarding, Protocol};
 
     const SECRET: Secret = Secret::new([1, 2, 3]);
 

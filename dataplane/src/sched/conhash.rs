@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -41,7 +41,7 @@ const POINT_BITS: u32 = 8;
 const KEY: [u64; 2] = [u64::from_be_bytes(*b"shunt co"), u64::from_be_bytes(*b"nsistent")];
 
 impl Scheduler for ConsistentHash {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         // The search below ends at the first that may; it must not begin if there is none.
         if !service.dests.iter().any(|dest| is_eligible(dest, counters)) {
             return None;
@@ -50,7 +50,7 @@ impl Scheduler for ConsistentHash {
         let (before, after) = self.ring.split_at(self.ring.partition_point(|point| point.at < client));
         let dests = after.iter().chain(before).filter_map(|point| service.dests.get(point.place as usize));
         let mut eligible = dests.filter(|dest| is_eligible(dest, counters));
-        eligible.next().cloned()
+        eligible.next()
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::hash::{BUCKETS, Slots, bucket, word};
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -18,9 +18,9 @@ pub struct DestinationHash {
 }
 
 impl Scheduler for DestinationHash {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let dest = self.buckets.dest(service, bucket(word(request.destination.0)));
-        dest.filter(|dest| is_eligible(dest, counters)).cloned()
+        dest.filter(|dest| is_eligible(dest, counters))
     }
 
     fn edited(&mut self, old: &[Arc<Dest>], new: &[Arc<Dest>]) {

@@ -1,9 +1,7 @@
 //! Weighted failover: the eligible real server of the greatest weight takes everything; of equals, the first (`ip_vs_fo_schedule`).
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler, heaviest, is_eligible};
-use crate::service::{Dest, Service};
+use super::{Choice, Request, Scheduler, heaviest, is_eligible};
+use crate::service::Service;
 use crate::stats::Counters;
 
 /// The scheduler `fo`.
@@ -11,8 +9,8 @@ use crate::stats::Counters;
 pub struct Failover;
 
 impl Scheduler for Failover {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
-        heaviest(service, |dest| is_eligible(dest, counters)).cloned()
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
+        heaviest(service, |dest| is_eligible(dest, counters))
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::locality::{Locality, Server, is_overworked, milliseconds, server};
-use super::{Request, Scheduler, least, overhead};
+use super::{Choice, Request, Scheduler, least, overhead};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -18,18 +18,18 @@ pub struct LocalityLeastConnection {
 }
 
 impl Scheduler for LocalityLeastConnection {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let (destination, _) = request.destination;
         let expiration = milliseconds(request.sysctls.lblc_expiration);
         let known = self.known.find(destination, expiration, request.now);
         let known = known.and_then(|(known, places)| places.dest(service, known));
         if let Some(dest) = known.filter(|dest| dest.weight > 0 && !is_overworked(dest, service, counters)) {
-            return Some(Arc::clone(dest));
+            return Some(dest);
         }
         let dest =
             least(&service.dests, counters, |dest| overhead(dest, counters), |dest| dest.weight.into())?;
         self.known.remember(destination, server(dest), request.now);
-        Some(Arc::clone(dest))
+        Some(dest)
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::locality::{Locality, Server, is_overworked, milliseconds, most, server};
-use super::{Request, Scheduler, least, overhead};
+use super::{Choice, Request, Scheduler, least, overhead};
 use crate::service::{Dest, Service, Tick};
 use crate::stats::Counters;
 
@@ -27,7 +27,7 @@ struct Replicas {
 }
 
 impl Scheduler for ReplicatedLocality {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let (destination, now) = (request.destination.0, request.now);
         let load = |dest: &Dest| overhead(dest, counters);
         let weight = |dest: &Dest| u64::from(dest.weight);
@@ -37,7 +37,7 @@ impl Scheduler for ReplicatedLocality {
         let Some((replicas, places)) = self.known.find(destination, expiration, now) else {
             let dest = least_of_all()?;
             self.known.remember(destination, Replicas { servers: vec![server(dest)], changed: now }, now);
-            return Some(Arc::clone(dest));
+            return Some(dest);
         };
         let members = |servers| places.dests(service, servers);
         let dest = least(members(&replicas.servers), counters, load, weight);
@@ -51,7 +51,7 @@ impl Scheduler for ReplicatedLocality {
         }
 
         if let Some(dest) = dest.filter(|dest| !is_overworked(dest, service, counters)) {
-            return Some(Arc::clone(dest));
+            return Some(dest);
         }
         let dest = least_of_all()?;
         if !replicas.servers.contains(&server(dest)) {
@@ -62,7 +62,7 @@ impl Scheduler for ReplicatedLocality {
             replicas.servers.insert(0, server(dest));
             replicas.changed = now;
         }
-        Some(Arc::clone(dest))
+        Some(dest)
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {

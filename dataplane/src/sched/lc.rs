@@ -1,10 +1,8 @@
 //! Least connection: the real server with the fewest connections, an active one counting as 256 others. Weights do not matter,
 //! except 0 (`ip_vs_lc_schedule`).
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler, least, overhead};
-use crate::service::{Dest, Service};
+use super::{Choice, Request, Scheduler, least, overhead};
+use crate::service::Service;
 use crate::stats::Counters;
 
 /// The scheduler `lc`.
@@ -12,8 +10,8 @@ use crate::stats::Counters;
 pub struct LeastConnection;
 
 impl Scheduler for LeastConnection {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
-        least(&service.dests, counters, |dest| overhead(dest, counters), |_| 1).cloned()
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
+        least(&service.dests, counters, |dest| overhead(dest, counters), |_| 1)
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

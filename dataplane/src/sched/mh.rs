@@ -16,7 +16,7 @@ use std::sync::Arc;
 use siphasher::sip::SipHasher13;
 
 use super::hash::{Slots, word};
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, FALLBACK, HASH_PORT, Service};
 use crate::stats::Counters;
 
@@ -47,7 +47,7 @@ const FIRST: u64 = 2_654_435_761;
 const SECOND: u64 = 2_654_446_892;
 
 impl Scheduler for Maglev {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let (address, port) = request.client;
         let port = if service.flags & HASH_PORT != 0 { port } else { 0 };
         let slot = |offset| hash(FIRST, address, port, offset) % SLOTS;
@@ -55,14 +55,14 @@ impl Scheduler for Maglev {
         let may = |dest: &&Arc<Dest>| is_eligible(dest, counters);
         let home = slot(0);
         if let Some(dest) = self.slots.dest(service, home).filter(may) {
-            return Some(Arc::clone(dest));
+            return Some(dest);
         }
         // Hashing thousands of times only makes sense if there is somebody to find.
         if service.flags & FALLBACK == 0 || !service.dests.iter().any(|dest| is_eligible(dest, counters)) {
             return None;
         }
         let elsewhere = (0..SLOTS).map(|offset| slot((offset + home) % SLOTS));
-        elsewhere.filter_map(|slot| self.slots.dest(service, slot)).find(may).cloned()
+        elsewhere.filter_map(|slot| self.slots.dest(service, slot)).find(may)
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {

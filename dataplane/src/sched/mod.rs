@@ -48,10 +48,13 @@ pub struct Request<'a> {
     pub sysctls: &'a Sysctls,
 }
 
+/// The real server that was chosen; `None` when none may take the connection. It is borrowed: the count of its holders would be one word that all workers write.
+pub type Choice<'a> = Option<&'a Arc<Dest>>;
+
 /// A way to choose a real server.
 pub trait Scheduler: Send + Sync {
-    /// Chooses among the service's real servers; `None` when none may take the connection.
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>>;
+    /// Chooses among the service's real servers.
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a>;
 
     /// Learns that the service's real servers were `old` and are now those of `new`. One that remembers nothing need not know.
     fn edited(&mut self, _old: &[Arc<Dest>], _new: &[Arc<Dest>]) {}
@@ -298,7 +301,7 @@ mod bench {
         }
     }
 
-    fn name(chosen: Option<Arc<Dest>>) -> char {
+    fn name(chosen: Choice) -> char {
         chosen.and_then(|d| char::from_u32(d.id.0)).unwrap_or('-')
     }
 }

@@ -1,10 +1,8 @@
 //! No scheduler: a service that turns every new connection away, whatever real servers it has, as `ip_vs_schedule` does without one. Those that it
 //! had before it was given this name go on.
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler};
-use crate::service::{Dest, Service};
+use super::{Choice, Request, Scheduler};
+use crate::service::Service;
 use crate::stats::Counters;
 
 /// The scheduler `none`.
@@ -12,7 +10,7 @@ use crate::stats::Counters;
 pub struct Nobody;
 
 impl Scheduler for Nobody {
-    fn choose(&mut self, _service: &Service, _request: &Request, _counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, _service: &'a Service, _request: &Request, _counters: &Counters) -> Choice<'a> {
         None
     }
 

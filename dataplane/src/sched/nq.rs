@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::sed::ShortestExpectedDelay;
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -13,10 +13,10 @@ use crate::stats::Counters;
 pub struct NeverQueue;
 
 impl Scheduler for NeverQueue {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let is_idle = |dest: &&Arc<Dest>| is_eligible(dest, counters) && counters.load(dest.id).active == 0;
         match service.dests.iter().find(is_idle) {
-            Some(idle) => Some(Arc::clone(idle)),
+            Some(idle) => Some(idle),
             None => ShortestExpectedDelay.choose(service, request, counters),
         }
     }

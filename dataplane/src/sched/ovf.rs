@@ -4,9 +4,7 @@
 //! As many as the weight are not yet too many, so each server gets one more than its weight. UDP flows are never active: with them
 //! nothing overflows.
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler, heaviest, is_eligible};
+use super::{Choice, Request, Scheduler, heaviest, is_eligible};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -15,9 +13,9 @@ use crate::stats::Counters;
 pub struct Overflow;
 
 impl Scheduler for Overflow {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
         let has_room = |dest: &Dest| counters.load(dest.id).active <= u64::from(dest.weight);
-        heaviest(service, |dest| is_eligible(dest, counters) && has_room(dest)).cloned()
+        heaviest(service, |dest| is_eligible(dest, counters) && has_room(dest))
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

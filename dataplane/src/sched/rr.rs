@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, DestId, Service};
 use crate::stats::Counters;
 
@@ -18,14 +18,14 @@ pub struct RoundRobin {
 }
 
 impl Scheduler for RoundRobin {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
         let dests = &service.dests;
         let behind =
             self.last.and_then(|last| dests.iter().position(|d| d.id == last)).map_or(0, |at| at + 1);
         let (before, after) = dests.split_at(behind);
         let chosen = after.iter().chain(before).find(|dest| is_eligible(dest, counters))?;
         self.last = Some(chosen.id);
-        Some(Arc::clone(chosen))
+        Some(chosen)
     }
 
     fn edited(&mut self, old: &[Arc<Dest>], new: &[Arc<Dest>]) {

@@ -1,10 +1,8 @@
 //! Shortest expected delay: the real server that a connection would wait least for, were all of its connections served one after the
 //! other at the speed of its weight. Only active ones count, and the new one with them (`ip_vs_sed_schedule`).
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler, least};
-use crate::service::{Dest, Service};
+use super::{Choice, Request, Scheduler, least};
+use crate::service::Service;
 use crate::stats::Counters;
 
 /// The scheduler `sed`.
@@ -12,9 +10,8 @@ use crate::stats::Counters;
 pub struct ShortestExpectedDelay;
 
 impl Scheduler for ShortestExpectedDelay {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
         least(&service.dests, counters, |dest| counters.load(dest.id).active + 1, |dest| dest.weight.into())
-            .cloned()
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::hash::{BUCKETS, Slots, bucket, word};
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, FALLBACK, HASH_PORT, Service};
 use crate::stats::Counters;
 
@@ -21,7 +21,7 @@ pub struct SourceHash {
 }
 
 impl Scheduler for SourceHash {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let (address, port) = request.client;
         let port = if service.flags & HASH_PORT != 0 { port } else { 0 };
         let home = bucket(word(address).wrapping_add(port.into()));
@@ -29,7 +29,7 @@ impl Scheduler for SourceHash {
         let elsewhere = (0..probes).map(|offset| (2 * home + offset) % BUCKETS);
         let mut dests =
             std::iter::once(home).chain(elsewhere).filter_map(|bucket| self.buckets.dest(service, bucket));
-        dests.find(|dest| is_eligible(dest, counters)).cloned()
+        dests.find(|dest| is_eligible(dest, counters))
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {

@@ -4,9 +4,7 @@
 //! Both draws may hit the same server. A draw is a number from 0 to the sum of the weights inclusive, as in the kernel, so the
 //! first server in the list is drawn a little too often: the first of two equals in two cases of three.
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler, is_eligible, overhead};
+use super::{Choice, Request, Scheduler, is_eligible, overhead};
 use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
@@ -15,7 +13,7 @@ use crate::stats::Counters;
 pub struct TwoChoices;
 
 impl Scheduler for TwoChoices {
-    fn choose(&mut self, service: &Service, request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, request: &Request, counters: &Counters) -> Choice<'a> {
         let eligible = || service.dests.iter().filter(|dest| is_eligible(dest, counters));
         let total: u64 = eligible().map(|dest| u64::from(dest.weight)).sum();
 
@@ -35,7 +33,7 @@ impl Scheduler for TwoChoices {
 
         let load = |dest: &Dest| u128::from(overhead(dest, counters));
         let is_better = u128::from(two.weight) * load(one) > u128::from(one.weight) * load(two);
-        Some(Arc::clone(if is_better { two } else { one }))
+        Some(if is_better { two } else { one })
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

@@ -1,10 +1,8 @@
 //! Weighted least connection, ipvsadm's default: the real server with the fewest connections for its weight
 //! (`ip_vs_wlc_schedule`).
 
-use std::sync::Arc;
-
-use super::{Request, Scheduler, least, overhead};
-use crate::service::{Dest, Service};
+use super::{Choice, Request, Scheduler, least, overhead};
+use crate::service::Service;
 use crate::stats::Counters;
 
 /// The scheduler `wlc`.
@@ -12,8 +10,8 @@ use crate::stats::Counters;
 pub struct WeightedLeastConnection;
 
 impl Scheduler for WeightedLeastConnection {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
-        least(&service.dests, counters, |dest| overhead(dest, counters), |dest| dest.weight.into()).cloned()
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
+        least(&service.dests, counters, |dest| overhead(dest, counters), |dest| dest.weight.into())
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

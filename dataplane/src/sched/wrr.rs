@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::{Request, Scheduler, is_eligible};
+use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, DestId, Service};
 use crate::stats::Counters;
 
@@ -27,7 +27,7 @@ pub struct WeightedRoundRobin {
 }
 
 impl Scheduler for WeightedRoundRobin {
-    fn choose(&mut self, service: &Service, _request: &Request, counters: &Counters) -> Option<Arc<Dest>> {
+    fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
         let dests = &service.dests;
         if self.top <= 0 {
             return None;
@@ -58,7 +58,7 @@ impl Scheduler for WeightedRoundRobin {
         }
         let chosen = chosen?;
         self.last = Some(chosen.id);
-        Some(Arc::clone(chosen))
+        Some(chosen)
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {
