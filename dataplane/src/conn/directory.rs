@@ -8,7 +8,7 @@
 //! between: on the established path nobody writes a line that another core reads. A word is 55 bits of the tuple's hash, the
 //! owner, and whether that is settled. Beside it stands where in its table the owner has the connection, so that it need not look for it, too; what stands there may be out
 //! of date, and the owner compares. A bucket is a cache line of five, and an entry stands in one of two buckets, so there is no chain to follow and no
-//! tombstone to leave. Two tuples with the same 55 bits are one in 2⁵⁵ / (connections): the second one's frames would go to a worker that
+//! tombstone to leave; the first one counts those that stand in their second, so that nearly always one line says that there is none. Two tuples with the same 55 bits are one in 2⁵⁵ / (connections): the second one's frames would go to a worker that
 //! does not know them and treats them as new ones of its own, which is what would have happened here.
 //!
 //! With one worker there is no directory.
@@ -41,6 +41,8 @@ struct Bucket {
     words: [AtomicU64; ENTRIES],
     /// Where the owners have their connections, as far as that was said.
     candidates: [AtomicU32; ENTRIES],
+    /// How many words stand in another bucket whose first one this is, at least: counted before they are written and until they are gone.
+    beyond: AtomicU32,
 }
 
 /// An entry's word and candidate.
@@ -49,6 +51,21 @@ type Entry<'a> = (&'a AtomicU64, &'a AtomicU32);
 impl Bucket {
     fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
         self.words.iter().zip(&self.candidates)
+    }
+
+    /// Writes a bid to a free place, if there is one.
+    fn take(&self, bid: u64) -> Option<&AtomicU64> {
+        let mut entries = self.entries();
+        let is_taken = |place: &AtomicU64| place.load(Ordering::Relaxed) == 0 && exchange(place, 0, bid);
+        let (place, candidate) = entries.find(|(place, _)| is_taken(place))?;
+        // It is of what stood here before.
+        candidate.store(0, Ordering::Relaxed);
+        Some(place)
+    }
+
+    /// Words in it.
+    fn taken(&self) -> usize {
+        self.words.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count()
     }
 
     #[inline(always)]
@@ -110,13 +127,13 @@ impl Directory {
     #[inline(always)]
     pub fn find(&self, hash: u64) -> Option<(WorkerId, Packed)> {
         let first = &self.buckets[hash as usize & self.mask];
-        first.find(hash).or_else(|| self.find_further(hash))
+        first.find(hash).or_else(|| self.find_beyond(first, hash))
     }
 
     #[inline(never)]
-    fn find_further(&self, hash: u64) -> Option<(WorkerId, Packed)> {
+    fn find_beyond(&self, first: &Bucket, hash: u64) -> Option<(WorkerId, Packed)> {
         let [_, second] = self.buckets(hash);
-        second.find(hash)
+        (first.beyond.load(Ordering::Relaxed) != 0).then(|| second.find(hash))?
     }
 
     /// Says that a tuple's connection belongs to `worker`.
@@ -136,27 +153,40 @@ impl Directory {
                 return Announced::Ours;
             }
             // Where a rival struck it out, it is gone already.
-            exchange(place, bid, 0);
+            self.clear(hash, place, bid);
         }
         Announced::Full
     }
 
     /// Writes a bid to a free place, if there is one.
     fn write(&self, hash: u64, bid: u64) -> Option<&AtomicU64> {
-        let taken =
-            |bucket: &Bucket| bucket.words.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count();
-        let [mut first, mut second] = self.buckets(hash);
-        let in_first = taken(first);
-        if in_first >= PLENTY && taken(second) < in_first {
-            (first, second) = (second, first);
+        let [first, second] = self.buckets(hash);
+        let in_first = first.taken();
+        let is_second_better = in_first >= PLENTY && second.taken() < in_first;
+        let order = if is_second_better { [second, first] } else { [first, second] };
+        order.into_iter().find_map(|bucket| self.write_in(bucket, hash, bid))
+    }
+
+    fn write_in<'a>(&self, bucket: &'a Bucket, hash: u64, bid: u64) -> Option<&'a AtomicU64> {
+        let [first, _] = self.buckets(hash);
+        if std::ptr::eq(bucket, first) {
+            return bucket.take(bid);
         }
-        let (place, candidate) = first
-            .entries()
-            .chain(second.entries())
-            .find(|(place, _)| place.load(Ordering::Relaxed) == 0 && exchange(place, 0, bid))?;
-        // It is of what stood here before.
-        candidate.store(0, Ordering::Relaxed);
-        Some(place)
+        first.beyond.fetch_add(1, Ordering::SeqCst);
+        bucket.take(bid).or_else(|| {
+            first.beyond.fetch_sub(1, Ordering::SeqCst);
+            None
+        })
+    }
+
+    /// Takes a word from a place of a tuple's, if it still stands there.
+    fn clear(&self, hash: u64, place: &AtomicU64, word: u64) -> bool {
+        let [first, _] = self.buckets(hash);
+        let is_cleared = exchange(place, word, 0);
+        if is_cleared && !first.words.as_ptr_range().contains(&std::ptr::from_ref(place)) {
+            first.beyond.fetch_sub(1, Ordering::SeqCst);
+        }
+        is_cleared
     }
 
     /// Whether no other worker's word stands against the bid at `place`, or no longer.
@@ -168,7 +198,7 @@ impl Directory {
             !is_rival
                 || word & BID != 0
                     && std::ptr::from_ref(place) < std::ptr::from_ref(other)
-                    && exchange(other, word, 0)
+                    && self.clear(hash, other, word)
         })
     }
 
@@ -205,16 +235,19 @@ impl Directory {
     pub fn withdraw(&self, hash: u64, worker: WorkerId) {
         let ours = word(hash, worker);
         for word in self.words(hash) {
-            if word.load(Ordering::Relaxed) == ours && exchange(word, ours, 0) {
+            if word.load(Ordering::Relaxed) == ours && self.clear(hash, word, ours) {
                 return;
             }
         }
     }
 
     /// The entries that a tuple may be in.
+    ///
+    /// Who has written a bid and looks here after that sees every bid written before: one in the second bucket was counted before it was written.
     fn entries(&self, hash: u64) -> impl Iterator<Item = Entry<'_>> {
         let [first, second] = self.buckets(hash);
-        first.entries().chain(second.entries())
+        let beyond = (first.beyond.load(Ordering::SeqCst) != 0).then_some(second);
+        first.entries().chain(beyond.into_iter().flat_map(Bucket::entries))
     }
 
     fn words(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
@@ -373,7 +406,7 @@ mod tests {
                             settled.push(n);
                         }
                         _ => {
-                            exchange(places[n].unwrap(), bids[n], 0);
+                            directory.clear(hash, places[n].unwrap(), bids[n]);
                         }
                     }
                     done[n] += 1;
@@ -406,14 +439,15 @@ mod tests {
                 let settle = |n: u64| {
                     let hash = scattered(n);
                     let new = word(hash, WorkerId(worker));
-                    // Who stands first changes.
-                    let place = directory.words(hash).nth((n + u64::from(worker)) as usize % 2).unwrap();
+                    // Who stands in the second bucket changes, and which one comes before the other.
+                    let bucket = directory.buckets(hash)[(n + u64::from(worker)) as usize % 2];
                     meet();
-                    exchange(place, 0, new | BID);
+                    let place = directory.write_in(bucket, hash, new | BID).unwrap();
                     let is_settled =
                         directory.prevails(hash, WorkerId(worker), place) && exchange(place, new | BID, new);
                     meet();
-                    place.store(0, Ordering::SeqCst);
+                    let _is_gone =
+                        directory.clear(hash, place, new) || directory.clear(hash, place, new | BID);
                     is_settled
                 };
                 (0..RIVALRIES).map(settle).collect()
@@ -426,5 +460,6 @@ mod tests {
         let both = a.iter().zip(&b).filter(|settled| *settled == (&true, &true)).count();
         let neither = a.iter().zip(&b).filter(|settled| *settled == (&false, &false)).count();
         assert_eq!((both, neither), (0, 0));
+        assert!(directory.buckets.iter().all(|bucket| bucket.beyond.load(Ordering::SeqCst) == 0));
     }
 }
