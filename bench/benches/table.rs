@@ -82,7 +82,7 @@ fn turnover(c: &mut Criterion) {
         let mut turn = || {
             now = now.plus(1);
             let mut budget = usize::MAX;
-            while table.expire(now, &mut budget).is_some() {}
+            while table.expire(now, &mut budget, |_| {}).is_some() {}
             for _ in 0..BURST {
                 n = (n + 1) % (4 * alive);
                 let mut conn = conn(n);

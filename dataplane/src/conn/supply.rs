@@ -135,7 +135,7 @@ mod tests {
             }
         }
         let before = faults();
-        while table.expire(Tick(2000), &mut 128).is_some() {}
+        while table.expire(Tick(2000), &mut 128, |_| {}).is_some() {}
         assert!(table.is_empty());
         touched + faults() - before
     }

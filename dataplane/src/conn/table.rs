@@ -296,8 +296,8 @@ impl<A: Address> Table<A> {
     }
 
     /// Removes one connection whose time is over and that controls no others; one that does lives on for [`REPRIEVE`]. `None` when there is none, or when `budget` visits were not enough to find one;
-    /// the rest waits for the next call.
-    pub fn expire(&mut self, now: Tick, budget: &mut usize) -> Option<Conn<A>> {
+    /// the rest waits for the next call. `ask` is told the hashes of those that are about to be removed, by which they may be known elsewhere.
+    pub fn expire(&mut self, now: Tick, budget: &mut usize, ask: impl Fn(u64)) -> Option<Conn<A>> {
         loop {
             while let Some(slot) = self.due.pop() {
                 // What was done about one that was due may have changed another.
@@ -324,8 +324,11 @@ impl<A: Address> Table<A> {
             self.due.reverse();
             for slot in &self.due {
                 let conn = &self.slab.entries[*slot as usize];
-                self.index.prefetch(self.hash(&conn.request()));
-                conn.reply().iter().for_each(|reply| self.index.prefetch(self.hash(reply)));
+                for tuple in [Some(conn.request()), conn.reply()].into_iter().flatten() {
+                    let hash = self.hash(&tuple);
+                    self.index.prefetch(hash);
+                    ask(hash);
+                }
             }
         }
     }
@@ -573,7 +576,7 @@ mod tests {
                 }
                 now = now.plus(step);
                 let mut budget = usize::MAX;
-                while let Some(expired) = table.expire(now, &mut budget) {
+                while let Some(expired) = table.expire(now, &mut budget, |_| {}) {
                     let known = model.remove(&expired.client_port).expect("expires once");
                     prop_assert_eq!(known.remaining(now), 0);
                 }

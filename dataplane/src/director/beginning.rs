@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::answers::is_refused_to_server;
 use super::beyond::Near;
 use super::family::Family;
+use super::owners::Notice;
 use super::{Shared, Verdict, admission};
 use crate::conn::{Conn, ConnId, Detail, Direction, Marks, State};
 use crate::forward::icmp::Problem;
@@ -235,12 +236,7 @@ impl<A: Near> Family<A> {
             }
             return Err(Reason::TableFull);
         };
-        if let Some(reply) = conn.announced_reply() {
-            // Whoever else claims the reply's tuple has the same real server and port: the kernel, too, finds the first one.
-            let hash = self.conns.hash(&reply);
-            shared.announce(hash);
-        }
-        self.note(shared, &conn, id);
+        self.announce_begun(shared, &conn, (id, hash));
         if conn.marks.has(Marks::ACROSS) {
             Self::join_across(shared, &conn, id);
         }
@@ -249,17 +245,23 @@ impl<A: Near> Family<A> {
         Ok(id)
     }
 
-    /// Tells the other workers where a connection is whose tuples they have been told. Not an IPv6 one, as that does not go along with what they hand over, nor a tunnel's,
-    /// whose packets need their hash anyway.
-    fn note(&self, shared: &Shared, conn: &Conn<A>, id: ConnId) {
+    /// Tells the other workers of a connection's replies, and where it is: not where an IPv6 one is, as that does not go along with what they hand over, nor a tunnel's, whose
+    /// packets need their hash anyway.
+    fn announce_begun(&self, shared: &mut Shared, conn: &Conn<A>, (id, request): (ConnId, u64)) {
+        if shared.directory.is_none() {
+            return;
+        }
         let is_of_use = A::ETHERTYPE == V4::ETHERTYPE && conn.forwarding != Forwarding::Tunnel;
-        let Some(directory) = shared.directory.as_ref().filter(|_| is_of_use) else { return };
-        let note = |tuple, direction| {
-            directory.note(self.conns.hash(&tuple), shared.worker, (id.number(), direction).into());
-        };
-        note(conn.request(), Direction::Request);
+        let candidate = |direction| is_of_use.then(|| (id.number(), direction).into());
+        candidate(Direction::Request).into_iter().for_each(|candidate| shared.note(request, candidate));
         if let Some(reply) = conn.reply() {
-            note(reply, Direction::Reply);
+            // FullNAT's was announced with its port.
+            let is_known = conn.announced_reply().is_none();
+            shared.tell_soon(Notice {
+                hash: self.conns.hash(&reply),
+                is_known,
+                candidate: candidate(Direction::Reply),
+            });
         }
     }
 

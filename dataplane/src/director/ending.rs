@@ -21,7 +21,7 @@ pub(super) struct Sweep {
 impl<A: Near> Family<A> {
     /// Ends connections whose time is over, then those that are being swept away.
     pub fn expire(&mut self, shared: &mut Shared, now: Tick, budget: &mut usize) {
-        while let Some(entry) = self.conns.expire(now, budget) {
+        while let Some(entry) = self.conns.expire(now, budget, |hash| shared.prefetch_owner(hash)) {
             self.expired(shared, &entry, now);
         }
         if self.swept.is_none() {
@@ -72,6 +72,7 @@ impl<A: Near> Family<A> {
             return self.forget_template(shared, conn);
         }
         if shared.directory.is_some() {
+            shared.tell();
             self.withdraw(shared, conn);
         }
         let counters = shared.mine().dest(conn.dest);

@@ -34,6 +34,7 @@ mod hops;
 mod listing;
 mod openings;
 mod outbox;
+mod owners;
 mod persistence;
 mod pools;
 mod sending;
@@ -48,8 +49,7 @@ use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
 
 use crate::conn::Conn;
-use crate::conn::directory::{Announced, Directory};
-use crate::conn::index::Packed;
+use crate::conn::directory::Directory;
 use crate::conn::paths::Paths;
 use crate::conn::supplier;
 use crate::conn::table::Secret;
@@ -70,6 +70,7 @@ pub use listing::{Listed, Place};
 use openings::Openings;
 pub use openings::Wish;
 use outbox::Outbox;
+use owners::Notices;
 use pools::Pools;
 use services::Schedulers;
 
@@ -118,6 +119,7 @@ struct Shared {
     snapshot: Arc<Snapshot>,
     schedulers: Schedulers,
     directory: Option<Arc<Directory>>,
+    notices: Notices,
     paths: Arc<Paths>,
     counters: Arc<Counters>,
     /// This worker's of them.
@@ -173,6 +175,7 @@ impl Director {
                 snapshot,
                 schedulers,
                 directory,
+                notices: Notices::default(),
                 paths,
                 counters,
                 mine,
@@ -240,6 +243,7 @@ impl Director {
         }
         self.v4.conns.settle();
         self.v6.conns.settle();
+        self.shared.tell();
         self.shared.watch.lap(Stage::Decide);
     }
 
@@ -399,57 +403,6 @@ impl Director {
 }
 
 impl Shared {
-    /// Where owners are to be looked up, if they are: what was handed over is not handed on.
-    fn owners(&self) -> Option<&Directory> {
-        self.directory.as_deref().filter(|_| !self.handed)
-    }
-
-    /// The worker that a tuple's connection belongs to, if that is not this one.
-    #[inline(always)]
-    fn owner_elsewhere(&self, hash: u64) -> Option<WorkerId> {
-        self.found_elsewhere(hash).map(|(owner, _)| owner)
-    }
-
-    /// The same, and where that worker most likely has it.
-    #[inline(always)]
-    fn found_elsewhere(&self, hash: u64) -> Option<(WorkerId, Packed)> {
-        self.owners()?.find(hash).filter(|(owner, _)| *owner != self.worker)
-    }
-
-    /// The verdict about a packet whose connection belongs to another worker.
-    #[inline(always)]
-    fn elsewhere(&self, glance: &Glance) -> Option<Verdict> {
-        let (owner, candidate) = self.found_elsewhere(glance.hash)?;
-        Some(Verdict::HandOff(owner, Known::of(glance, candidate)))
-    }
-
-    /// Claims a tuple for this worker. Says who has it if somebody was quicker.
-    fn announce(&self, hash: u64) -> Option<WorkerId> {
-        match self.directory.as_ref()?.announce(hash, self.worker) {
-            Announced::Ours => None,
-            Announced::Theirs(owner) => Some(owner),
-            Announced::Full => {
-                self.mine().count(Event::DirectoryFull, 1);
-                None
-            }
-        }
-    }
-
-    /// Takes a tuple for this worker, whoever had it.
-    fn claim(&self, hash: u64) {
-        if let Some(directory) = &self.directory
-            && directory.claim(hash, self.worker) == Announced::Full
-        {
-            self.mine().count(Event::DirectoryFull, 1);
-        }
-    }
-
-    fn withdraw(&self, hash: u64) {
-        if let Some(directory) = &self.directory {
-            directory.withdraw(hash, self.worker);
-        }
-    }
-
     fn mine(&self) -> &WorkerCounters {
         &self.mine
     }
