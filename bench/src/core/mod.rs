@@ -30,6 +30,8 @@ pub const FLOOR: Metric = Metric::new("floor_ns_per_packet", "ns");
 pub const TABLE_FLOOR: Metric = Metric::new("table_floor_ns_per_packet", "ns");
 /// UDP connections that begin and end.
 pub const INSERTS: Metric = Metric::new("udp_inserts_per_second", "connections/s");
+/// Those of two workers ÷ those of one.
+pub const INSERTS_SPEEDUP: Metric = Metric::new("two_worker_speedup_inserts", "ratio");
 /// TCP connections from SYN to expiry, of ten packets.
 pub const LIVES: Metric = Metric::new("tcp_lives_per_second", "connections/s");
 /// Memory of a connection, index included.
@@ -80,7 +82,7 @@ impl Plan {
 
     /// Steps that [`measure`] tells of.
     pub fn steps(&self) -> usize {
-        self.connections.len() * MODES.len() + 7
+        self.connections.len() * MODES.len() + 9
     }
 }
 

@@ -9,7 +9,7 @@ use shunt_dataplane::packet::parse::tcp_flags::{ACK, FIN, SYN};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::{Forwarding, Tick};
 
-use super::{BYTES, INSERTS, LIVES, Plan, Row, Run, median, per_packet, way};
+use super::{BYTES, INSERTS, INSERTS_SPEEDUP, LIVES, Plan, Row, Run, median, per_packet, way};
 use crate::interrupt;
 use crate::machine;
 use crate::stand::frames::FRAME;
@@ -21,6 +21,12 @@ const VISITS: usize = 128;
 /// Longer than a UDP connection lives, and than TIME_WAIT is, in milliseconds; slots of the wheel included.
 const UDP_OVER: u32 = 301_000;
 const TCP_OVER: u32 = 121_000;
+
+/// Modes whose new connections are measured: with an entry in the index for each direction, and with one.
+const NEW: [(&str, Forwarding); 2] = [("nat", Forwarding::Masq), ("dr", Forwarding::Route)];
+
+/// The second worker's clients are others than the first one's.
+const OTHERS: u32 = 1 << 27;
 
 /// Packets of a TCP connection, by side and flags: handshake, a request of two segments and its answer, and both ends' farewell.
 const LIFE: [(bool, u8); 10] = [
@@ -37,12 +43,13 @@ const LIFE: [(bool, u8); 10] = [
 ];
 
 pub(super) fn measure(run: &mut Run) -> Result<()> {
-    for (name, forwarding) in [("nat", Forwarding::Masq), ("dr", Forwarding::Route)] {
+    for (name, forwarding) in NEW {
         (run.step)(&format!("{name}, new UDP connections"));
         let rates = repeat(run.plan, forwarding, udp)?;
         run.report.add(way(name), INSERTS, &rates);
         run.rows.push(rate(format!("{name}, new UDP connections, millions/s"), &rates, "≥ 4", 4e6));
     }
+    by_two(run)?;
     (run.step)("nat, lives of TCP connections");
     let rates = repeat(run.plan, Forwarding::Masq, tcp)?;
     run.report.add(way("nat"), LIVES, &rates);
@@ -59,6 +66,46 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         target: "≤ 128",
         is_met: bytes <= 128.0,
     });
+    Ok(())
+}
+
+/// What a second worker adds where connections begin and end: two tell each other of each, one alone tells nobody.
+fn by_two(run: &mut Run) -> Result<()> {
+    let cores = machine::cores()?;
+    for (name, forwarding) in NEW {
+        (run.step)(&format!("{name}, new UDP connections by two workers"));
+        let [.., one, other] = cores[..] else {
+            run.report.skip_one(
+                way(name),
+                INSERTS_SPEEDUP,
+                "there is one core, and a worker wants one of its own",
+            );
+            continue;
+        };
+        let (mut alone, mut pair) = (Stand::new(forwarding, 0), Stand::pair(forwarding));
+        let mut values = Vec::new();
+        for repetition in 0..=run.plan.repetitions as u32 {
+            interrupt::check()?;
+            let (first, count) = (1 + repetition * run.plan.turnover, run.plan.turnover);
+            let job = |(stand, first): (&mut Stand, u32), _: &_| 1e9 / udp(stand, first, count);
+            let by_one = machine::side_by_side([(other, (&mut alone, first))], job, || ());
+            let [here, there] = &mut pair;
+            let who = [(one, (here, first)), (other, (there, first + OTHERS))];
+            let by_both: f64 = machine::side_by_side(who, job, || ()).iter().sum();
+            if repetition > 0 {
+                values.push(by_both / by_one[0]);
+            }
+        }
+        run.report.add(way(name), INSERTS_SPEEDUP, &values);
+        run.rows.push(Row {
+            what: format!("{name}, new UDP connections, two workers ÷ one"),
+            values,
+            digits: 2,
+            beside: "two tell each other of each".to_owned(),
+            target: "",
+            is_met: true,
+        });
+    }
     Ok(())
 }
 

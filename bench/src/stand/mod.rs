@@ -8,9 +8,11 @@ pub mod team;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{Director, Parts, Verdict};
 use shunt_dataplane::packet::Packet;
@@ -37,6 +39,9 @@ const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 /// Real servers of each service. Ten million connections by FullNAT need 160 pairs of a server and a local address.
 pub const REAL_SERVERS: u8 = 16;
 const LOCALS: u8 = 16;
+
+/// Connections that a director has room for at least, as a daemon would be sized: for a million by NAT.
+const CAPACITY: usize = 1 << 21;
 
 /// Bursts of frames that take turns.
 pub const BURSTS: usize = 8;
@@ -142,6 +147,7 @@ pub struct Stand {
     pub director: Director,
     /// The moment it is told.
     pub now: Tick,
+    worker: WorkerId,
     counters: Arc<Counters>,
     chunks: Vec<[u8; CHUNK]>,
     /// By client, the real server that its connection went to.
@@ -154,21 +160,9 @@ impl Stand {
     /// # Panics
     /// When there is no memory for them.
     pub fn new(forwarding: Forwarding, connections: u32) -> Self {
+        let first = snapshot(forwarding, 1);
         let counters = Arc::new(Counters::new(1).expect("memory for counters"));
-        let parts = Parts {
-            worker: WorkerId(0),
-            snapshot: Arc::new(snapshot(forwarding, 1)),
-            // As a daemon would be sized: for a million at least.
-            capacity: (connections as usize).max(1 << 21),
-            secret: SECRET,
-            directory: None,
-            paths: Arc::default(),
-            counters: Arc::clone(&counters),
-        };
-        let now = Tick(0);
-        let director = Director::new(parts, now).expect("memory for connections");
-        let chunks = vec![[0; CHUNK]; BURST * BURSTS];
-        let mut stand = Self { director, now, counters, chunks, chosen: vec![0; connections as usize] };
+        let mut stand = Self::of(WorkerId(0), first, connections, None, counters);
         let numbers: Vec<u32> = (0..connections).collect();
         for numbers in numbers.chunks(BURST) {
             let bytes: ArrayVec<_, BURST> = numbers.iter().map(|n| datagram(client(*n), VIP)).collect();
@@ -183,10 +177,47 @@ impl Stand {
         stand
     }
 
+    /// The directors of two workers who share their services and tell each other of connections. There are none yet.
+    ///
+    /// # Panics
+    /// When there is no memory for them.
+    pub fn pair(forwarding: Forwarding) -> [Self; 2] {
+        let first = snapshot(forwarding, 2);
+        let counters = Arc::new(Counters::new(2).expect("memory for counters"));
+        let directory = Arc::new(Directory::with_capacity(4 * CAPACITY).expect("memory for the directory"));
+        [0, 1].map(|n| {
+            let (directory, counters) = (Arc::clone(&directory), Arc::clone(&counters));
+            Self::of(WorkerId(n), first.clone(), 0, Some(directory), counters)
+        })
+    }
+
+    fn of(
+        worker: WorkerId,
+        snapshot: Snapshot,
+        connections: u32,
+        directory: Option<Arc<Directory>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let parts = Parts {
+            worker,
+            snapshot: Arc::new(snapshot),
+            capacity: (connections as usize).max(CAPACITY),
+            secret: SECRET,
+            directory,
+            paths: Arc::default(),
+            counters: Arc::clone(&counters),
+        };
+        let now = Tick(0);
+        let director = Director::new(parts, now).expect("memory for connections");
+        let chunks = vec![[0; CHUNK]; BURST * BURSTS];
+        Self { director, now, worker, counters, chunks, chosen: vec![0; connections as usize] }
+    }
+
     /// Connections there are, as the counters have it.
     pub fn connections(&self) -> u64 {
-        let loads = (0..2 * u32::from(REAL_SERVERS)).map(|n| self.counters.load(DestId(n)));
-        loads.map(|load| load.active + load.inactive).sum()
+        let counters = self.counters.worker(self.worker);
+        let each = (0..2 * u32::from(REAL_SERVERS)).map(|n| counters.dest(DestId(n)));
+        each.map(|dest| dest.active.load(Ordering::Relaxed) + dest.inactive.load(Ordering::Relaxed)).sum()
     }
 
     /// The datagram of a client's.
