@@ -127,7 +127,16 @@ impl Pools {
                 }
                 None => true,
             };
-            match self.queues.get_mut(&way).and_then(|queue| queue.take(now, number, is_free)) {
+            let taken = self.queues.get_mut(&way).and_then(|queue| {
+                let port = queue.take(now, number, is_free)?;
+                // When it is this way's turn again, what the others know of its port is at hand.
+                if let (Some(directory), Some(place)) = (&self.directory, queue.then()) {
+                    let port = number(&queue.deal, place);
+                    directory.prefetch(reply(&self.secret, &way, server_port, port));
+                }
+                Some(port)
+            });
+            match taken {
                 Some(port) => {
                     local.begin(worker);
                     return Some((way, port));
@@ -321,6 +330,15 @@ impl Queue {
         self.back.pop(|_| true)
     }
 
+    /// The place that is taken next, as far as is known now.
+    fn then(&self) -> Option<u16> {
+        let share = self.back.places.len() as u16;
+        match self.fresh < share {
+            true => Some(wrap(self.start, self.fresh, share)),
+            false => self.back.first(),
+        }
+    }
+
     /// Whether a port was taken from here, and not from the queue of an earlier deal. It counts as given back now.
     fn comes_back(&mut self, place: u16) -> bool {
         let (word, bit) = (&mut self.out[usize::from(place / 64)], 1 << (place % 64));
@@ -353,12 +371,13 @@ impl<T: Copy + Default> Ring<T> {
         self.len += 1;
     }
 
+    fn first(&self) -> Option<T> {
+        self.places.get(usize::from(self.head)).copied().filter(|_| self.len > 0)
+    }
+
     /// Takes the first one off if it will do.
     fn pop(&mut self, will_do: impl Fn(T) -> bool) -> Option<T> {
-        let first = *self.places.get(usize::from(self.head))?;
-        if self.len == 0 || !will_do(first) {
-            return None;
-        }
+        let first = self.first().filter(|first| will_do(*first))?;
         self.head = wrap(self.head, 1, self.places.len() as u16);
         self.len -= 1;
         Some(first)
