@@ -54,7 +54,7 @@ impl Bucket {
     }
 
     /// Writes a bid to a free place, if there is one.
-    fn take(&self, bid: u64) -> Option<&AtomicU64> {
+    fn write(&self, bid: u64) -> Option<&AtomicU64> {
         let mut entries = self.entries();
         let is_taken = |place: &AtomicU64| place.load(Ordering::Relaxed) == 0 && exchange(place, 0, bid);
         let (place, candidate) = entries.find(|(place, _)| is_taken(place))?;
@@ -170,10 +170,10 @@ impl Directory {
     fn write_in<'a>(&self, bucket: &'a Bucket, hash: u64, bid: u64) -> Option<&'a AtomicU64> {
         let [first, _] = self.buckets(hash);
         if std::ptr::eq(bucket, first) {
-            return bucket.take(bid);
+            return bucket.write(bid);
         }
         first.beyond.fetch_add(1, Ordering::SeqCst);
-        bucket.take(bid).or_else(|| {
+        bucket.write(bid).or_else(|| {
             first.beyond.fetch_sub(1, Ordering::SeqCst);
             None
         })

@@ -95,6 +95,9 @@ impl Shared {
 
     /// Tells the others what they were to be told soon.
     pub(super) fn tell(&mut self) {
+        if self.notices.is_empty() {
+            return;
+        }
         for Notice { hash, is_known, candidate } in self.notices.take() {
             if !is_known {
                 // Whoever else claims a reply's tuple has the same real server and port: the kernel, too, finds the first one.
