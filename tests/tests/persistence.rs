@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::Tuple;
+use shunt_dataplane::service::WorkerId;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
 use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp, udp};
 use shunt_tests::harness::macs_from;
@@ -16,6 +18,7 @@ use shunt_tests::rig::Rig;
 
 const VIP: Ipv4Addr = shunt_tests::bench::VIP;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const SYN: u8 = 2;
 
 proptest! {
@@ -50,6 +53,27 @@ proptest! {
         // Reprieves of a minute follow the last connection's end.
         rig.wait(Duration::from_secs(300));
         prop_assert_eq!(rig.connections().count(), 0);
+    }
+}
+
+#[test]
+fn others_know_a_connection_when_its_packet_leaves_and_nothing_of_one_that_is_over() {
+    for (options, owner) in [("", Some(WorkerId(1))), ("-o", None)] {
+        let mut rig = Rig::new(2);
+        rig.ipvsadm(&format!("-A -u 10.9.0.1:80 -s rr {options}"));
+        rig.ipvsadm("-a -u 10.9.0.1:80 -r 10.1.0.11:8080 -m");
+        let (from, server) = ((Ipv4Addr::new(10, 0, 0, 2), 4000), (Ipv4Addr::new(10, 1, 0, 11), 8080));
+        let request = udp((client_mac(from.0), C0), from, (VIP, 80));
+        assert_eq!(rig.deliver(1, CLIENTS, &request).verdict, Verdict::Forward(SERVERS));
+        let tuple = |source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)| Tuple {
+            source: source.0.into(),
+            destination: destination.0.into(),
+            source_port: source.1,
+            destination_port: destination.1,
+            protocol: UDP,
+        };
+        assert_eq!(rig.owner(&tuple(from, (VIP, 80))), owner, "{options}");
+        assert_eq!(rig.owner(&tuple(server, from)), owner, "{options}");
     }
 }
 
