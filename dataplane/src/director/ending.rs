@@ -71,19 +71,29 @@ impl<A: Near> Family<A> {
         if conn.is_template() {
             return self.forget_template(shared, conn);
         }
+        self.detach(shared, conn, now);
+        Self::discount(shared, conn);
+    }
+
+    /// Gives back what a connection had that is no longer in the table, except its place among its real server's.
+    pub(super) fn detach(&mut self, shared: &mut Shared, conn: &Conn<A>, now: Tick) {
         if shared.directory.is_some() {
             shared.tell();
             self.withdraw(shared, conn);
         }
-        let counters = shared.mine().dest(conn.dest);
-        sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
-        Self::release(shared, conn.dest);
         if conn.forwarding == Forwarding::FullNat {
             Self::release_full_nat(shared, conn, now);
         }
         if conn.marks.has(Marks::FTP_ANY) {
             self.end_of_ftp(shared, conn);
         }
+    }
+
+    /// Its real server has one connection less.
+    pub(super) fn discount(shared: &Shared, conn: &Conn<A>) {
+        let counters = shared.mine().dest(conn.dest);
+        sub(if conn.marks.has(Marks::ACTIVE) { &counters.active } else { &counters.inactive }, 1);
+        Self::release(shared, conn.dest);
     }
 
     /// Takes a connection's tuples out of the directory of owners.

@@ -192,8 +192,12 @@ impl<A: Near> Family<A> {
         if is_kept && !is_replaced {
             return Verdict::Drop(Reason::NoDest);
         }
-        self.cut(shared, id, now);
-        self.admit(shared, packet, meta, hash, now)
+        let old = self.conns.remove(id);
+        self.detach(shared, &old, now);
+        let verdict = self.admit(shared, packet, meta, hash, now);
+        // The kernel's timer, which ends the old one, runs when the new one has been scheduled: that one still counts for thresholds and as load.
+        Self::discount(shared, &old);
+        verdict
     }
 
     /// A packet from the client of a connection that is the one for it, to its real server.
