@@ -19,6 +19,7 @@ use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::interrupt;
+use crate::machine;
 use crate::report::{Metric, Report, Way, median_and_spread};
 use crate::stand::MODES;
 
@@ -124,6 +125,17 @@ pub fn measure(plan: &Plan, report: Report, mut step: impl FnMut(&str)) -> Resul
 
 fn way(mode: &'static str) -> Way {
     Way { family: "ipv4", mode, backend: "memory" }
+}
+
+/// The cores of two workers. Where there are none, these metrics are said to be skipped.
+fn two_cores(report: &mut Report, name: &'static str, metrics: &[Metric]) -> Result<Option<[usize; 2]>> {
+    if let [.., one, other] = machine::cores()?[..] {
+        return Ok(Some([one, other]));
+    }
+    for metric in metrics {
+        report.skip_one(way(name), *metric, "there is one core, and a worker wants one of its own");
+    }
+    Ok(None)
 }
 
 /// A figure's median.

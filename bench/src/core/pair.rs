@@ -11,7 +11,7 @@ use shunt_dataplane::worker::link::Handle;
 use super::handing::Pair;
 use super::{
     CORE_TO_CORE, HANDOFF, HANDOFF_FLOOR, Row, Run, SPEEDUP, SPEEDUP_BARE, SPEEDUP_HANDOFF, distance, median,
-    way,
+    two_cores, way,
 };
 use crate::interrupt;
 use crate::machine;
@@ -19,14 +19,7 @@ use crate::stand::team::{Options, Team};
 
 pub(super) fn measure(run: &mut Run) -> Result<()> {
     (run.step)("two workers beside one");
-    let cores = machine::cores()?;
-    let [.., first, second] = cores[..] else {
-        for metric in [SPEEDUP, SPEEDUP_HANDOFF] {
-            run.report.skip_one(way("nat"), metric, "there is one core, and a worker wants one of its own");
-        }
-        return Ok(());
-    };
-    let cores = [first, second];
+    let Some(cores) = two_cores(&mut run.report, "nat", &[SPEEDUP, SPEEDUP_HANDOFF])? else { return Ok(()) };
     let of = |workers| Team::new(Options { workers, ..Options::default() });
     let (mut one, mut two, mut crossed) = (of(1)?, of(2)?, of(2)?);
     crossed.cross();

@@ -9,7 +9,7 @@ use shunt_dataplane::packet::parse::tcp_flags::{ACK, FIN, SYN};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::{Forwarding, Tick};
 
-use super::{BYTES, INSERTS, INSERTS_SPEEDUP, LIVES, Plan, Row, Run, median, per_packet, way};
+use super::{BYTES, INSERTS, INSERTS_SPEEDUP, LIVES, Plan, Row, Run, median, per_packet, two_cores, way};
 use crate::interrupt;
 use crate::machine;
 use crate::stand::frames::FRAME;
@@ -71,17 +71,9 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
 
 /// What a second worker adds where connections begin and end: two tell each other of each, one alone tells nobody.
 fn by_two(run: &mut Run) -> Result<()> {
-    let cores = machine::cores()?;
     for (name, forwarding) in NEW {
         (run.step)(&format!("{name}, new UDP connections by two workers"));
-        let [.., one, other] = cores[..] else {
-            run.report.skip_one(
-                way(name),
-                INSERTS_SPEEDUP,
-                "there is one core, and a worker wants one of its own",
-            );
-            continue;
-        };
+        let Some([one, other]) = two_cores(&mut run.report, name, &[INSERTS_SPEEDUP])? else { continue };
         let (mut alone, mut pair) = (Stand::new(forwarding, 0), Stand::pair(forwarding));
         let mut values = Vec::new();
         for repetition in 0..=run.plan.repetitions as u32 {

@@ -40,7 +40,7 @@ const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 pub const REAL_SERVERS: u8 = 16;
 const LOCALS: u8 = 16;
 
-/// Connections that a director has room for at least, as a daemon would be sized: for a million by NAT.
+/// Connections that a director has room for at least, as a daemon would be sized: for more than a million.
 const CAPACITY: usize = 1 << 21;
 
 /// Bursts of frames that take turns.

@@ -121,18 +121,16 @@ impl Pools {
                 (Deal::ByHash(shares), Some(sorted)) => sorted.port(&way, shares, place),
                 _ => FIRST + u16::from(worker.0) + place * workers,
             };
+            let hash = |port| reply(&self.secret, &way, server_port, port);
             let is_free = |port| match &self.directory {
-                Some(directory) => {
-                    directory.announce_new(reply(&self.secret, &way, server_port, port), worker)
-                }
+                Some(directory) => directory.announce_new(hash(port), worker),
                 None => true,
             };
             let taken = self.queues.get_mut(&way).and_then(|queue| {
                 let port = queue.take(now, number, is_free)?;
                 // When it is this way's turn again, what the others know of its port is at hand.
                 if let (Some(directory), Some(place)) = (&self.directory, queue.then()) {
-                    let port = number(&queue.deal, place);
-                    directory.prefetch(reply(&self.secret, &way, server_port, port));
+                    directory.prefetch(hash(number(&queue.deal, place)));
                 }
                 Some(port)
             });
@@ -314,9 +312,7 @@ impl Queue {
     }
 
     fn next(&mut self, now: Tick) -> Option<u16> {
-        let share = self.back.places.len() as u16;
-        if self.fresh < share {
-            let place = wrap(self.start, self.fresh, share);
+        if let Some(place) = self.unused() {
             self.fresh += 1;
             return Some(place);
         }
@@ -332,11 +328,13 @@ impl Queue {
 
     /// The place that is taken next, as far as is known now.
     fn then(&self) -> Option<u16> {
+        self.unused().or_else(|| self.back.first())
+    }
+
+    /// The first place that was never used.
+    fn unused(&self) -> Option<u16> {
         let share = self.back.places.len() as u16;
-        match self.fresh < share {
-            true => Some(wrap(self.start, self.fresh, share)),
-            false => self.back.first(),
-        }
+        (self.fresh < share).then(|| wrap(self.start, self.fresh, share))
     }
 
     /// Whether a port was taken from here, and not from the queue of an earlier deal. It counts as given back now.
