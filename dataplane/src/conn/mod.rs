@@ -6,6 +6,7 @@
 pub mod calls;
 pub mod directory;
 pub mod fragments;
+pub mod hops;
 pub mod index;
 pub mod memory;
 pub mod parts;
@@ -21,6 +22,7 @@ pub mod wheel;
 
 use zerocopy::FromZeros;
 
+pub use hops::{Generation, Hops};
 pub use index::Direction;
 pub use state::{Side, State};
 pub use table::{ConnId, Table};
@@ -74,7 +76,7 @@ pub struct Conn<A> {
     pub last_seen: Tick,
     /// Milliseconds it lives without packets.
     pub timeout: u32,
-    /// Cached next hops, as numbers of the worker's own list.
+    /// What its worker remembers for its next packets.
     pub hops: Hops,
     pub(crate) links: wheel::Links,
 }
@@ -212,17 +214,6 @@ impl From<Tunnel> for Detail {
     fn from(tunnel: Tunnel) -> Self {
         Self(tunnel.kind as u32 | u32::from(tunnel.checksum) << 2 | u32::from(tunnel.port) << 16)
     }
-}
-
-/// Next hops of a connection, valid while `generation` is the worker's.
-#[derive(Clone, Copy, Debug, Default, FromZeros)]
-pub struct Hops {
-    /// To the real server.
-    pub to_server: u16,
-    /// To the client.
-    pub to_client: u16,
-    /// The worker's generation of hops that the numbers are of; 0 is never a current one.
-    pub generation: u32,
 }
 
 impl<A: Address> Conn<A> {

@@ -244,10 +244,24 @@ impl<A: Address> Table<A> {
         &self.slab.entries[id.0 as usize]
     }
 
-    /// A connection, to change. Its tuples must stay as they are.
+    /// A connection, to change. Its tuples must stay as they are. It is not [steady](super::hops) any more.
     #[inline]
     pub fn conn_mut(&mut self, id: ConnId) -> &mut Conn<A> {
+        let conn = self.conn_as_is(id);
+        conn.hops.set_steady(false);
+        conn
+    }
+
+    /// A connection, to note what may change while it is steady: when its last packet came, how many there were.
+    #[inline]
+    pub fn conn_as_is(&mut self, id: ConnId) -> &mut Conn<A> {
         &mut self.slab.entries[id.0 as usize]
+    }
+
+    /// Notes whether a connection is [steady](super::hops).
+    #[inline]
+    pub fn set_steady(&mut self, id: ConnId, is_steady: bool) {
+        self.conn_as_is(id).hops.set_steady(is_steady);
     }
 
     /// Adds a connection. The caller has made sure that its request is not found yet.
@@ -335,16 +349,16 @@ impl<A: Address> Table<A> {
 
     /// Whether the time of a connection that is not in the wheel is over. If not, it is put back where it will be.
     fn is_over(&mut self, slot: u32, now: Tick) -> bool {
-        let conn = &mut self.slab.entries[slot as usize];
-        let left = match conn.remaining(now) {
-            0 if conn.controls() > 0 => {
-                conn.reprieve(now);
+        let id = ConnId(slot);
+        let left = match self.conn(id).remaining(now) {
+            0 if self.conn(id).controls() > 0 => {
+                self.conn_mut(id).reprieve(now);
                 REPRIEVE
             }
             0 => return true,
             left => left,
         };
-        let at = now.plus(left + conn.lingers());
+        let at = now.plus(left + self.conn(id).lingers());
         self.wheel.remove(&mut self.slab, slot);
         self.wheel.insert(&mut self.slab, slot, at);
         false

@@ -234,6 +234,8 @@ impl<A: Near> Family<A> {
             return self.refuse(shared, packet, meta, problem, Some(id), now);
         }
         Self::limit_segments(shared, packet, meta, conn.dest);
+        self.ease(shared, id);
+        let conn = self.conns.conn(id);
         match conn.forwarding {
             Forwarding::Route | Forwarding::Bypass => dr::request(packet, meta, &hop),
             Forwarding::Masq => {
@@ -332,6 +334,8 @@ impl<A: Near> Family<A> {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
         Self::limit_segments(shared, packet, meta, conn.dest);
+        self.ease(shared, id);
+        let conn = self.conns.conn(id);
         if conn.forwarding == Forwarding::FullNat {
             return self.reply_by_full_nat(shared, packet, meta, id, &hop);
         }
@@ -425,6 +429,11 @@ impl<A: Near> Family<A> {
     /// Voids all remembered next hops.
     pub fn forget_hops(&mut self) {
         self.hops.forget();
+    }
+
+    /// Has the long way look at each connection again.
+    pub fn doubt(&mut self) {
+        self.hops.doubt();
     }
 }
 impl From<Unreachable> for Verdict {

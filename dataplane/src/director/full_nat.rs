@@ -161,10 +161,11 @@ impl<A: Near> Family<A> {
 
     /// Takes what the director adds to the client's stream out of what the real server acknowledges, and of what it says that it takes.
     pub(super) fn take_back<M: Address>(&mut self, packet: &mut Packet, meta: &Meta<M>, id: ConnId) {
-        let conn = self.conns.conn_mut(id);
-        if !conn.marks.has(Marks::TELLS) || meta.is_later_fragment() || meta.flags & tcp_flags::ACK == 0 {
+        let is_told = self.conns.conn(id).marks.has(Marks::TELLS);
+        if !is_told || meta.is_later_fragment() || meta.flags & tcp_flags::ACK == 0 {
             return;
         }
+        let conn = self.conns.conn_mut(id);
         let number = acknowledged(packet, meta);
         let is_told_by_option = conn.marks.has(Marks::TOA);
         if meta.flags & tcp_flags::SYN != 0 {

@@ -1,6 +1,6 @@
 //! Next hops, cached twice: by address in the worker, by number in each connection.
 //!
-//! A connection remembers the numbers of its two hops. When the network changes the worker begins a new generation, every remembered number is
+//! A connection [remembers](crate::conn::hops) the numbers of its two hops. When the network changes the worker begins a new generation, every remembered number is
 //! void, and each connection asks again with its next packet. So a change of a route costs one increment,
 //! not a walk over all connections.
 
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
-use crate::conn::{Direction, Hops};
+use crate::conn::{Direction, Generation, Hops};
 use crate::service::{Hop, Network, Unreachable};
 
 /// No hop is remembered.
@@ -40,14 +40,18 @@ impl Toward {
 
 /// The worker's hops of the current generation.
 pub struct HopCache {
-    generation: u32,
+    generation: Generation,
     hops: Vec<Hop>,
     by_address: HashMap<IpAddr, u16>,
 }
 
 impl Default for HopCache {
     fn default() -> Self {
-        Self { generation: 1, hops: Vec::with_capacity(1024), by_address: HashMap::with_capacity(1024) }
+        Self {
+            generation: Generation::FIRST,
+            hops: Vec::with_capacity(1024),
+            by_address: HashMap::with_capacity(1024),
+        }
     }
 }
 
@@ -71,12 +75,23 @@ impl HopCache {
     /// The hop of a connection's packets towards one end, if it is remembered.
     #[inline(always)]
     pub fn known(&self, hops: &Hops, toward: Toward) -> Option<&Hop> {
+        if hops.are_of(self.generation) { self.numbered(hops, toward) } else { None }
+    }
+
+    /// The same, if its connection is steady besides.
+    #[inline(always)]
+    pub fn of_steady(&self, hops: &Hops, toward: Toward) -> Option<&Hop> {
+        if hops.are_steady(self.generation) { self.numbered(hops, toward) } else { None }
+    }
+
+    #[inline(always)]
+    fn numbered(&self, hops: &Hops, toward: Toward) -> Option<&Hop> {
         let number = match toward {
             Toward::Server => hops.to_server,
             Toward::Client => hops.to_client,
         };
         // `UNKNOWN` is no hop's number: there are never so many.
-        if hops.generation == self.generation { self.hops.get(usize::from(number)) } else { None }
+        self.hops.get(usize::from(number))
     }
 
     #[cold]
@@ -87,13 +102,10 @@ impl HopCache {
         toward: Toward,
         address: IpAddr,
     ) -> Result<u16, Unreachable> {
-        if hops.generation != self.generation {
-            *hops = self.unknown();
-        }
         let number = self.number(network, address)?;
         // `number` may have begun a new generation, in which case the other direction's number is void as well.
-        if hops.generation != self.generation {
-            *hops = self.unknown();
+        if !hops.are_of(self.generation) {
+            *hops = Hops::new(self.generation, UNKNOWN, UNKNOWN);
         }
         match toward {
             Toward::Server => hops.to_server = number,
@@ -102,19 +114,20 @@ impl HopCache {
         Ok(number)
     }
 
-    fn unknown(&self) -> Hops {
-        Hops { to_server: UNKNOWN, to_client: UNKNOWN, generation: self.generation }
-    }
-
     /// The hop to an address.
     pub fn hop(&mut self, network: &Network, address: IpAddr) -> Result<Hop, Unreachable> {
         let number = self.number(network, address)?;
         Ok(self.hops[number as usize])
     }
 
-    /// Begins a new generation.
+    /// Begins a new generation: of each connection everything is asked again.
+    pub fn doubt(&mut self) {
+        self.generation = self.generation.next();
+    }
+
+    /// The same, and forgets all hops.
     pub fn forget(&mut self) {
-        self.generation = self.generation.wrapping_add(1).max(1);
+        self.doubt();
         self.hops.clear();
         self.by_address.clear();
     }

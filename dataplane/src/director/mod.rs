@@ -331,17 +331,21 @@ impl Director {
         {
             shared.pools.adopt(&snapshot.services, snapshot.network.spread());
         }
+        let has_lost_any = !Arc::ptr_eq(&shared.snapshot.services, &snapshot.services)
+            && snapshot.services.has_lost_any(&shared.snapshot.services);
         if !Arc::ptr_eq(&shared.snapshot.network, &snapshot.network) {
             self.v4.forget_hops();
             self.v6.forget_hops();
+        } else if has_lost_any || shared.snapshot.timeouts != snapshot.timeouts {
+            self.v4.doubt();
+            self.v6.doubt();
         }
-        let old = std::mem::replace(&mut shared.snapshot, snapshot);
-        self.weigh();
-        let new = &self.shared.snapshot;
-        if new.sysctls.expire_nodest_conn != 0 && new.services.has_lost_any(&old.services) {
+        if has_lost_any && snapshot.sysctls.expire_nodest_conn != 0 {
             self.v4.sweep();
             self.v6.sweep();
         }
+        let old = std::mem::replace(&mut shared.snapshot, snapshot);
+        self.weigh();
         old
     }
 

@@ -14,7 +14,7 @@ use super::hops::Toward;
 use super::sending::{Ids, way_inside};
 use super::{Shared, Verdict};
 use crate::conn::memory::SOON;
-use crate::conn::{Conn, Direction, Marks, State};
+use crate::conn::{Conn, ConnId, Direction, Marks, State};
 use crate::forward::{self, tunnel};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{Packet, Plain};
@@ -22,7 +22,7 @@ use crate::port::BURST;
 use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
 use crate::stats::Event;
 
-/// Connections whose packets need to be looked at more closely. What is retired is not looked for, but another worker may have found it before. FTP's have no
+/// Connections that are never steady. What is retired is not looked for, but another worker may have found it before. FTP's have no
 /// room for what changes checksums.
 const DEMANDING: Marks =
     Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP_ANY).and(Marks::RETIRED);
@@ -41,30 +41,29 @@ impl<A: Near> Family<A> {
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         let (handed, before) = (shared.handed, verdicts.len());
-        let (mut n, mut handed_off) = (0, 0);
         // Where outer headers will stand is asked for as late as entries are: all at once, they would keep index lines from coming.
         let has_tunnels = shared.snapshot.services.has_tunnels();
         if has_tunnels {
             packets.iter().take(SOON).for_each(Packet::prefetch_room);
         }
-        while let Some(glance) = glances.get(n)
-            && is_plain(glance.kind)
-        {
-            if handed {
-                packets.get(n + HEADERS).into_iter().for_each(Packet::prefetch);
-            }
-            if has_tunnels {
-                packets.get(n + SOON).into_iter().for_each(Packet::prefetch_room);
-            }
-            if let Some(soon) = glances.get(n + SOON) {
-                self.conns.prefetch_near(&soon.likely);
-            }
-            let Some(packet) = packets.get_mut(n) else { break };
-            if let Some(port) = self.goes_on(shared, packet, glance, now) {
-                verdicts.push(Verdict::Forward(port));
-                n += 1;
-                continue;
-            }
+        let is_ahead = handed || has_tunnels;
+        let (mut n, mut handed_off) = (0, 0);
+        loop {
+            let mut soon = glances.get(n + SOON..).unwrap_or_default().iter();
+            let mut rest = packets[n..].iter_mut();
+            verdicts.extend(glances[n..].iter().map_while(|glance| {
+                if !is_plain(glance.kind) {
+                    return None;
+                }
+                if is_ahead {
+                    ask_ahead(rest.as_slice(), handed, has_tunnels);
+                }
+                if let Some(soon) = soon.next() {
+                    self.conns.prefetch_near(&soon.likely);
+                }
+                self.goes_on(shared, rest.next()?, glance, now).map(Verdict::Forward)
+            }));
+            n = verdicts.len() - before;
             let away = self.hand_over(shared, &glances[n..], &is_plain, verdicts);
             if away == 0 {
                 break;
@@ -105,24 +104,20 @@ impl<A: Near> Family<A> {
         glance: &Glance,
         now: Tick,
     ) -> Option<PortId> {
-        let Snapshot { services, network, timeouts, .. } = &*shared.snapshot;
         let (id, direction) = glance.likely.candidate()?;
         let arrival = packet.port;
         let plain = Plain::<A::Header>::again(packet)?;
-        let conn = self.conns.conn_mut(id);
-        let is_steady = matches!(conn.state, State::Udp | State::Established)
-            && conn.timeout == timeouts.of(conn.state)
-            && conn.remaining(now) > 0
-            && !conn.marks.has(DEMANDING);
-        if !is_steady || plain.hops_left() <= 1 {
+        let conn = self.conns.conn_as_is(id);
+        if conn.remaining(now) == 0 || plain.hops_left() <= 1 {
             return None;
         }
         let hop = match direction {
             Direction::Request => {
-                if !plain.tuple().is(&conn.request()) || !services.has_dest(conn.dest) {
+                if !plain.tuple().is(&conn.request()) {
                     return None;
                 }
-                let hop = self.hops.known(&conn.hops, Toward::Server)?;
+                let hop = self.hops.of_steady(&conn.hops, Toward::Server)?;
+                debug_assert!(is_steady(conn, &shared.snapshot));
                 let length = plain.length();
                 if length > hop.plain_mtu {
                     return None;
@@ -142,10 +137,11 @@ impl<A: Near> Family<A> {
             Direction::Reply => {
                 // The first answer to a datagram shows a template that its real server serves.
                 let is_news = conn.marks.has(Marks::CONTROLLED) && plain.is_udp();
-                if is_news || !plain.tuple().is(&conn.beyond()) || network.is_home(arrival) {
+                if is_news || !plain.tuple().is(&conn.beyond()) || shared.snapshot.network.is_home(arrival) {
                     return None;
                 }
-                let hop = self.hops.known(&conn.hops, Toward::Client)?;
+                let hop = self.hops.of_steady(&conn.hops, Toward::Client)?;
+                debug_assert!(is_steady(conn, &shared.snapshot));
                 let length = plain.length();
                 if length > hop.plain_mtu || !to_client(plain, conn, hop) {
                     return None;
@@ -157,6 +153,13 @@ impl<A: Near> Family<A> {
         };
         conn.last_seen = now;
         Some(hop.port)
+    }
+
+    /// Lets the packets of a connection go the short way, if nothing about it is news to them.
+    #[inline(never)]
+    pub(super) fn ease(&mut self, shared: &Shared, id: ConnId) {
+        let is_steady = is_steady(self.conns.conn(id), &shared.snapshot);
+        self.conns.set_steady(id, is_steady);
     }
 
     /// Puts a client's packet into a tunnel, if it can leave that way in one piece.
@@ -173,6 +176,25 @@ impl<A: Near> Family<A> {
         let (way, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
         tunnel::plain_request::<A::Header>(packet, kind, way, hop, mtu, (hash, || ids.next()))
     }
+}
+
+/// Asks for what the packets to come need besides their entries: their own lines, if another worker has handed them over, and the room before those, where there are tunnels.
+#[inline(always)]
+fn ask_ahead(packets: &[Packet], handed: bool, has_tunnels: bool) {
+    if handed {
+        packets.get(HEADERS).into_iter().for_each(Packet::prefetch);
+    }
+    if has_tunnels {
+        packets.get(SOON).into_iter().for_each(Packet::prefetch_room);
+    }
+}
+
+/// Whether packets that are midstream change nothing about a connection. Whatever this depends on takes the connection's being steady from it, or from all.
+fn is_steady<A>(conn: &Conn<A>, Snapshot { services, timeouts, .. }: &Snapshot) -> bool {
+    matches!(conn.state, State::Udp | State::Established)
+        && conn.timeout == timeouts.of(conn.state)
+        && !conn.marks.has(DEMANDING)
+        && services.has_dest(conn.dest)
 }
 
 /// Rewrites a client's packet for its hop, if it is of one of the usual kinds.

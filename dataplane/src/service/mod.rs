@@ -506,7 +506,7 @@ impl Services {
 
     /// Whether a real server was there before and is not any more.
     pub fn has_lost_any(&self, before: &Self) -> bool {
-        before.dests.iter().flatten().any(|dest| !self.has_dest(dest.id))
+        before.dests.iter().zip((0..).map(DestId)).any(|(dest, id)| dest.is_some() && !self.has_dest(id))
     }
 }
 
