@@ -297,7 +297,7 @@ impl Rig {
 
     /// Whom the directory gives a tuple to.
     pub fn owner(&self, tuple: &Tuple<V4>) -> Option<WorkerId> {
-        self.directory.as_ref()?.owner(SECRET.hash(tuple))
+        self.directory.as_ref()?.owner(SECRET.hash(tuple.words()))
     }
 
     /// The moment.

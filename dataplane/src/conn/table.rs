@@ -13,7 +13,7 @@ use super::memory::Mapped;
 use super::supply::{Demand, Supply};
 use super::wheel::{Linked, Links, Wheel};
 use super::{Conn, Marks};
-use crate::packet::{Address, Tuple};
+use crate::packet::{Address, Tuple, Words};
 use crate::service::Tick;
 
 /// A connection's place in the table, until it is removed.
@@ -47,8 +47,8 @@ pub struct Table<A> {
     secret: Secret,
     /// By connection, the template that made it. Touched only for connections that one did make.
     controllers: Mapped<u32>,
-    /// Connections ever inserted.
-    insertions: u64,
+    /// Whether a connection has begun since the last burst was over.
+    has_begun_any: bool,
     /// Hashes of replies that are not in the index yet, with their connections: their lines are on their way.
     fresh: ArrayVec<(u64, u32), BATCH>,
     /// Connections that are about to expire, taken out of the wheel: their index lines are on their way.
@@ -69,19 +69,15 @@ struct Slab<A> {
     freed: usize,
 }
 
-/// Where a packet's connection most likely is, of all that there were at a moment.
+/// Where a packet's connection most likely is, of all that there were when its burst began.
 #[derive(Clone, Copy, Default)]
-pub struct Likely {
-    candidate: Packed,
-    /// Connections that had ever been inserted, as far as they fit.
-    insertions: u32,
-}
+pub struct Likely(Packed);
 
 impl Likely {
     /// The connection that it could be of, and which way it goes then.
     #[inline]
     pub fn candidate(&self) -> Option<(ConnId, Direction)> {
-        self.candidate.candidate().map(|(slot, direction)| (ConnId(slot), direction))
+        self.0.candidate().map(|(slot, direction)| (ConnId(slot), direction))
     }
 }
 
@@ -98,10 +94,9 @@ impl Secret {
 
     /// A keyed hash: two folded multiplications, so that every output bit depends on every input bit and on the key.
     #[inline]
-    pub fn hash<A: Address>(&self, tuple: &Tuple<A>) -> u64 {
-        let ports = u64::from(tuple.protocol) << 32 ^ u64::from(tuple.ports());
+    pub fn hash<A: Address>(&self, Words { ends, ports }: Words<A>) -> u64 {
         let [a, b, c] = self.0;
-        fold(fold(A::word_of(tuple.ends()) ^ a, ports ^ b) ^ b, c)
+        fold(fold(A::word_of(ends) ^ a, ports ^ b) ^ b, c)
     }
 }
 
@@ -131,7 +126,7 @@ impl<A: Address> Table<A> {
             wheel: Wheel::new(now),
             secret,
             controllers: Mapped::zeroed(capacity)?,
-            insertions: 0,
+            has_begun_any: false,
             fresh: ArrayVec::new(),
             due: ArrayVec::new(),
         })
@@ -151,7 +146,7 @@ impl<A: Address> Table<A> {
     /// The hash of a tuple, for the other methods.
     #[inline]
     pub fn hash(&self, tuple: &Tuple<A>) -> u64 {
-        self.secret.hash(tuple)
+        self.secret.hash(tuple.words())
     }
 
     /// A keyed hash of any bytes.
@@ -162,8 +157,8 @@ impl<A: Address> Table<A> {
 
     /// The hash of a tuple, whose index line is fetched.
     #[inline]
-    pub fn ask(&self, tuple: &Tuple<A>) -> u64 {
-        let hash = self.hash(tuple);
+    pub fn ask(&self, words: Words<A>) -> u64 {
+        let hash = self.secret.hash(words);
         self.prefetch_index(hash);
         hash
     }
@@ -181,14 +176,14 @@ impl<A: Address> Table<A> {
         if let Some((slot, _)) = candidate.candidate() {
             self.slab.entries.prefetch_many(slot as usize);
         }
-        Likely { candidate, insertions: self.insertions as u32 }
+        Likely(candidate)
     }
 
     /// Brings the entry closer that was fetched, because it is needed next; if there is none, one that is there already: the processor would look for a page that is not there
     /// every time anew.
     #[inline]
     pub fn prefetch_near(&self, likely: &Likely) {
-        self.slab.entries.prefetch(likely.candidate.slot_or_first());
+        self.slab.entries.prefetch(likely.0.slot_or_first());
     }
 
     /// Starts fetching the entry that somebody else took for the right one, which it need not be any more. `None` if there is no such entry.
@@ -197,7 +192,7 @@ impl<A: Address> Table<A> {
         let (slot, _) = candidate.candidate()?;
         self.slab.entries.get(slot as usize)?;
         self.slab.entries.prefetch_many(slot as usize);
-        Some(Likely { candidate, insertions: self.insertions as u32 })
+        Some(Likely(candidate))
     }
 
     /// The same as [`find`](Self::find), which need not look into the index if the connection is where it was `likely`, or if there was none and has been none
@@ -214,7 +209,7 @@ impl<A: Address> Table<A> {
     /// Whether there was no connection that it could be of, and none has begun since.
     #[inline]
     pub fn has_none(&self, likely: &Likely) -> bool {
-        likely.candidate().is_none() && likely.insertions == self.insertions as u32
+        likely.candidate().is_none() && !self.has_begun_any
     }
 
     /// The connection that a packet belongs to, and which way the packet goes.
@@ -281,7 +276,7 @@ impl<A: Address> Table<A> {
     pub fn insert_hashed(&mut self, conn: Conn<A>, request: u64) -> Result<ConnId, Full> {
         debug_assert_eq!(request, self.hash(&conn.request()));
         let slot = self.slab.take().ok_or(Full)?;
-        self.insertions += 1;
+        self.has_begun_any = true;
         self.index.insert(request, slot, Direction::Request);
         if let Some(reply) = conn.reply() {
             if self.fresh.is_full() {
@@ -296,8 +291,14 @@ impl<A: Address> Table<A> {
         Ok(ConnId(slot))
     }
 
-    /// Puts the latest connections' replies into the index, whose lines have come by now. To be called after each burst; they are found before, too, only not as fast.
-    pub fn settle(&mut self) {
+    /// To be called after each burst, when nothing is [likely](Likely) any more.
+    pub fn end_burst(&mut self) {
+        self.settle();
+        self.has_begun_any = false;
+    }
+
+    /// Puts the latest connections' replies into the index, whose lines have come by now. They are found before, too, only not as fast.
+    fn settle(&mut self) {
         for (reply, slot) in self.fresh.take() {
             self.index.insert(reply, slot, Direction::Reply);
         }

@@ -12,7 +12,7 @@ use arrayvec::ArrayVec;
 use super::family::Family;
 use crate::conn::directory::Directory;
 use crate::conn::index::Packed;
-use crate::conn::memory::SOON;
+use crate::conn::memory::{SOON, prefetch};
 use crate::conn::table::Likely;
 use crate::packet::parse::NotOurs;
 use crate::packet::plain::{HeaderV4, HeaderV6};
@@ -57,8 +57,8 @@ impl Known {
     }
 }
 
-/// How many packets before its own the header is fetched of a packet that another worker handed over: fewer than a core waits for lines.
-pub const HEADERS: usize = 12;
+/// How many packets before its own the lines of a frame are asked for, where they lie further away than those of a burst that was received here: fewer than a core waits for.
+pub const AHEAD: usize = 12;
 
 /// What is known of a packet of a burst before anything is decided.
 #[derive(Clone, Copy)]
@@ -94,8 +94,8 @@ type Families<'a> = (&'a Family<V4>, &'a Family<V6>);
 /// The packets of a burst that were looked at.
 #[derive(Default)]
 pub struct Seen {
-    /// Each.
-    pub glances: ArrayVec<Glance, BURST>,
+    /// Each, and once their entries are asked for, as many of none as there must be to look [soon](SOON) ahead from the last one.
+    pub glances: ArrayVec<Glance, { BURST + SOON }>,
     others: Others,
     /// Whether the index must be asked about any.
     has_hashes: bool,
@@ -111,42 +111,20 @@ struct Others {
 }
 
 impl Others {
-    #[inline(always)]
-    fn glance(&mut self, families: Families, packet: &mut Packet) -> Glance {
-        let (v4, _) = families;
-        let (kind, hash) = match Plain::<HeaderV4>::of(packet) {
-            Some(plain) if plain.is_midstream() => (Kind::PlainV4, v4.conns.ask(&plain.tuple())),
-            Some(plain) => (self.keep_v4(plain.meta()), v4.conns.ask(&plain.tuple())),
-            None => self.look_closely(families, packet),
-        };
-        Glance { hash, likely: Likely::default(), kind }
-    }
-
-    // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
-    #[inline(never)]
-    fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) -> (Kind, u64) {
-        if let Some(plain) = Plain::<HeaderV6>::of(packet)
-            && plain.is_midstream()
-        {
-            return (Kind::PlainV6, v6.conns.ask(&plain.tuple()));
-        }
-        match parse(packet.data()) {
-            Ok(Parsed::V4(meta)) => (self.keep_v4(meta), v4.conns.ask(&meta.tuple)),
-            Ok(Parsed::V6(meta)) => (self.keep_v6(meta), v6.conns.ask(&meta.tuple)),
-            Err(why) => (Kind::NotOurs(why), 0),
-        }
-    }
-
-    #[inline(never)]
     fn keep_v4(&mut self, meta: Meta<V4>) -> Kind {
         self.v4.push(meta);
         Kind::V4(self.v4.len() as u8 - 1)
     }
 
-    #[inline(never)]
     fn keep_v6(&mut self, meta: Meta<V6>) -> Kind {
         self.v6.push(meta);
         Kind::V6(self.v6.len() as u8 - 1)
+    }
+}
+
+impl Glance {
+    fn hashed(kind: Kind, hash: u64) -> Self {
+        Self { hash, likely: Likely::default(), kind }
     }
 }
 
@@ -172,42 +150,62 @@ impl Seen {
     /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all.
     #[inline]
     pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
-        if known.is_empty() {
-            self.has_hashes = true;
-            let Self { glances, others, .. } = self;
-            glances.extend(packets.iter_mut().map(|packet| others.glance(families, packet)));
-        } else {
-            self.recall(families, packets, known);
+        if !known.is_empty() {
+            return self.recall(families, packets, known);
+        }
+        self.has_hashes = true;
+        loop {
+            let rest = &packets[self.glances.len()..];
+            self.glances.extend(rest.iter().map_while(|packet| {
+                let plain = Plain::<HeaderV4>::midstream(packet)?;
+                Some(Glance::hashed(Kind::PlainV4, families.0.conns.ask(plain.words())))
+            }));
+            match packets.get_mut(self.glances.len()) {
+                Some(other) => self.look_closely(families, other),
+                None => return,
+            }
         }
     }
 
     /// Looks at packets of which another worker knows something, at those of which it does not, too.
     #[inline(never)]
     fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
-        packets.iter().take(HEADERS).for_each(Packet::prefetch);
+        packets.iter().take(AHEAD).for_each(|packet| prefetch(packet.first_line()));
         for n in 0..packets.len() {
             let known = known.get(n).copied().unwrap_or_default();
             let Some(candidate) = known.candidate() else {
                 self.has_hashes = true;
                 families.0.conns.prefetch_index(known.0);
-                self.glances.push(Glance { hash: known.0, likely: Likely::default(), kind: Kind::PlainV4 });
+                self.glances.push(Glance::hashed(Kind::PlainV4, known.0));
                 continue;
             };
             match families.0.conns.prefetch_candidate(candidate) {
                 Some(likely) => self.glances.push(Glance { hash: 0, likely, kind: Kind::FoundV4 }),
                 None => {
-                    packets.get(n + HEADERS).into_iter().for_each(Packet::prefetch);
-                    self.glance_unknown(families, &mut packets[n]);
+                    packets.get(n + AHEAD).into_iter().for_each(|packet| prefetch(packet.first_line()));
+                    self.has_hashes = true;
+                    self.look_closely(families, &mut packets[n]);
                 }
             }
         }
     }
 
-    /// Looks at a packet of which the other worker knew nothing.
+    /// Looks at a packet of which nothing is known.
+    // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
     #[inline(never)]
-    fn glance_unknown(&mut self, families: Families, packet: &mut Packet) {
-        self.has_hashes = true;
-        self.glances.push(self.others.glance(families, packet));
+    fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) {
+        let (kind, hash) = if let Some(plain) = Plain::<HeaderV4>::midstream(packet) {
+            (Kind::PlainV4, v4.conns.ask(plain.words()))
+        } else if let Some(plain) = Plain::<HeaderV6>::midstream(packet) {
+            (Kind::PlainV6, v6.conns.ask(plain.words()))
+        } else {
+            match parse(packet.data()) {
+                Ok(Parsed::V4(meta)) => (self.others.keep_v4(meta), v4.conns.ask(meta.tuple.words())),
+                Ok(Parsed::V6(meta)) => (self.others.keep_v6(meta), v6.conns.ask(meta.tuple.words())),
+                Err(why) => (Kind::NotOurs(why), 0),
+            }
+        };
+        self.glances.push(Glance::hashed(kind, hash));
     }
 
     /// Asks for the entries of the packets, whose index lines have come by now, and for the first of them once more.
@@ -221,6 +219,7 @@ impl Seen {
                 Kind::FoundV4 | Kind::NotOurs(_) => continue,
             }
         }
+        self.glances.extend([Glance::hashed(Kind::NotOurs(NotOurs::Pass), 0); SOON]);
         // Those before which there are not so many packets.
         for first in self.glances.iter().take(SOON) {
             match first.kind {

@@ -50,6 +50,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::conn::Conn;
 use crate::conn::directory::Directory;
+use crate::conn::memory::prefetch;
 use crate::conn::paths::Paths;
 use crate::conn::supplier;
 use crate::conn::table::Secret;
@@ -62,7 +63,7 @@ use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
 pub use ahead::Known;
-use ahead::{Glance, Kind, Seen};
+use ahead::{AHEAD, Glance, Kind, Seen};
 use beyond::Beyond;
 use defence::Defence;
 use family::Family;
@@ -230,9 +231,14 @@ impl Director {
         self.shared.watch.lap(Stage::Parse);
         self.seen.fetch(families, self.shared.owners());
         self.shared.watch.lap(Stage::LookUp);
+        let mut lines = ArrayVec::<_, BURST>::new();
+        if self.shared.handed || services.has_tunnels() {
+            lines.extend(packets.iter().map(Packet::first_line));
+            lines.iter().take(AHEAD).for_each(|line| self.shared.ask_for(*line));
+        }
         while verdicts.len() < count {
             if !is_idle && !self.shared.is_long {
-                self.go_on(packets, now, verdicts);
+                self.go_on(packets, &lines, now, verdicts);
             }
             let at = verdicts.len();
             if at < count {
@@ -241,17 +247,24 @@ impl Director {
                 verdicts.push(verdict);
             }
         }
-        self.v4.conns.settle();
-        self.v6.conns.settle();
+        self.v4.conns.end_burst();
+        self.v6.conns.end_burst();
         self.shared.tell();
         self.shared.watch.lap(Stage::Decide);
     }
 
     /// Decides about the next packets, as many of them as go the [short] way.
     #[inline]
-    fn go_on(&mut self, packets: &mut [Packet], now: Tick, verdicts: &mut ArrayVec<Verdict, BURST>) {
+    fn go_on(
+        &mut self,
+        packets: &mut [Packet],
+        lines: &[*const u8],
+        now: Tick,
+        verdicts: &mut ArrayVec<Verdict, BURST>,
+    ) {
         let next = verdicts.len();
         let (packets, glances) = (&mut packets[next..], &self.seen.glances[next..]);
+        let lines = lines.get(next..).unwrap_or_default();
         // Of no connection, and nobody else to ask: it begins one.
         if glances[0].likely.candidate().is_none() && self.shared.owners().is_none() {
             return;
@@ -259,11 +272,11 @@ impl Director {
         match glances[0].kind {
             Kind::PlainV4 | Kind::FoundV4 => {
                 let is_plain = |kind| matches!(kind, Kind::PlainV4 | Kind::FoundV4);
-                self.v4.go_on(&self.shared, packets, glances, is_plain, now, verdicts);
+                self.v4.go_on(&self.shared, (packets, glances, lines), is_plain, now, verdicts);
             }
             Kind::PlainV6 => {
                 let is_plain = |kind| kind == Kind::PlainV6;
-                self.v6.go_on(&self.shared, packets, glances, is_plain, now, verdicts);
+                self.v6.go_on(&self.shared, (packets, glances, lines), is_plain, now, verdicts);
             }
             _ => {}
         }
@@ -409,6 +422,18 @@ impl Director {
 impl Shared {
     fn mine(&self) -> &WorkerCounters {
         &self.mine
+    }
+
+    /// Asks for what is needed of the line that a frame begins on, and not asked for sooner: all at once, these would keep index lines from coming.
+    #[inline]
+    fn ask_for(&self, line: *const u8) {
+        if self.handed {
+            prefetch(line);
+        }
+        if self.snapshot.services.has_tunnels() {
+            // Where outer headers will stand.
+            prefetch(line.wrapping_sub(1));
+        }
     }
 
     fn count(&self, verdict: Verdict) {

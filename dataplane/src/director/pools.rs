@@ -224,14 +224,14 @@ fn reply(secret: &Secret, way: &Way, server_port: u16, port: u16) -> u64 {
     match (way.server.0, way.local) {
         (IpAddr::V4(server), IpAddr::V4(local)) => {
             let (source, destination) = (V4::from(server), V4::from(local));
-            secret.hash(&Tuple { source, destination, source_port, destination_port, protocol })
+            secret.hash(Tuple { source, destination, source_port, destination_port, protocol }.words())
         }
         (server, local) => {
             let [source, destination] = [server, local].map(|address| match address {
                 IpAddr::V4(address) => V6::from(address.to_ipv6_mapped()),
                 IpAddr::V6(address) => V6::from(address),
             });
-            secret.hash(&Tuple { source, destination, source_port, destination_port, protocol })
+            secret.hash(Tuple { source, destination, source_port, destination_port, protocol }.words())
         }
     }
 }

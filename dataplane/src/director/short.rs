@@ -7,7 +7,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::ahead::{Glance, HEADERS, Kind};
+use super::ahead::{AHEAD, Glance, Kind};
 use super::beyond::Near;
 use super::family::Family;
 use super::hops::Toward;
@@ -34,34 +34,23 @@ impl<A: Near> Family<A> {
     pub(super) fn go_on(
         &mut self,
         shared: &Shared,
-        packets: &mut [Packet],
-        glances: &[Glance],
+        (packets, glances, lines): (&mut [Packet], &[Glance], &[*const u8]),
         is_plain: impl Fn(Kind) -> bool,
         now: Tick,
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
-        let (handed, before) = (shared.handed, verdicts.len());
-        // Where outer headers will stand is asked for as late as entries are: all at once, they would keep index lines from coming.
-        let has_tunnels = shared.snapshot.services.has_tunnels();
-        if has_tunnels {
-            packets.iter().take(SOON).for_each(Packet::prefetch_room);
-        }
-        let is_ahead = handed || has_tunnels;
+        let before = verdicts.len();
         let (mut n, mut handed_off) = (0, 0);
         loop {
-            let mut soon = glances.get(n + SOON..).unwrap_or_default().iter();
-            let mut rest = packets[n..].iter_mut();
-            verdicts.extend(glances[n..].iter().map_while(|glance| {
+            let mut lines = lines.get(n + AHEAD..).unwrap_or_default().iter();
+            let rest = packets[n..].iter_mut().zip(&glances[n..]).zip(&glances[n + SOON..]);
+            verdicts.extend(rest.map_while(|((packet, glance), soon)| {
                 if !is_plain(glance.kind) {
                     return None;
                 }
-                if is_ahead {
-                    ask_ahead(rest.as_slice(), handed, has_tunnels);
-                }
-                if let Some(soon) = soon.next() {
-                    self.conns.prefetch_near(&soon.likely);
-                }
-                self.goes_on(shared, rest.next()?, glance, now).map(Verdict::Forward)
+                lines.next().into_iter().for_each(|line| shared.ask_for(*line));
+                self.conns.prefetch_near(&soon.likely);
+                self.goes_on(shared, packet, glance, now).map(Verdict::Forward)
             }));
             n = verdicts.len() - before;
             let away = self.hand_over(shared, &glances[n..], &is_plain, verdicts);
@@ -175,17 +164,6 @@ impl<A: Near> Family<A> {
         let kind = conn.detail.tunnel();
         let (way, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
         tunnel::plain_request::<A::Header>(packet, kind, way, hop, mtu, (hash, || ids.next()))
-    }
-}
-
-/// Asks for what the packets to come need besides their entries: their own lines, if another worker has handed them over, and the room before those, where there are tunnels.
-#[inline(always)]
-fn ask_ahead(packets: &[Packet], handed: bool, has_tunnels: bool) {
-    if handed {
-        packets.get(HEADERS).into_iter().for_each(Packet::prefetch);
-    }
-    if has_tunnels {
-        packets.get(SOON).into_iter().for_each(Packet::prefetch_room);
     }
 }
 

@@ -9,7 +9,7 @@
 
 use zerocopy::big_endian::U16;
 
-use super::Address;
+use super::{Address, array};
 
 /// A running ones' complement sum, not folded and not complemented.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,17 +46,16 @@ pub fn pseudo_header<A: Address>(source: A, destination: A, protocol: u8, length
     destination.sum(source.sum(Sum::default())).word(u16::from(protocol)).word(length)
 }
 
-/// Whether the checksum of an IPv4 header without options is right.
+/// Whether the checksum of an IPv4 header without options is right. The header is not all zeros, as it has a version.
 #[inline]
 pub fn is_right_header(header: &[u8; 20]) -> bool {
-    fold(words_of(header)) == 0xffff
-}
-
-/// The sum of a header's words of 32 bits, in the machine's own order.
-#[inline]
-fn words_of(header: &[u8; 20]) -> u64 {
-    let (words, _) = header.as_chunks::<4>();
-    words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()
+    // Of words of 64 bits, in the machine's own order, each carry is worth one: 2¹⁶, and so 2⁶⁴, is 1 modulo 0xffff. That a sum comes out as 0xffff means that
+    // it is a multiple of it, which takes one multiplication to tell, where to fold the sum takes ten instructions.
+    let [upper, lower] = [0, 12].map(|at| u64::from_ne_bytes(array(header, at)));
+    let middle = u64::from(u32::from_ne_bytes(array(header, 8)));
+    let (sum, carry) = upper.overflowing_add(lower);
+    let (sum, last_carry) = sum.carrying_add(middle, carry);
+    (sum + u64::from(last_carry)).is_multiple_of(0xffff)
 }
 
 /// Folds a sum of words of 16 or 32 bits. In the machine's own order, which may not be the wire's, the sum is the same but for the order of its

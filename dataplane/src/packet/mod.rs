@@ -11,8 +11,6 @@ pub mod plain;
 pub mod sip;
 pub mod tags;
 
-use crate::conn::memory::prefetch;
-
 pub use address::{Address, V4, V6};
 pub use parse::{Meta, Parsed, parse};
 pub use plain::Plain;
@@ -38,16 +36,10 @@ impl Packet<'_> {
         &mut self.chunk[self.start..self.start + self.len]
     }
 
-    /// Has the line fetched that the frame begins on: it was written by another core, or by the NIC.
+    /// The line that the frame begins on, to be fetched: it was written by another core, or by the NIC.
     #[inline]
-    pub fn prefetch(&self) {
-        self.chunk.get(self.start).into_iter().for_each(|line| prefetch(line));
-    }
-
-    /// Has the line fetched that lies before the frame, where a tunnel's headers will stand. Nobody has touched it since the chunk was used last.
-    #[inline]
-    pub fn prefetch_room(&self) {
-        self.chunk.get(self.start.wrapping_sub(1)).into_iter().for_each(|line| prefetch(line));
+    pub fn first_line(&self) -> *const u8 {
+        self.chunk.as_ptr().wrapping_add(self.start)
     }
 }
 
@@ -66,7 +58,29 @@ pub struct Tuple<A> {
     pub protocol: u8,
 }
 
+/// A tuple as the words that are hashed.
+#[derive(Clone, Copy)]
+pub struct Words<A: Address> {
+    /// Both addresses.
+    pub ends: A::Pair,
+    /// The protocol and both ports.
+    pub ports: u64,
+}
+
+impl<A: Address> Words<A> {
+    #[inline]
+    fn new(ends: A::Pair, protocol: u8, ports: u32) -> Self {
+        Self { ends, ports: u64::from(protocol) << 32 | u64::from(ports) }
+    }
+}
+
 impl<A: Address> Tuple<A> {
+    /// As words.
+    #[inline]
+    pub fn words(&self) -> Words<A> {
+        Words::new(self.ends(), self.protocol, self.ports())
+    }
+
     /// Both addresses, which lie together wherever they are kept, as one word if they fit.
     #[inline]
     pub fn ends(&self) -> A::Pair {

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmut
 
 use super::checksum::{Folded, is_right_header};
 use super::parse::{ETHERNET, tcp_flags};
-use super::{Address, Meta, Packet, Tuple, V4, V6};
+use super::{Address, Meta, Packet, Tuple, V4, V6, Words};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -103,9 +103,21 @@ impl<H: Header> Plain<H> {
     /// The headers of a frame, if it is a plain one of this family.
     #[inline]
     pub fn of<'a>(packet: &'a Packet) -> Option<&'a Self> {
+        Self::of_any(packet, |_| true)
+    }
+
+    /// The same, if it [is midstream](Self::is_midstream).
+    #[inline]
+    pub fn midstream<'a>(packet: &'a Packet) -> Option<&'a Self> {
+        Self::of_any(packet, Self::leaves_established)
+    }
+
+    /// The headers of a plain frame, if it is a datagram, or a segment that is wanted.
+    #[inline(always)]
+    fn of_any<'a>(packet: &'a Packet, is_wanted: impl Fn(&Self) -> bool) -> Option<&'a Self> {
         let (plain, _) = Self::ref_from_prefix(packet.chunk.get(packet.start..)?).ok()?;
         let least = match plain.ip.protocol() {
-            TCP => 20,
+            TCP if is_wanted(plain) => 20,
             UDP => 8,
             _ => return None,
         };
@@ -139,14 +151,27 @@ impl<H: Header> Plain<H> {
     #[inline]
     pub fn tuple(&self) -> Tuple<H::Address> {
         let (source, destination) = self.ip.ends();
-        let ports: &U32 = transmute_ref!(&self.ports);
+        let ports = self.ports();
         Tuple {
             source,
             destination,
-            source_port: (ports.get() >> 16) as u16,
-            destination_port: ports.get() as u16,
+            source_port: (ports >> 16) as u16,
+            destination_port: ports as u16,
             protocol: self.ip.protocol(),
         }
+    }
+
+    /// The same as words, which are read as such.
+    #[inline]
+    pub fn words(&self) -> Words<H::Address> {
+        let (source, destination) = self.ip.ends();
+        Words::new(H::Address::pair(source, destination), self.ip.protocol(), self.ports())
+    }
+
+    #[inline]
+    fn ports(&self) -> u32 {
+        let ports: &U32 = transmute_ref!(&self.ports);
+        ports.get()
     }
 
     /// Its IP header.
@@ -182,7 +207,13 @@ impl<H: Header> Plain<H> {
     /// Whether it changes no state: a datagram, or a segment that leaves an established connection established, whoever sends it.
     #[inline]
     pub fn is_midstream(&self) -> bool {
-        self.is_udp() || self.flags & tcp_flags::DECISIVE == tcp_flags::ACK
+        self.is_udp() || self.leaves_established()
+    }
+
+    /// Of a segment.
+    #[inline]
+    fn leaves_established(&self) -> bool {
+        self.flags & tcp_flags::DECISIVE == tcp_flags::ACK
     }
 
     /// Sends it on as a router does.

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use crate::conn::memory::prefetch;
 use crate::director::{Director, Known, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
@@ -334,7 +335,7 @@ impl Worker {
             .collect();
         // Those that were handed over the director need not read so soon, and asks for them itself.
         if handed.is_none() {
-            packets.iter().for_each(Packet::prefetch);
+            packets.iter().for_each(|packet| prefetch(packet.first_line()));
         }
         self.director.burst(&mut packets, handed, now, &mut verdicts);
         let places: ArrayVec<(usize, usize), BURST> = packets.iter().map(|p| (p.start, p.len)).collect();
