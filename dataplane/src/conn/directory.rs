@@ -330,8 +330,8 @@ mod tests {
         assert_eq!(candidate(), Some(nowhere));
         directory.withdraw(hash, WorkerId(1));
         directory.announce(hash, WorkerId(0));
-        directory.note(hash, WorkerId(0), (0, Direction::Request).into());
-        assert_eq!(candidate(), Some(Some((0, Direction::Request))), "of those before nothing is left");
+        directory.note(hash, WorkerId(0), (1, Direction::Request).into());
+        assert_eq!(candidate(), Some(Some((1, Direction::Request))), "of those before nothing is left");
     }
 
     #[test]

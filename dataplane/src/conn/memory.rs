@@ -168,6 +168,18 @@ pub fn prefetch_many<T>(address: *const T) {
 /// Which of ten words are equal to one, a bit each, the first word's the lowest.
 #[inline]
 pub fn equal(words: &[u16; 10], word: u16) -> u32 {
+    compare(words, word) & 0x3ff
+}
+
+/// The first of ten words that is equal to one; 10 if none is.
+#[inline]
+pub fn first_equal(words: &[u16; 10], word: u16) -> usize {
+    (compare(words, word) | 1 << 10).trailing_zeros() as usize
+}
+
+/// The same as [`equal`], with any bits above.
+#[inline]
+fn compare(words: &[u16; 10], word: u16) -> u32 {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: both loads, of the first eight words and of the last two, lie inside the array and ask for no alignment; SSE2 is part of x86-64.
     unsafe {
@@ -176,8 +188,7 @@ pub fn equal(words: &[u16; 10], word: u16) -> u32 {
         let wanted = _mm_set1_epi16(word as i16);
         let low = _mm_cmpeq_epi16(_mm_loadu_si128(first.cast()), wanted);
         let high = _mm_cmpeq_epi16(_mm_loadu_si32(first.add(8).cast()), wanted);
-        // What lies behind the last two is none of them.
-        _mm_movemask_epi8(_mm_packs_epi16(low, high)) as u32 & 0x3ff
+        _mm_movemask_epi8(_mm_packs_epi16(low, high)) as u32
     }
     #[cfg(not(target_arch = "x86_64"))]
     words.iter().rev().fold(0, |bits, other| bits << 1 | u32::from(*other == word))
@@ -192,7 +203,9 @@ mod tests {
         for bits in 0..1 << 10 {
             let words = std::array::from_fn(|n| if bits >> n & 1 == 1 { 0xbeef } else { n as u16 });
             assert_eq!(equal(&words, 0xbeef), bits);
+            assert_eq!(first_equal(&words, 0xbeef), 10.min(bits.trailing_zeros() as usize));
             assert_eq!(equal(&words.map(|word| word & 0xfff), 0), 1 & !bits);
+            assert_eq!(first_equal(&words.map(|word| word & 0xfff), 0), if bits & 1 == 0 { 0 } else { 10 });
         }
     }
 

@@ -59,8 +59,9 @@ pub struct Table<A> {
 const BATCH: usize = 8;
 
 struct Slab<A> {
+    /// The first is never used: in the index its number says that there is none.
     entries: Mapped<Conn<A>>,
-    /// Entries below this were used at least once.
+    /// Entries below this were used at least once, but for the first.
     touched: u32,
     /// Who brings memory hears of that.
     demand: Arc<Demand>,
@@ -115,8 +116,8 @@ impl<A: Address> Table<A> {
         let capacity = capacity.clamp(1, (1 << 31) - 2);
         Ok(Self {
             slab: Slab {
-                entries: Mapped::zeroed(capacity)?,
-                touched: 0,
+                entries: Mapped::zeroed(capacity + 1)?,
+                touched: 1,
                 demand: Arc::default(),
                 free: Mapped::zeroed(capacity)?,
                 freed: 0,
@@ -125,7 +126,7 @@ impl<A: Address> Table<A> {
             index: Index::with_capacity(capacity * 2)?,
             wheel: Wheel::new(now),
             secret,
-            controllers: Mapped::zeroed(capacity)?,
+            controllers: Mapped::zeroed(capacity + 1)?,
             has_begun_any: false,
             fresh: ArrayVec::new(),
             due: ArrayVec::new(),
@@ -179,11 +180,10 @@ impl<A: Address> Table<A> {
         Likely(candidate)
     }
 
-    /// Brings the entry closer that was fetched, because it is needed next; if there is none, one that is there already: the processor would look for a page that is not there
-    /// every time anew.
+    /// Brings the entry closer that was fetched, because it is needed soon; if there is none, the one that is never used.
     #[inline]
     pub fn prefetch_near(&self, likely: &Likely) {
-        self.slab.entries.prefetch(likely.0.slot_or_first());
+        self.slab.entries.prefetch(likely.0.slot());
     }
 
     /// Starts fetching the entry that somebody else took for the right one, which it need not be any more. `None` if there is no such entry.
@@ -316,7 +316,7 @@ impl<A: Address> Table<A> {
         loop {
             while let Some(slot) = self.due.pop() {
                 // What was done about one that was due may have changed another.
-                if self.at(slot).is_some() && self.is_over(slot, now) {
+                if self.slab.entries[slot as usize].protocol != 0 && self.is_over(slot, now) {
                     return Some(self.remove(ConnId(slot)));
                 }
             }
@@ -403,23 +403,23 @@ impl<A: Address> Table<A> {
 
     /// Connections it has room for.
     pub fn capacity(&self) -> usize {
-        self.slab.entries.len()
+        self.slab.entries.len() - 1
     }
 
     /// Places that were used at least once.
     pub fn places(&self) -> u32 {
-        self.slab.touched
+        self.slab.touched - 1
     }
 
     /// The connection at a place, if there is one.
     pub fn at(&self, place: u32) -> Option<ConnId> {
-        (place < self.slab.touched && self.slab.entries[place as usize].protocol != 0)
-            .then_some(ConnId(place))
+        let entry = self.slab.used().get(place as usize)?;
+        (entry.protocol != 0).then_some(ConnId(place + 1))
     }
 
     /// Connections in the table.
     pub fn len(&self) -> usize {
-        self.slab.touched as usize - self.slab.freed
+        self.slab.used().len() - self.slab.freed
     }
 
     /// Whether there is none.
@@ -430,11 +430,11 @@ impl<A: Address> Table<A> {
     /// Looks at `places` places from `from` on, for a listing in steps of bounded length, and gives the connections there to `each`. Says
     /// where to go on; `None` at the end.
     pub fn walk(&self, from: u32, places: usize, mut each: impl FnMut(&Conn<A>)) -> Option<u32> {
-        let touched = self.slab.touched as usize;
-        let from = (from as usize).min(touched);
-        let to = from.saturating_add(places).min(touched);
-        self.slab.entries[from..to].iter().filter(|conn| conn.protocol != 0).for_each(&mut each);
-        (to < touched).then_some(to as u32)
+        let used = self.slab.used();
+        let from = (from as usize).min(used.len());
+        let to = from.saturating_add(places).min(used.len());
+        used[from..to].iter().filter(|conn| conn.protocol != 0).for_each(&mut each);
+        (to < used.len()).then_some(to as u32)
     }
 
     /// The first connection at or behind place `from` that is wanted, and where to go on; looks at `budget` places at most and takes them off
@@ -445,14 +445,13 @@ impl<A: Address> Table<A> {
         budget: &mut usize,
         is_wanted: impl Fn(&Conn<A>) -> bool,
     ) -> (Option<ConnId>, Option<u32>) {
-        for slot in from..self.slab.touched {
+        for (conn, place) in self.slab.used().iter().zip(0..).skip(from as usize) {
             if *budget == 0 {
-                return (None, Some(slot));
+                return (None, Some(place));
             }
             *budget -= 1;
-            let conn = &self.slab.entries[slot as usize];
             if conn.protocol != 0 && is_wanted(conn) {
-                return (Some(ConnId(slot)), Some(slot + 1));
+                return (Some(ConnId(place + 1)), Some(place + 1));
             }
         }
         (None, None)
@@ -478,6 +477,11 @@ impl<A: Address> Table<A> {
 }
 
 impl<A: Address> Slab<A> {
+    /// Entries that were used at least once, place by place.
+    fn used(&self) -> &[Conn<A>] {
+        &self.entries[1..self.touched as usize]
+    }
+
     fn take(&mut self) -> Option<u32> {
         if let Some(last) = self.freed.checked_sub(1) {
             self.freed = last;
