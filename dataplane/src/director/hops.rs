@@ -14,8 +14,8 @@ use crate::service::{Hop, Network, Unreachable};
 /// No hop is remembered.
 const UNKNOWN: u16 = u16::MAX;
 
-/// Addresses remembered at most. Clients behind a router share its hop but not its address, so a flood of forged sources fills
-/// this; it is then emptied and filled again by those that matter.
+/// Hops and addresses remembered at most. Clients behind a router share its hop but not its address, so many of them, or a flood of forged sources, fill the addresses; those
+/// are then forgotten and asked for again by who matters. What connections remember is of hops, and stays true.
 const MOST: usize = UNKNOWN as usize;
 
 /// Which end of a connection a packet goes to.
@@ -41,7 +41,9 @@ impl Toward {
 /// The worker's hops of the current generation.
 pub struct HopCache {
     generation: Generation,
+    /// Each once.
     hops: Vec<Hop>,
+    numbers: HashMap<Hop, u16>,
     by_address: HashMap<IpAddr, u16>,
 }
 
@@ -50,6 +52,7 @@ impl Default for HopCache {
         Self {
             generation: Generation::FIRST,
             hops: Vec::with_capacity(1024),
+            numbers: HashMap::with_capacity(1024),
             by_address: HashMap::with_capacity(1024),
         }
     }
@@ -129,6 +132,7 @@ impl HopCache {
     pub fn forget(&mut self) {
         self.doubt();
         self.hops.clear();
+        self.numbers.clear();
         self.by_address.clear();
     }
 
@@ -138,14 +142,103 @@ impl HopCache {
         }
         let hop = network.hop(address)?;
         if self.by_address.len() >= MOST {
-            self.forget();
+            self.by_address.clear();
         }
         // Few hops serve many addresses: a router, a rack of real servers.
-        let number = self.hops.iter().rposition(|known| *known == hop).unwrap_or_else(|| {
-            self.hops.push(hop);
-            self.hops.len() - 1
-        }) as u16;
+        let number = match self.numbers.get(&hop) {
+            Some(number) => *number,
+            None => self.add(hop),
+        };
         self.by_address.insert(address, number);
         Ok(number)
+    }
+
+    fn add(&mut self, hop: Hop) -> u16 {
+        if self.hops.len() >= MOST {
+            self.forget();
+        }
+        let number = self.hops.len() as u16;
+        self.hops.push(hop);
+        self.numbers.insert(hop, number);
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::service::{Interface, Neighbour, PortId, Route};
+
+    const LINK: PortId = PortId(0);
+
+    /// A network where all are behind a router, but for those of 10.0.0.0/8.
+    fn network() -> Network {
+        let interface = Interface {
+            name: "e0".to_owned(),
+            index: 1,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: [Some(Ipv4Addr::new(10, 0, 0, 1).into()), None],
+        };
+        let router = IpAddr::from([10, 0, 0, 254]);
+        let route = |prefix: [u8; 4], length, gateway| Route {
+            prefix: prefix.into(),
+            length,
+            gateway,
+            link: Some(LINK.into()),
+        };
+        let near = (1..=MOST as u32 + 1).map(|n| {
+            let [_, high, middle, low] = n.to_be_bytes();
+            ((LINK.into(), on_link(n)), Neighbour::Reachable([2, 0, 1, high, middle, low]))
+        });
+        let router_itself = ((LINK.into(), router), Neighbour::Reachable([2, 0, 0, 0, 0, 254]));
+        Network::new(
+            vec![interface],
+            [route([10, 0, 0, 0], 8, None), route([0, 0, 0, 0], 0, Some(router))],
+            near.chain([router_itself]),
+        )
+    }
+
+    fn on_link(n: u32) -> IpAddr {
+        Ipv4Addr::from_bits(0x0a01_0000 + n).into()
+    }
+
+    fn far(n: u32) -> IpAddr {
+        Ipv4Addr::from_bits(0x6400_0000 + n).into()
+    }
+
+    fn ask(cache: &mut HopCache, network: &Network, hops: &mut Hops, address: IpAddr) -> Hop {
+        cache.of_conn(network, hops, Toward::Client, || address).unwrap()
+    }
+
+    #[test]
+    fn more_clients_than_are_remembered_leave_what_connections_remember() {
+        let (network, mut cache) = (network(), HopCache::default());
+        let mut first = Hops::default();
+        let hop = ask(&mut cache, &network, &mut first, far(0));
+        for n in 1..2 * MOST as u32 {
+            assert_eq!(ask(&mut cache, &network, &mut Hops::default(), far(n)), hop);
+        }
+        assert_eq!(cache.known(&first, Toward::Client), Some(&hop));
+        assert!(cache.by_address.len() <= MOST && cache.hops.len() == 1);
+    }
+
+    #[test]
+    fn more_hops_than_have_numbers_begin_a_new_generation() {
+        let (network, mut cache) = (network(), HopCache::default());
+        let mut first = Hops::default();
+        let hop = ask(&mut cache, &network, &mut first, on_link(1));
+        for n in 2..=MOST as u32 {
+            ask(&mut cache, &network, &mut Hops::default(), on_link(n));
+        }
+        assert_eq!(cache.known(&first, Toward::Client), Some(&hop));
+        let mut last = Hops::default();
+        let other = ask(&mut cache, &network, &mut last, on_link(MOST as u32 + 1));
+        assert_ne!(other, hop);
+        assert_eq!(cache.known(&first, Toward::Client), None);
+        assert_eq!(cache.known(&last, Toward::Client), Some(&other));
+        assert_eq!(ask(&mut cache, &network, &mut first, on_link(1)), hop);
     }
 }

@@ -18,7 +18,7 @@ const TAG: usize = 4;
 const ID: u16 = 0x0fff;
 
 /// A frame's tags, as they stand in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tags {
     bytes: [u8; MOST * TAG],
     len: u8,

@@ -61,7 +61,7 @@ pub enum Neighbour {
 
 /// Where a packet goes next.
 // Aligned, it is copied in two pieces that are read again as such: a load of what two stores have just written waits for both to reach the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(align(16))]
 pub struct Hop {
     /// The port to send it by.
