@@ -60,6 +60,9 @@ impl From<Candidate> for Packed {
 }
 
 impl Packed {
+    /// None.
+    pub const NONE: Self = Self(0);
+
     /// As a word; 0 for none.
     #[inline]
     pub fn into_word(self) -> u32 {
@@ -107,10 +110,15 @@ impl Index {
     }
 
     /// Starts fetching the line that a lookup of `hash` will read first.
-    // Into the first cache: these come one by one as packets are parsed, and behind the kernel's copying a core forgets those for the second.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         self.buckets.prefetch(hash as usize & self.mask);
+    }
+
+    /// The same for one of [many](super::memory::prefetch_many).
+    #[inline]
+    pub fn prefetch_many(&self, hash: u64) {
+        self.buckets.prefetch_many(hash as usize & self.mask);
     }
 
     /// The first place whose tag fits.

@@ -75,6 +75,9 @@ struct Slab<A> {
 pub struct Likely(Packed);
 
 impl Likely {
+    /// Nowhere.
+    pub const NONE: Self = Self(Packed::NONE);
+
     /// The connection that it could be of, and which way it goes then.
     #[inline]
     pub fn candidate(&self) -> Option<(ConnId, Direction)> {
@@ -161,6 +164,14 @@ impl<A: Address> Table<A> {
     pub fn ask(&self, words: Words<A>) -> u64 {
         let hash = self.secret.hash(words);
         self.prefetch_index(hash);
+        hash
+    }
+
+    /// The same for one of [many](super::memory::prefetch_many).
+    #[inline]
+    pub fn ask_for_many(&self, words: Words<A>) -> u64 {
+        let hash = self.secret.hash(words);
+        self.index.prefetch_many(hash);
         hash
     }
 

@@ -7,6 +7,8 @@
 //! A line from memory takes as long as some ten packets take to be decided about. So those of all packets are under way at once, and while they come others
 //! are asked for; with ten million connections most are on pages that the processor has to look up as well.
 
+use std::cell::Cell;
+
 use arrayvec::ArrayVec;
 
 use super::family::Family;
@@ -92,11 +94,12 @@ pub enum Kind {
 type Families<'a> = (&'a Family<V4>, &'a Family<V6>);
 
 /// The packets of a burst that were looked at.
-#[derive(Default)]
 pub struct Seen {
     /// Each, and once their entries are asked for, as many of none as there must be to look [soon](SOON) ahead from the last one.
     pub glances: ArrayVec<Glance, { BURST + SOON }>,
     others: Others,
+    /// Of plain packets of IPv4, each as many places further on as its line is asked for again before its turn. What is left of bursts before does no harm.
+    hashes: [u64; AHEAD + BURST],
     /// Whether the index must be asked about any.
     has_hashes: bool,
 }
@@ -123,8 +126,21 @@ impl Others {
 }
 
 impl Glance {
+    const NONE: Self = Self { hash: 0, likely: Likely::NONE, kind: Kind::NotOurs(NotOurs::Pass) };
+
     fn hashed(kind: Kind, hash: u64) -> Self {
         Self { hash, likely: Likely::default(), kind }
+    }
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            glances: ArrayVec::new(),
+            others: Others::default(),
+            hashes: [0; AHEAD + BURST],
+            has_hashes: false,
+        }
     }
 }
 
@@ -154,17 +170,24 @@ impl Seen {
             return self.recall(families, packets, known);
         }
         self.has_hashes = true;
+        let conns = &families.0.conns;
         loop {
-            let rest = &packets[self.glances.len()..];
-            self.glances.extend(rest.iter().map_while(|packet| {
+            let at = self.glances.len();
+            let hashes = Cell::from_mut(&mut self.hashes[..]).as_slice_of_cells();
+            let rest = packets[at..].iter().zip(hashes[at..].array_windows::<{ AHEAD + 1 }>());
+            self.glances.extend(rest.map_while(|(packet, [before, .., hash])| {
                 let plain = Plain::<HeaderV4>::midstream(packet)?;
-                Some(Glance::hashed(Kind::PlainV4, families.0.conns.ask(plain.words())))
+                hash.set(conns.ask_for_many(plain.words()));
+                conns.prefetch_index(before.get());
+                Some(Glance::hashed(Kind::PlainV4, hash.get()))
             }));
             match packets.get_mut(self.glances.len()) {
                 Some(other) => self.look_closely(families, other),
-                None => return,
+                None => break,
             }
         }
+        let last = AHEAD.max(packets.len())..AHEAD + packets.len();
+        self.hashes[last].iter().for_each(|hash| conns.prefetch_index(*hash));
     }
 
     /// Looks at packets of which another worker knows something, at those of which it does not, too.
@@ -219,7 +242,6 @@ impl Seen {
                 Kind::FoundV4 | Kind::NotOurs(_) => continue,
             }
         }
-        self.glances.extend([Glance::hashed(Kind::NotOurs(NotOurs::Pass), 0); SOON]);
         // Those before which there are not so many packets.
         for first in self.glances.iter().take(SOON) {
             match first.kind {
@@ -228,5 +250,6 @@ impl Seen {
                 Kind::NotOurs(_) => {}
             }
         }
+        self.glances.extend([Glance::NONE; SOON]);
     }
 }

@@ -53,6 +53,9 @@ impl<A: Near> Family<A> {
                 self.goes_on(shared, packet, glance, now).map(Verdict::Forward)
             }));
             n = verdicts.len() - before;
+            if n == packets.len() {
+                break;
+            }
             let away = self.hand_over(shared, &glances[n..], &is_plain, verdicts);
             if away == 0 {
                 break;
