@@ -235,7 +235,7 @@ impl Bench {
 
     fn look(&mut self, port: PortId, tags: Tags, bytes: &[u8]) -> Outcome {
         let bytes = [&bytes[..12], tags.bytes(), &bytes[12..]].concat();
-        let mut chunk = vec![0xee; CHUNK];
+        let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
         let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];
         let mut verdicts = Default::default();

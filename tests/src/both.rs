@@ -91,7 +91,7 @@ impl Both {
         verdicts: &mut ArrayVec<Verdict, BURST>,
     ) {
         (self.now, self.is_changed) = (now, true);
-        let mut chunks: Vec<Vec<u8>> = packets.iter().map(|packet| packet.chunk.to_vec()).collect();
+        let mut chunks: Vec<_> = packets.iter().map(|packet| *packet.chunk).collect();
         let mut copies: Vec<Packet> = chunks
             .iter_mut()
             .zip(&*packets)

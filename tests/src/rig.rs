@@ -237,7 +237,7 @@ impl Rig {
     }
 
     fn look(&mut self, worker: usize, port: PortId, frame: &[u8], handed: Option<Known>) -> Delivery {
-        let mut chunk = vec![0xee; CHUNK];
+        let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
         let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: frame.len(), port }];
         let mut verdicts = Default::default();

@@ -279,7 +279,7 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
 
 /// What the kernel says to a segment that nobody waits for.
 fn reset(segment: &[u8]) -> Vec<u8> {
-    let mut chunk = vec![0; CHUNK];
+    let mut chunk = [0; CHUNK];
     chunk[HEADROOM..HEADROOM + segment.len()].copy_from_slice(segment);
     let mut packet = Packet { chunk: &mut chunk, start: HEADROOM, len: segment.len(), port: HOME };
     let Ok(Parsed::V4(meta)) = parse(packet.data()) else { panic!("no packet of IPv4: {}", to_hex(segment)) };

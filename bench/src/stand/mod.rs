@@ -257,7 +257,7 @@ impl Stand {
             .zip(bytes)
             .map(|(chunk, bytes)| {
                 chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(bytes);
-                Packet { chunk: &mut chunk[..], start: HEADROOM, len: FRAME, port }
+                Packet { chunk, start: HEADROOM, len: FRAME, port }
             })
             .collect();
         let mut verdicts = ArrayVec::new();

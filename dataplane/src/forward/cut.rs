@@ -180,7 +180,7 @@ mod tests {
                 piece
             })
             .collect();
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = [0; CHUNK];
         chunk[100..100 + frame.len()].copy_from_slice(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 100, len: frame.len(), port: PortId(0) };
         cut.keep_last(&mut packet);

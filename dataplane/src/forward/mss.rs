@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
     use crate::packet::checksum::{Sum, pseudo_header};
-    use crate::packet::{Parsed, V4, parse};
+    use crate::packet::{CHUNK, Parsed, V4, parse};
     use crate::service::PortId;
 
     /// A SYN over IPv4 with these options, and bytes after them.
@@ -122,11 +122,12 @@ mod tests {
     }
 
     fn clamped(frame: &[u8], most: u16) -> Vec<u8> {
-        let mut chunk = frame.to_vec();
+        let mut chunk = [0; CHUNK];
+        chunk[..frame.len()].copy_from_slice(frame);
         let Ok(Parsed::V4(meta)) = parse(frame) else { panic!("a SYN") };
-        let mut packet = Packet { len: chunk.len(), chunk: &mut chunk, start: 0, port: PortId(0) };
+        let mut packet = Packet { chunk: &mut chunk, start: 0, len: frame.len(), port: PortId(0) };
         clamp(&mut packet, &meta, most);
-        chunk
+        packet.data().to_vec()
     }
 
     #[test]

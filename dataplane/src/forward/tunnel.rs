@@ -319,7 +319,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::{Parsed, parse};
+    use crate::packet::{CHUNK, Parsed, parse};
     use crate::service::PortId;
 
     /// A packet that may be sent into a tunnel, in a frame.
@@ -338,8 +338,8 @@ mod tests {
 
     /// The same in a tunnel, from the outer IP header on.
     fn wrapped(frame: &[u8], tunnel: Tunnel, ends: Ends) -> Vec<u8> {
-        let mut chunk = vec![0; 128];
-        chunk.extend(frame);
+        let mut chunk = [0; CHUNK];
+        chunk[128..128 + frame.len()].copy_from_slice(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
         let hop = Hop { mtu: 1500, ..Hop::default() };
         let way = match (ends.source, ends.destination) {

@@ -16,12 +16,16 @@ pub use parse::{Meta, Parsed, parse};
 pub use plain::Plain;
 pub use tags::Tags;
 
+/// Bytes in a chunk. AF_XDP wants a power of two of at least 2048 that divides a page; 2048 holds a full Ethernet
+/// frame with VLAN tags (1522) behind its headroom, and 4096 would halve the frames a cache can hold.
+pub const CHUNK: usize = 2048;
+
 /// A frame in its chunk of memory. The data is `chunk[start..start + len]`; what lies around it is free for
 /// outer headers and replies.
 #[derive(Debug)]
 pub struct Packet<'a> {
     /// The whole chunk.
-    pub chunk: &'a mut [u8],
+    pub chunk: &'a mut [u8; CHUNK],
     /// Where the frame begins.
     pub start: usize,
     /// The frame's bytes.

@@ -379,7 +379,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::checksum::{Change, Sum};
-    use super::super::{Parsed, parse, put16, tags};
+    use super::super::{CHUNK, Parsed, parse, put16, tags};
     use super::*;
     use crate::service::PortId;
 
@@ -429,7 +429,7 @@ mod tests {
         )
     }
 
-    fn agrees<H: Header>(chunk: &mut [u8], len: usize, long: Option<Meta<H::Address>>) {
+    fn agrees<H: Header>(chunk: &mut [u8; CHUNK], len: usize, long: Option<Meta<H::Address>>) {
         let packet = Packet { chunk, start: 64, len, port: PortId(0) };
         match (Plain::<H>::of(&packet), long) {
             (Some(plain), long) => assert_eq!(Some(plain.meta()), long),
@@ -465,7 +465,7 @@ mod tests {
         /// What a short look says of a plain frame is what the parser says, and it leaves no plain frame to that one.
         #[test]
         fn plain_frames_are_to_both_parsers_the_same(frame in frames()) {
-            let mut chunk = vec![0xee; 256];
+            let mut chunk = [0xee; CHUNK];
             chunk[64..64 + frame.len()].copy_from_slice(&frame);
             let (v4, v6) = match parse(&frame) {
                 Ok(Parsed::V4(meta)) => (Some(meta), None),
@@ -480,7 +480,8 @@ mod tests {
     #[test]
     fn tagged_frames_are_not_plain() {
         let tagged = [&[2; 12][..], &tags::VLAN.to_be_bytes(), &[0, 7, 8, 0, 0x45], &[0; 100]].concat();
-        let mut chunk = tagged.clone();
+        let mut chunk = [0; CHUNK];
+        chunk[..tagged.len()].copy_from_slice(&tagged);
         let packet = Packet { chunk: &mut chunk, start: 0, len: tagged.len(), port: PortId(0) };
         assert!(Plain::<HeaderV4>::of(&packet).is_none());
     }

@@ -20,12 +20,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::conn::memory::{Backing, advise};
+pub use crate::packet::CHUNK;
 use crate::service::WorkerId;
 use crate::worker::ring::{self, Receiver, Sender};
-
-/// Bytes in a chunk. AF_XDP wants a power of two of at least 2048 that divides a page; 2048 holds a full Ethernet
-/// frame with VLAN tags (1522) behind its headroom, and 4096 would halve the frames a cache can hold.
-pub const CHUNK: usize = 2048;
 
 /// Free bytes before a received frame, so that a tunnel's outer headers can be put in front of it. AF_XDP puts 256 bytes of its own
 /// there already, and copy mode begins after them.
@@ -154,7 +151,7 @@ impl FrameMemory {
     }
 
     /// The whole chunk of a frame. The frame's data is `chunk[frame.start()..][..frame.len()]`.
-    pub fn chunk<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+    pub fn chunk<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8; CHUNK] {
         assert!(frame.memory == self.id, "a frame of another memory");
         let offset = frame.chunk as usize * CHUNK;
         // SAFETY: the frame is one of this memory's (checked above), so its chunk lies inside the mapping, which lives as long as `self`. Tokens
@@ -162,7 +159,7 @@ impl FrameMemory {
         // other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
         #[allow(unsafe_code)]
         unsafe {
-            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(offset), CHUNK)
+            &mut *self.map.as_mut_ptr().add(offset).cast::<[u8; CHUNK]>()
         }
     }
 
