@@ -18,6 +18,9 @@ pub struct ReplicatedLocality {
     known: Locality<Replicas>,
 }
 
+/// Members that are gone of which all are forgotten when there are so many of them.
+const GONE: usize = 64;
+
 /// The real servers of a destination.
 #[derive(Clone, Debug)]
 struct Replicas {
@@ -55,8 +58,8 @@ impl Scheduler for ReplicatedLocality {
         }
         let dest = least_of_all()?;
         if !replicas.servers.contains(&server(dest)) {
-            // Servers that are gone stay members, as they may come back, but not for longer than there is room.
-            if replicas.servers.len() >= service.dests.len() {
+            // Servers that are gone stay members, as they may come back: in the kernel the set keeps them in the trash. Not all that there ever were, here.
+            if replicas.servers.len() >= service.dests.len() + GONE {
                 replicas.servers.retain(|member| places.dest(service, member).is_some());
             }
             replicas.servers.insert(0, server(dest));
@@ -110,6 +113,23 @@ mod tests {
         assert_eq!(bench.destination(ONE), "A");
         bench.weight('A', 0);
         assert_eq!(bench.destination(ONE), "-");
+    }
+
+    #[test]
+    fn who_was_a_member_is_one_again_when_it_comes_back() {
+        let mut bench = Bench::new("lblcr");
+        "BA".chars().for_each(|name| bench.weight(name, 1));
+        assert_eq!(bench.destination(ONE), "A");
+        bench.active('A', 2);
+        assert_eq!(bench.destination(ONE), "B");
+        "AB".chars().for_each(|name| bench.remove(name));
+        bench.weight('C', 1);
+        assert_eq!(bench.destination(ONE), "C");
+        // As C is not overworked, only a member is used instead.
+        bench.active('C', 1);
+        assert_eq!(bench.destination(ONE), "C");
+        bench.weight('B', 1);
+        assert_eq!(bench.destination(ONE), "B");
     }
 
     #[test]
