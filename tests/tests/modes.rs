@@ -54,6 +54,8 @@ fn what_changes_between_two_packets_of_a_connection_is_heeded() {
         Shape { quirks: 8 | 16, ..plain },
         Shape { flags: 0, ..plain },
         Shape { flags: ACK | FIN, ..plain },
+        // It goes no further, and ends the connection all the same.
+        Shape { flags: ACK | FIN, ttl: 1, ..plain },
     ];
     for (event, value) in (0..8).flat_map(|event| [(event, 0), (event, 70)]) {
         let mut modes = Modes::new(false);
@@ -70,8 +72,8 @@ fn what_changes_between_two_packets_of_a_connection_is_heeded() {
                     }
                     modes.turn_of_events(event, value);
                     for (client, shape) in (0..).zip(shapes) {
-                        // The first one after a change learns of it, the second one meets what was learned.
-                        for shape in [if client % 2 == 0 { plain } else { shape }, shape] {
+                        // The first one after a change learns of it, the second one meets what was learned, and the last what these have changed.
+                        for shape in [if client % 2 == 0 { plain } else { shape }, shape, plain] {
                             modes.request(service, client, shape);
                             modes.reply(flow + usize::from(client), shape);
                         }

@@ -71,7 +71,7 @@ struct Slab<A> {
 }
 
 /// Where a packet's connection most likely is, of all that there were when its burst began.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Likely(Packed);
 
 impl Likely {

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A line from memory takes as long as some ten packets take to be decided about. So those of all packets are under way at once, and while they come others
-//! are asked for; with ten million connections most are on pages that the processor has to look up as well.
+//! are asked for; with ten million connections most are on pages that the processor has to look up as well. They are fetched into the second cache, as the first waits for a third of them
+//! only, and some packets before they are read into the first: behind a kernel that copies frames, a core forgets most that it was asked for into the second.
 
 use std::cell::Cell;
 
@@ -59,7 +60,7 @@ impl Known {
     }
 }
 
-/// How many packets before its own the lines of a frame are asked for, where they lie further away than those of a burst that was received here: fewer than a core waits for.
+/// How many packets before its own, or behind it, a line is asked for that would be forgotten with those of a whole burst: fewer than a core waits for.
 pub const AHEAD: usize = 12;
 
 /// What is known of a packet of a burst before anything is decided.
@@ -98,7 +99,7 @@ pub struct Seen {
     /// Each, and once their entries are asked for, as many of none as there must be to look [soon](SOON) ahead from the last one.
     pub glances: ArrayVec<Glance, { BURST + SOON }>,
     others: Others,
-    /// Of plain packets of IPv4, each as many places further on as its line is asked for again before its turn. What is left of bursts before does no harm.
+    /// Of plain packets of IPv4, each so many places further on as packets are looked at before its line is asked for again. What bursts before have left does no harm.
     hashes: [u64; AHEAD + BURST],
     /// Whether the index must be asked about any.
     has_hashes: bool,
@@ -129,7 +130,7 @@ impl Glance {
     const NONE: Self = Self { hash: 0, likely: Likely::NONE, kind: Kind::NotOurs(NotOurs::Pass) };
 
     fn hashed(kind: Kind, hash: u64) -> Self {
-        Self { hash, likely: Likely::default(), kind }
+        Self { hash, likely: Likely::NONE, kind }
     }
 }
 
@@ -178,6 +179,7 @@ impl Seen {
             self.glances.extend(rest.map_while(|(packet, [before, .., hash])| {
                 let plain = Plain::<HeaderV4>::midstream(packet)?;
                 hash.set(conns.ask_for_many(plain.words()));
+                // Of a packet before, which was not so long ago that its line would be forgotten again.
                 conns.prefetch_index(before.get());
                 Some(Glance::hashed(Kind::PlainV4, hash.get()))
             }));
@@ -217,8 +219,10 @@ impl Seen {
     // A call of its own: together with the plain ones', the compiler would keep more at hand than there are registers.
     #[inline(never)]
     fn look_closely(&mut self, (v4, v6): Families, packet: &mut Packet) {
-        let (kind, hash) = if let Some(plain) = Plain::<HeaderV4>::midstream(packet) {
-            (Kind::PlainV4, v4.conns.ask(plain.words()))
+        let (kind, hash) = if let Some(plain) = Plain::<HeaderV4>::of(packet) {
+            let is_midstream = plain.is_midstream();
+            let kind = if is_midstream { Kind::PlainV4 } else { self.others.keep_v4(plain.meta()) };
+            (kind, v4.conns.ask(plain.words()))
         } else if let Some(plain) = Plain::<HeaderV6>::midstream(packet) {
             (Kind::PlainV6, v6.conns.ask(plain.words()))
         } else {

@@ -436,6 +436,7 @@ impl<A: Near> Family<A> {
         self.hops.doubt();
     }
 }
+
 impl From<Unreachable> for Verdict {
     fn from(why: Unreachable) -> Self {
         match why {

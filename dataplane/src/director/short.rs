@@ -1,7 +1,7 @@
 //! The short way: a plain packet of a connection that goes on as it did.
 //!
-//! Nearly all packets are such, and nothing about them is news: no state changes, no timeout, no next hop. What [the long way](super::family) asks of a packet one
-//! after the other is asked of these at once, before anything is changed; one of which anything is otherwise goes the long way, from its beginning. So this file
+//! Nearly all packets are such, and nothing about them is news: no state changes, no timeout, no next hop. What [the long way](super::family) asks of a connection one
+//! after the other is known of one that is [steady](crate::conn::hops), and what it asks of a packet is asked here before anything is changed; one of which anything is otherwise goes the long way, from its beginning. So this file
 //! decides nothing that is not decided there, and may leave out any packet. Tests and fuzz targets have a second director that only
 //! knows the long way, and hold both to the same bytes, verdicts, connections and counters.
 

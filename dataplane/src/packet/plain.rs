@@ -103,18 +103,18 @@ impl<H: Header> Plain<H> {
     /// The headers of a frame, if it is a plain one of this family.
     #[inline]
     pub fn of<'a>(packet: &'a Packet) -> Option<&'a Self> {
-        Self::of_any(packet, |_| true)
+        Self::of_wanted(packet, |_| true)
     }
 
     /// The same, if it [is midstream](Self::is_midstream).
     #[inline]
     pub fn midstream<'a>(packet: &'a Packet) -> Option<&'a Self> {
-        Self::of_any(packet, Self::leaves_established)
+        Self::of_wanted(packet, Self::leaves_established)
     }
 
-    /// The headers of a plain frame, if it is a datagram, or a segment that is wanted.
+    /// The headers of a plain frame with a datagram, or a segment that is wanted.
     #[inline(always)]
-    fn of_any<'a>(packet: &'a Packet, is_wanted: impl Fn(&Self) -> bool) -> Option<&'a Self> {
+    fn of_wanted<'a>(packet: &'a Packet, is_wanted: impl Fn(&Self) -> bool) -> Option<&'a Self> {
         let (plain, _) = Self::ref_from_prefix(packet.chunk.get(packet.start..)?).ok()?;
         let least = match plain.ip.protocol() {
             TCP if is_wanted(plain) => 20,
@@ -210,7 +210,7 @@ impl<H: Header> Plain<H> {
         self.is_udp() || self.leaves_established()
     }
 
-    /// Of a segment.
+    /// Whether a segment does so.
     #[inline]
     fn leaves_established(&self) -> bool {
         self.flags & tcp_flags::DECISIVE == tcp_flags::ACK
