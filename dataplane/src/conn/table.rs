@@ -362,15 +362,15 @@ impl<A: Address> Table<A> {
     /// Whether the time of a connection that is not in the wheel is over. If not, it is put back where it will be.
     fn is_over(&mut self, slot: u32, now: Tick) -> bool {
         let id = ConnId(slot);
-        let left = match self.conn(id).remaining(now) {
-            0 if self.conn(id).controls() > 0 => {
-                self.conn_mut(id).reprieve(now);
-                REPRIEVE
+        let conn = self.conn(id);
+        if conn.remaining(now) == 0 {
+            if conn.controls() == 0 {
+                return true;
             }
-            0 => return true,
-            left => left,
-        };
-        let at = now.plus(left + self.conn(id).lingers());
+            self.conn_mut(id).reprieve(now);
+        }
+        let conn = self.conn(id);
+        let at = now.plus(conn.remaining(now) + conn.lingers());
         self.wheel.remove(&mut self.slab, slot);
         self.wheel.insert(&mut self.slab, slot, at);
         false

@@ -234,6 +234,9 @@ impl Director {
         let mut lines = ArrayVec::<_, BURST>::new();
         if self.shared.handed || services.has_tunnels() {
             lines.extend(packets.iter().map(Packet::first_line));
+        }
+        // The first of those that were handed over have been asked for by now.
+        if services.has_tunnels() {
             lines.iter().take(AHEAD).for_each(|line| self.shared.ask_for(*line));
         }
         while verdicts.len() < count {
