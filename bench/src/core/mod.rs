@@ -41,8 +41,8 @@ pub const BYTES: Metric = Metric::new("bytes_per_connection", "bytes");
 pub const SPEEDUP: Metric = Metric::new("two_worker_speedup", "ratio");
 /// The same where every reply comes to the worker that has not its connection.
 pub const SPEEDUP_HANDOFF: Metric = Metric::new("two_worker_speedup_handoff", "ratio");
-/// What two bare loops do, a core each, ÷ what one does.
-pub const SPEEDUP_BARE: Metric = Metric::new("two_loops_speedup", "ratio");
+/// The same of two that share nothing, not even their services.
+pub const SPEEDUP_APART: Metric = Metric::new("two_worker_speedup_apart", "ratio");
 /// What a packet takes longer that comes to the wrong worker.
 pub const HANDOFF: Metric = Metric::new("handoff_ns_per_packet", "ns");
 /// What a frame takes longer in a loop that hands it over and decides nothing.

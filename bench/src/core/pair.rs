@@ -1,54 +1,56 @@
-//! What a second worker adds, also where every reply comes to the wrong one; beside it, what a second core adds to a program that shares nothing, and how far the cores are from
+//! What a second worker adds, also where every reply comes to the wrong one; beside it, what is added by a second that has nothing to do with the first, and how far the cores are from
 //! each other. Virtual cores may be halves of one, or of different chips, and change that from one moment to the next.
 
-use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::thread::{scope, sleep};
 
 use anyhow::Result;
 use shunt_dataplane::worker::link::Handle;
 
 use super::handing::Pair;
 use super::{
-    CORE_TO_CORE, HANDOFF, HANDOFF_FLOOR, Row, Run, SPEEDUP, SPEEDUP_BARE, SPEEDUP_HANDOFF, distance, median,
-    two_cores, way,
+    CORE_TO_CORE, HANDOFF, HANDOFF_FLOOR, Row, Run, SPEEDUP, SPEEDUP_APART, SPEEDUP_HANDOFF, distance,
+    median, two_cores, way,
 };
 use crate::interrupt;
-use crate::machine;
 use crate::stand::team::{Options, Team};
 
 pub(super) fn measure(run: &mut Run) -> Result<()> {
     (run.step)("two workers beside one");
     let Some(cores) = two_cores(&mut run.report, "nat", &[SPEEDUP, SPEEDUP_HANDOFF])? else { return Ok(()) };
     let of = |workers| Team::new(Options { workers, ..Options::default() });
-    let (mut one, mut two, mut crossed) = (of(1)?, of(2)?, of(2)?);
+    let (mut each, mut two, mut crossed) = ([of(1)?, of(1)?], of(2)?, of(2)?);
     crossed.cross();
-    let (mut apart, mut handing_over) = (Pair::new(cores, false)?, Pair::new(cores, true)?);
-    let (mut own, mut handed, mut alone_rates, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut keeping, mut handing_over) = (Pair::new(cores, false)?, Pair::new(cores, true)?);
+    let (mut own, mut handed, mut rates, mut apart) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut longer, mut handing, mut lines) = (Vec::new(), Vec::new(), Vec::new());
     // Short and many: a machine that lends its cores to others changes by the second.
     let window = run.plan.window / 2;
     for repetition in 0..=3 * run.plan.repetitions {
         interrupt::check()?;
-        let rest = |_: &[Handle]| std::thread::sleep(window);
-        let (alone, both, across) =
-            (one.work(&cores, rest), two.work(&cores, rest), crossed.work(&cores, rest));
+        let rest = |_: &[Handle]| sleep(window);
+        let each_in_turn = each.iter_mut().zip(&cores).map(|(team, core)| team.work(&[*core], rest));
+        // Cores need not be as fast as each other.
+        let alone = each_in_turn.sum::<f64>() / 2.0;
+        let (both, across) = (two.work(&cores, rest), crossed.work(&cores, rest));
         if repetition > 0 {
-            alone_rates.push(alone);
+            rates.push(alone);
             own.push(both / alone);
             handed.push(across / alone);
-            bare.push(loops(&cores, window) / loops(&cores[..1], window));
+            apart.push(side_by_side(&mut each, cores, rest) / alone);
             // Two workers' nanoseconds a packet; every second packet is a reply.
             longer.push(2.0 * (2e9 / across - 2e9 / both));
-            handing.push(2.0 * (handing_over.run(window) - apart.run(window)));
+            handing.push(2.0 * (handing_over.run(window) - keeping.run(window)));
             lines.push(distance::between(cores));
         }
     }
-    let beside =
-        format!("one: {:.1} M packets/s; bare loops: {:.2} ×", median(&alone_rates) / 1e6, median(&bare));
+    let beside = format!(
+        "one: {:.1} M packets/s; two that share nothing: {:.2} ×",
+        median(&rates) / 1e6,
+        median(&apart)
+    );
     run.report.add(way("nat"), SPEEDUP, &own);
     run.report.add(way("nat"), SPEEDUP_HANDOFF, &handed);
-    run.report.add(way("nat"), SPEEDUP_BARE, &bare);
+    run.report.add(way("nat"), SPEEDUP_APART, &apart);
     run.report.add(way("nat"), HANDOFF, &longer);
     run.report.add(way("nat"), HANDOFF_FLOOR, &handing);
     run.report.add(way("nat"), CORE_TO_CORE, &lines);
@@ -76,20 +78,12 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// Rounds a second of a loop that needs a core's arithmetic and no memory, one on each core, together.
-fn loops(cores: &[usize], window: Duration) -> f64 {
-    let job = |(), stop: &AtomicBool| {
-        // More chains than a core's multipliers can be kept busy with by half of it.
-        let (mut chains, mut rounds) = ([1u64, 3, 5, 7, 9, 11, 13, 15], 0u64);
-        while !stop.load(Ordering::Relaxed) {
-            for _ in 0..1000 {
-                chains = black_box(chains.map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7) ^ n));
-            }
-            rounds += 1;
-        }
-        rounds
-    };
-    let who = cores.iter().map(|core| (*core, ()));
-    let rounds: u64 = machine::side_by_side(who, job, || std::thread::sleep(window)).iter().sum();
-    rounds as f64 / window.as_secs_f64()
+/// What teams of one forward a second together, each on a core of its own, at once.
+fn side_by_side(teams: &mut [Team; 2], cores: [usize; 2], rest: impl Fn(&[Handle]) + Copy + Send) -> f64 {
+    scope(|threads| {
+        let works =
+            teams.iter_mut().zip(cores).map(|(team, core)| threads.spawn(move || team.work(&[core], rest)));
+        let works: Vec<_> = works.collect();
+        works.into_iter().map(|work| work.join().expect("workers do not panic")).sum()
+    })
 }

@@ -50,7 +50,8 @@ impl Default for Options {
     }
 }
 
-/// What comes in by a port, over and over, and the last frames that it sent.
+/// What comes in by a port, over and over, and the last frames that it sent. On lines of its own, as all that a worker writes.
+#[repr(align(128))]
 struct Tray {
     frames: Vec<[u8; FRAME]>,
     next: usize,

@@ -105,7 +105,8 @@ impl Verdict {
     }
 }
 
-/// One worker's director.
+/// One worker's director. It lies on cache lines of its own, and what holds it does, too.
+#[repr(align(128))]
 pub struct Director {
     shared: Shared,
     v4: Family<V4>,

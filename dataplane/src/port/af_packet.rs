@@ -71,6 +71,7 @@ pub struct Error {
 }
 
 /// One AF_PACKET socket with its two rings.
+#[repr(align(128))]
 pub struct AfPacket {
     fd: OwnedFd,
     rings: Rings,

@@ -57,6 +57,7 @@ pub enum Mode {
 }
 
 /// One AF_XDP socket with its four rings.
+#[repr(align(128))]
 pub struct AfXdp {
     fd: OwnedFd,
     memory: Arc<FrameMemory>,
