@@ -54,6 +54,8 @@ pub fn replaces<A: Address>(meta: &Meta<A>, conn: &Conn<A>, snapshot: &Snapshot)
     let mode = sysctls.conn_reuse_mode;
     let is_over = conn.state.is_over()
         || mode & REUSE_HALF_CLOSED != 0 && conn.state == State::FinWait && conn.marks.has(Marks::NO_OUTPUT);
+    // One that a template made stays on the real server that the template leads to.
+    let gives_way = mode != 0 && is_over && !conn.marks.has(Marks::CONTROLLED);
     let is_quiesced = || services.dest(conn.dest).is_some_and(|dest| dest.weight == 0);
-    mode != 0 && is_over || sysctls.expire_nodest_conn != 0 && is_quiesced()
+    gives_way || sysctls.expire_nodest_conn != 0 && is_quiesced()
 }
