@@ -456,7 +456,9 @@ impl<A: Address> Table<A> {
         budget: &mut usize,
         is_wanted: impl Fn(&Conn<A>) -> bool,
     ) -> (Option<ConnId>, Option<u32>) {
-        for (conn, place) in self.slab.used().iter().zip(0..).skip(from as usize) {
+        let used = self.slab.used();
+        let rest = &used[(from as usize).min(used.len())..];
+        for (conn, place) in rest.iter().zip(from..) {
             if *budget == 0 {
                 return (None, Some(place));
             }
