@@ -97,7 +97,9 @@ impl Port for Feed {
         }
     }
 
-    fn flush(&mut self, _: &mut Pool) {}
+    fn flush(&mut self, _: &mut Pool) -> bool {
+        false
+    }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -377,11 +377,12 @@ impl Director {
     }
 
     /// Ends connections whose time is over, and those of removed real servers if they are not to wait for them, looking at `budget` connections at
-    /// most. Then those that may be dropped, if there is little room.
-    pub fn expire(&mut self, now: Tick, mut budget: usize) {
+    /// most. Then those that may be dropped, if there is little room. Says whether there may be more to look at.
+    pub fn expire(&mut self, now: Tick, mut budget: usize) -> bool {
         self.v4.expire(&mut self.shared, now, &mut budget);
         self.v6.expire(&mut self.shared, now, &mut budget);
         self.defend(now, &mut budget);
+        budget == 0
     }
 
     /// Gives the connections that live at `now` to `each`, a listing in steps that look at `places` places of the tables. Says where to go on;
@@ -448,9 +449,8 @@ impl Shared {
             Verdict::Reply(_) => counters.count(Event::Replied, 1),
             Verdict::Pass => counters.count(Event::Passed, 1),
             Verdict::Drop(reason) => counters.drop(reason),
-            Verdict::Wait(..) => counters.count(Event::Waited, 1),
             // Tried again and again; the worker counts it once.
-            Verdict::Keep | Verdict::Hold => {}
+            Verdict::Wait(..) | Verdict::Keep | Verdict::Hold => {}
         }
     }
 }

@@ -21,7 +21,7 @@ use libc::tpacket2_hdr;
 use memmap2::MmapOptions;
 
 use super::frame::{HEADROOM, MAX_FRAME};
-use super::sockopt::{option, set_option};
+use super::sockopt::{enlarge_send_buffer, option, set_option};
 use super::tpacket::{BLOCK, MAX_SEND, Rings, SLOT, Slot};
 use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
 
@@ -34,10 +34,6 @@ const MAX_LOOK: usize = 4 * BURST;
 /// Refused frames taken out of the transmit ring per flush: each costs moving up what waits behind it. More are
 /// left to the next turns, and a ring full of them refuses new ones.
 const MAX_REFUSED: usize = 8;
-
-/// Bytes the socket may have in flight. The default (208 KiB) is some 90 frames, fewer than two bursts: sending would
-/// stall before the ring is full.
-const SEND_BUFFER: i32 = 8 << 20;
 
 /// Bytes of an 802.1Q tag, and where it goes: behind the two addresses.
 const TAG: usize = 4;
@@ -112,10 +108,7 @@ impl AfPacket {
         set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
         // Straight to the driver: the ring is queue enough, and the discipline's lock is not taken for each frame.
         set(libc::PACKET_QDISC_BYPASS, 1).map_err(failed("bypass the queueing discipline"))?;
-        // Beyond net.core.wmem_max only with CAP_NET_ADMIN; without it, as far as allowed.
-        set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
-            .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))
-            .map_err(failed("enlarge the send buffer"))?;
+        enlarge_send_buffer(&fd).map_err(failed("enlarge the send buffer"))?;
 
         let (rx, tx) = (options.rx_slots as usize, options.tx_slots as usize);
         for (name, slots) in [(libc::PACKET_RX_RING, rx), (libc::PACKET_TX_RING, tx)] {
@@ -200,19 +193,20 @@ impl Port for AfPacket {
         }
     }
 
-    fn flush(&mut self, _: &mut Pool) {
+    fn flush(&mut self, _: &mut Pool) -> bool {
         // One call, and one more for each frame the kernel refuses.
         for _ in 0..=MAX_REFUSED {
             if !self.unsent {
-                return;
+                break;
             }
             match self.send() {
                 Ok(()) => self.unsent = false,
                 // Frames may have been refused, or the device is busy or down: then the rest is for a later turn.
                 Err(_) if self.rings.drop_refused() => self.refused += 1,
-                Err(_) => return,
+                Err(_) => break,
             }
         }
+        self.unsent
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

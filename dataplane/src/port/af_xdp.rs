@@ -259,11 +259,12 @@ impl Port for AfXdp {
         self.in_flight += self.tx.produce(room, descriptors);
     }
 
-    fn flush(&mut self, pool: &mut Pool) {
+    fn flush(&mut self, pool: &mut Pool) -> bool {
         self.check(pool);
         self.prefetch_next();
         self.kick();
         self.reap(pool);
+        self.in_flight > 0 && self.tx.unsent() > 0
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

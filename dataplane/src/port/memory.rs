@@ -96,7 +96,9 @@ impl Port for MemoryPort {
         self.outgoing.publish();
     }
 
-    fn flush(&mut self, _: &mut Pool) {}
+    fn flush(&mut self, _: &mut Pool) -> bool {
+        false
+    }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None

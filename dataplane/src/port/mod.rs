@@ -51,8 +51,8 @@ pub trait Port: Send {
     fn transmit(&mut self, pool: &mut Pool, burst: &mut Burst);
 
     /// Tells the kernel to send what was enqueued, where it must be told, and gives frames that have been sent back to
-    /// `pool`. Called once a turn, also when nothing was enqueued: sending may have stalled.
-    fn flush(&mut self, pool: &mut Pool);
+    /// `pool`. Called once a turn, also when nothing was enqueued: sending may have stalled. Says whether any has, and something is left to be sent.
+    fn flush(&mut self, pool: &mut Pool) -> bool;
 
     /// What to poll for input while idle; `None` for a port without a descriptor.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;

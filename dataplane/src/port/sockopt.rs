@@ -43,6 +43,17 @@ pub(super) fn set_option<T: Plain>(fd: &OwnedFd, level: i32, name: i32, value: &
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Bytes that a socket may have in flight. The default (208 KiB) is some 90 frames, fewer than two bursts: sending would
+/// stall before the ring is full.
+const SEND_BUFFER: i32 = 8 << 20;
+
+/// Lets a socket have a ring's frames in flight, wherever the kernel makes a buffer of each.
+pub(super) fn enlarge_send_buffer(fd: &OwnedFd) -> io::Result<()> {
+    // Beyond net.core.wmem_max only with CAP_NET_ADMIN; without it, as far as allowed.
+    set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
+        .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))
+}
+
 /// Reads a socket option. What an older kernel does not know is zero.
 pub(super) fn option<T: Plain>(fd: &OwnedFd, level: i32, name: i32) -> io::Result<T> {
     let mut value = MaybeUninit::<T>::zeroed();

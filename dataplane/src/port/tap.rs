@@ -84,7 +84,9 @@ impl Port for Tap {
         }
     }
 
-    fn flush(&mut self, _: &mut Pool) {}
+    fn flush(&mut self, _: &mut Pool) -> bool {
+        false
+    }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.queue.as_fd())

@@ -33,7 +33,7 @@ use crate::stats::{Counters, Event, Reason};
 use kept::Kept;
 use link::{Answer, Command, Link};
 use ring::{Receiver, Sender};
-use waiting::Waiting;
+use waiting::{Ask, Waiting};
 
 /// How long a worker looks for work before it sleeps. A wake-up costs 5 to 50 µs; spinning much longer than that costs more than it
 /// saves, and on a machine that shares the core with the kernel's own work it delays that work.
@@ -41,6 +41,9 @@ const SPIN: Duration = Duration::from_micros(50);
 
 /// The longest sleep, in milliseconds: connections expire, and waiting packets are given up, at least this often.
 const NAP: u8 = 200;
+
+/// The longest sleep while sending has stalled, in milliseconds: the kernel does not say when it goes on.
+const STALL: u8 = 2;
 
 /// Expiring connections visited in one turn. A visit costs about 100 ns, so a turn is held up by at most some 10 µs; what is left is
 /// visited in the next turn.
@@ -125,6 +128,8 @@ pub struct Worker {
     /// When the ports were last asked what they have lost.
     asked: Tick,
     polling: Polling,
+    /// Whether sending has stalled on any port.
+    has_unsent: bool,
 }
 
 /// What a worker does while there is nothing to do.
@@ -189,6 +194,7 @@ impl Worker {
             reached,
             asked: clock.now(),
             polling,
+            has_unsent: false,
         }
     }
 
@@ -273,7 +279,7 @@ impl Worker {
         while let Some(frame) = self.waiting.overdue(now) {
             self.lose(frame, Reason::NeighbourTimeout);
         }
-        self.director.expire(now, EXPIRY_BUDGET);
+        worked |= self.director.expire(now, EXPIRY_BUDGET);
         while self.link.has_room()
             && let Some(wish) = self.director.wish()
         {
@@ -293,9 +299,10 @@ impl Worker {
         }
         self.peers.from.iter_mut().for_each(|(_, ring)| ring.prefetch());
         self.director.watch().lap(Stage::Timers);
+        self.has_unsent = false;
         for port in 0..self.ports.len() {
             self.transmit(port);
-            self.ports[port].1.flush(&mut self.pool);
+            self.has_unsent |= self.ports[port].1.flush(&mut self.pool);
         }
         self.pool.settle();
         self.director.watch().lap(Stage::Send);
@@ -374,7 +381,7 @@ impl Worker {
             Verdict::HandOff(owner, known) => self.hand_off(frame, owner, known),
             Verdict::Keep => self.keep_new(frame, Event::FragmentWaited, now),
             Verdict::Hold => self.keep_new(frame, Event::FtpWaited, now),
-            Verdict::Wait(link, neighbour) => self.wait(frame, link, neighbour, now),
+            Verdict::Wait(link, neighbour) => self.wait_new(frame, (link, neighbour), now),
         }
     }
 
@@ -397,12 +404,16 @@ impl Worker {
     }
 
     #[cold]
-    fn wait(&mut self, frame: Frame, link: LinkId, neighbour: IpAddr, now: Tick) {
-        if self.waiting.is_new(link, neighbour, now) {
-            self.link.answer(Answer::Resolve(link, neighbour));
-        }
-        if let Err(frame) = self.waiting.push(frame, link, neighbour, now) {
-            self.lose(frame, Reason::NeighbourQueueFull);
+    fn wait_new(&mut self, frame: Frame, neighbour: (LinkId, IpAddr), now: Tick) {
+        self.counters.worker(self.id).count(Event::Waited, 1);
+        self.wait(frame, neighbour, now, now);
+    }
+
+    fn wait(&mut self, frame: Frame, neighbour: (LinkId, IpAddr), since: Tick, now: Tick) {
+        match self.waiting.push(frame, neighbour, since, now) {
+            Ok(Ask::Now) => self.link.answer(Answer::Resolve(neighbour.0, neighbour.1)),
+            Ok(Ask::NotYet) => {}
+            Err(frame) => self.lose(frame, Reason::NeighbourQueueFull),
         }
     }
 
@@ -486,23 +497,24 @@ impl Worker {
 
     /// Looks again at packets that waited for a neighbour.
     fn retry(&mut self, now: Tick) {
-        for (frame, since) in self.waiting.take() {
-            self.director.watch().lap(Stage::Orders);
-            let mut burst = Burst::new();
-            burst.push(frame);
-            let verdicts = self.judge(&mut burst, Some(&[]), now);
-            for (frame, verdict) in burst.into_iter().zip(verdicts) {
-                match verdict {
-                    Verdict::Wait(link, neighbour) => {
-                        if let Err(frame) = self.waiting.push(frame, link, neighbour, since) {
-                            self.lose(frame, Reason::NeighbourQueueFull);
-                        }
+        let mut neighbour = 0;
+        while let Some(packets) = self.waiting.take(neighbour) {
+            neighbour += 1;
+            for (frame, since) in packets {
+                self.director.watch().lap(Stage::Orders);
+                let mut burst = Burst::new();
+                burst.push(frame);
+                let verdicts = self.judge(&mut burst, Some(&[]), now);
+                for (frame, verdict) in burst.into_iter().zip(verdicts) {
+                    match verdict {
+                        Verdict::Wait(link, address) => self.wait(frame, (link, address), since, now),
+                        verdict => self.settle(frame, &verdict, now),
                     }
-                    verdict => self.settle(frame, &verdict, now),
                 }
+                self.end_burst(1);
             }
-            self.end_burst(1);
         }
+        self.waiting.tidy();
     }
 
     fn sleep(&mut self) {
@@ -519,7 +531,11 @@ impl Worker {
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
         // An interrupted sleep is a short one.
-        let nap = if self.kept.is_empty() { NAP } else { kept::PAUSE as u8 };
+        let nap = match self.kept.is_empty() {
+            false => kept::PAUSE as u8,
+            true if self.has_unsent => STALL,
+            true => NAP,
+        };
         let _ = nix::poll::poll(&mut fds, PollTimeout::from(nap));
         let is_rung = fds[0].any().unwrap_or(true);
         drop(fds);

@@ -20,7 +20,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use super::{AfXdp, KERNEL_BATCH, MAX_KICKS, Mode};
 use crate::port::frame::CHUNK;
 use crate::port::ring::{Completion, Fill, Rx, Tx};
-use crate::port::sockopt::{option, set_option};
+use crate::port::sockopt::{enlarge_send_buffer, option, set_option};
 use crate::port::{FrameMemory, Pool};
 
 /// How long a bind insists when its queue is busy: 2 s in all. A queue whose socket was closed, by us or by the
@@ -266,6 +266,8 @@ fn open_one(
     }
     let rings = |source| Error::Rings { interface: queue.interface.clone(), queue: queue.queue, source };
     let (fill, completion, rx, tx) = map_rings(&fd, options).map_err(rings)?;
+    // Where it copies the kernel makes a buffer of each frame. Without more room they wait longer, no more.
+    let _ = enlarge_send_buffer(&fd);
     // Where the kernel does not know this, more calls do the same.
     let _ = set_option(&fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &options.tx_slots.min(SENT_AT_ONCE));
     let busy_poll = options.busy_poll && prefer_busy_poll(&fd).is_ok();
