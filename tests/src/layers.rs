@@ -6,13 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::frames::{checksum, crc32c};
+use shunt_dataplane::packet::protocol::{ICMP, SCTP, TCP, UDP};
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 const ICMP6: u8 = 58;
-const SCTP: u8 = 132;
 
 const ETHERNET: usize = 14;
 

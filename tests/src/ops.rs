@@ -10,10 +10,7 @@ use shunt::api::{
 use crate::bench::VIP;
 use crate::frames::{checksum, frame, sctp, to_hex};
 use crate::rig::VIP2;
-
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
-pub(crate) const SCTP: u8 = 132;
+pub(crate) use shunt_dataplane::packet::protocol::{SCTP, TCP, UDP};
 
 /// Ops of one run. More find nothing new, and the audit after each makes a run's cost quadratic.
 const MOST_OPS: usize = 200;

@@ -7,11 +7,7 @@
 use std::net::Ipv4Addr;
 
 use crate::frames::{checksum, crc32c};
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
+use shunt_dataplane::packet::protocol::{ICMP, SCTP, TCP, UDP};
 
 /// An IPv4 packet in a frame: whole, with a header that makes sense.
 #[derive(Clone, Copy, Debug)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::protocol::{TCP, UDP};
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{CLIENTS, SERVERS, VIP};
 use shunt_tests::frames::{C0, S0, client_mac, server_mac};
@@ -17,8 +18,6 @@ use shunt_tests::ops::{Edit, Hex, Op, SERVICES, Shape, client};
 use shunt_tests::oracle::{Packet, Rewrite, forwarded};
 use shunt_tests::rig::{Rig, macs_to};
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 

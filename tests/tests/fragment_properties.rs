@@ -4,10 +4,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 
 use proptest::prelude::*;
+use shunt_dataplane::packet::protocol::UDP;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
 use shunt_tests::frames::{C0, checksum, client_mac};
-
-const UDP: u8 = 17;
 
 /// A part of a datagram: its bytes, in units of 8, and whether more follow.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,13 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::protocol::{TCP, UDP};
 use shunt_dataplane::service::PortId;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, Outcome, SERVERS};
 use shunt_tests::frames::{C0, S0, checksum};
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const VIP6: IpAddr = v6(0xf, 1);

@@ -10,6 +10,7 @@ use serde_json::Value;
 use shunt::marks::Prefix;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::forward::reset;
+use shunt_dataplane::packet::protocol::SCTP;
 use shunt_dataplane::packet::tags::{QINQ, Tags, VLAN};
 use shunt_dataplane::packet::{Packet, Parsed, parse};
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
@@ -330,8 +331,6 @@ fn canonical(frame: &[u8], own: bool) -> Vec<u8> {
     }
     frame
 }
-
-const SCTP: u8 = 132;
 
 /// An ICMPv4 error without the MTU that it tells of, and without its checksum.
 fn without_mtu(mut frame: Vec<u8>) -> Vec<u8> {

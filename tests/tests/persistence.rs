@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::packet::Tuple;
+use shunt_dataplane::packet::protocol::{TCP, UDP};
 use shunt_dataplane::service::WorkerId;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS};
 use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp, udp};
@@ -17,8 +18,6 @@ use shunt_tests::ops::{Shape, client};
 use shunt_tests::rig::Rig;
 
 const VIP: Ipv4Addr = shunt_tests::bench::VIP;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const SYN: u8 = 2;
 
 proptest! {

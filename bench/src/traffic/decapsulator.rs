@@ -31,12 +31,12 @@ use super::background::Background;
 use crate::namespace::Namespace;
 use crate::netlink::Netlink;
 use crate::topology::{DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6, LOCAL, LOCAL6, VIP, VIP6};
+use shunt_dataplane::packet::protocol::UDP;
 
 /// Where GUE is received: the port of the examples in the kernel's documentation, IANA's for GUE.
 pub const GUE_PORT: u16 = 6080;
 
 const IPV4: u8 = 4;
-const UDP: u8 = 17;
 const IPV6: u8 = 41;
 const GRE: u8 = 47;
 

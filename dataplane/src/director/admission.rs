@@ -2,11 +2,9 @@
 
 use crate::conn::{Conn, Marks, State};
 use crate::packet::parse::{chunks, tcp_flags};
+use crate::packet::protocol::{SCTP, TCP};
 use crate::packet::{Address, Meta};
-use crate::service::{Protocol, Snapshot, Sysctls};
-
-const TCP: u8 = Protocol::Tcp as u8;
-const SCTP: u8 = Protocol::Sctp as u8;
+use crate::service::{Snapshot, Sysctls};
 
 /// The bit of `conn_reuse_mode` for connections whose replies are not seen.
 const REUSE_HALF_CLOSED: i32 = 2;

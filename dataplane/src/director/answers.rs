@@ -7,13 +7,11 @@ use crate::conn::ConnId;
 use crate::forward::icmp::Problem;
 use crate::forward::{self, abort, icmp, reset};
 use crate::packet::parse::ETHERNET;
+use crate::packet::protocol::{SCTP, TCP};
 use crate::packet::{Address, Meta, Packet, Tags, Tuple};
 use crate::service::{Hop, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason};
 use crate::steer::Target;
-
-const TCP: u8 = Protocol::Tcp as u8;
-const SCTP: u8 = Protocol::Sctp as u8;
 
 impl<A: Near> Family<A> {
     /// A packet that is neither a connection's nor a service's. What a NAT real server sends, or an error about what it was sent, was kept from

@@ -10,13 +10,11 @@ use super::owners::Notice;
 use super::{Shared, Verdict, admission};
 use crate::conn::{Conn, ConnId, Detail, Direction, Marks, State};
 use crate::forward::icmp::Problem;
+use crate::packet::protocol::{TCP, UDP};
 use crate::packet::{Address, Meta, Packet, Tuple, V4};
 use crate::profile::Stage;
-use crate::service::{Dest, DestId, FTP, FTP_DATA, Forwarding, Protocol, Service, Snapshot, Tick};
+use crate::service::{Dest, DestId, FTP, FTP_DATA, Forwarding, Service, Snapshot, Tick};
 use crate::stats::{Event, Reason, add, sub};
-
-const TCP: u8 = Protocol::Tcp as u8;
-const UDP: u8 = Protocol::Udp as u8;
 
 /// Milliseconds a connection lives before its first packet has been tracked (`ip_vs_conn_new`).
 const EMBRYO: u32 = 3_000;

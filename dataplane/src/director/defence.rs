@@ -10,10 +10,9 @@ use super::family::Family;
 use super::{Director, Shared};
 use crate::conn::{Conn, ConnId, State};
 use crate::packet::Address;
-use crate::service::{Protocol, Sysctls, Tick};
+use crate::packet::protocol::TCP;
+use crate::service::{Sysctls, Tick};
 use crate::stats::Event;
-
-const TCP: u8 = Protocol::Tcp as u8;
 
 /// Milliseconds between two looks at how much room there is (`DEFENSE_TIMER_PERIOD`).
 const PERIOD: u32 = 1000;

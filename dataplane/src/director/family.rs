@@ -15,12 +15,10 @@ use crate::conn::table::{Likely, Secret};
 use crate::conn::{ConnId, Direction, Marks, Side, State, Table, sctp, tcp};
 use crate::forward::icmp::Problem;
 use crate::forward::{self, dr, nat};
+use crate::packet::protocol::{SCTP, TCP};
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Forwarding, Hop, Protocol, Snapshot, Tick, Unreachable};
+use crate::service::{Forwarding, Hop, Snapshot, Tick, Unreachable};
 use crate::stats::{Reason, add, sub};
-
-const TCP: u8 = Protocol::Tcp as u8;
-const SCTP: u8 = Protocol::Sctp as u8;
 
 /// One family's connections and next hops.
 pub struct Family<A> {

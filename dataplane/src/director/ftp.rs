@@ -26,12 +26,11 @@ use crate::forward::sequence::{self, acknowledge, acknowledged};
 use crate::forward::{self, reset};
 use crate::packet::ftp::{self, Command, Listening, Mode};
 use crate::packet::parse::tcp_flags;
+use crate::packet::protocol::TCP;
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{FTP, FTP_DATA, Forwarding, Hop, Protocol, Tick};
 use crate::stats::{Event, Reason};
 use crate::steer::Target;
-
-const TCP: u8 = Protocol::Tcp as u8;
 
 /// Talks that a worker may have in each family. A command that would begin one more is dropped; the client says it again.
 const MOST: usize = 1 << 14;

@@ -11,11 +11,10 @@ use crate::forward::icmp::Quote;
 use crate::forward::sequence::{self, acknowledge, acknowledged, advance};
 use crate::forward::{mss, nat, proxy, toa};
 use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::protocol::TCP;
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Dest, Hop, Protocol, Tell, Tick};
+use crate::service::{Dest, Hop, Tell, Tick};
 use crate::stats::Reason;
-
-const TCP: u8 = Protocol::Tcp as u8;
 
 impl<A: Near> Family<A> {
     /// Sends a packet of the client to the real server, from the director's own end. On its way `mtu` bytes of it fit, as the client counts them.

@@ -9,11 +9,10 @@ use crate::conn::{Conn, Marks};
 use crate::forward::cut::Cut;
 use crate::forward::{across, mss, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::protocol::TCP;
 use crate::packet::{Meta, Packet};
-use crate::service::{DestId, Forwarding, Hop, Protocol, Snapshot, Tick, Tunnel};
+use crate::service::{DestId, Forwarding, Hop, Snapshot, Tick, Tunnel};
 use crate::stats::{Event, Reason};
-
-const TCP: u8 = Protocol::Tcp as u8;
 
 /// Ids for packets that may be cut up, one after the other.
 #[derive(Default)]

@@ -6,9 +6,8 @@
 
 use crate::packet::checksum::{has_right_sctp_crc, write_sctp_crc};
 use crate::packet::parse::{ETHERNET, SCTP_HEADER, chunks};
+use crate::packet::protocol::SCTP;
 use crate::packet::{Address, Meta, Packet, be16, be32, put16, put32};
-
-const SCTP: u8 = 132;
 
 /// Bytes of an answer: the common header and a bare chunk.
 const ANSWER: usize = SCTP_HEADER + CHUNK;

@@ -11,10 +11,9 @@ use crate::forward::icmp::{self, Quote};
 use crate::packet::address::Onward;
 use crate::packet::checksum::{Change, Sum, pseudo_header, write_sctp_crc};
 use crate::packet::parse::ETHERNET;
+use crate::packet::protocol::SCTP;
 use crate::packet::{Address, Meta, Packet, Tuple, V4, be16, be32, put16, put32};
 use crate::service::Hop;
-
-const SCTP: u8 = 132;
 
 /// Bytes of an ICMP error before its quote.
 const HEADER: usize = 8;

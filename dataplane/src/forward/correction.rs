@@ -13,9 +13,8 @@
 use super::{ip, sequence};
 use crate::packet::checksum::{Change, pseudo_header};
 use crate::packet::ftp::Place;
+use crate::packet::protocol::TCP;
 use crate::packet::{Address, Meta, Packet, put16};
-
-const TCP: u8 = 6;
 
 /// A replaced answer.
 #[derive(Clone, Copy, Debug)]

@@ -8,12 +8,8 @@
 use super::{Hop, frame, ip};
 use crate::packet::checksum::{Change, Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
+use crate::packet::protocol::{ICMP, SCTP, TCP, UDP};
 use crate::packet::{Address, Meta, Packet, Tuple, be16, put16, put32};
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
 
 /// Bytes of an error before its quote.
 pub(super) const HEADER: usize = 8;

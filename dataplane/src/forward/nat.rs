@@ -10,12 +10,9 @@
 
 use super::{frame, ip};
 use crate::packet::checksum::{Change, pseudo_header, write_sctp_crc};
+use crate::packet::protocol::{SCTP, TCP, UDP};
 use crate::packet::{Address, Meta, Packet, be16, put16};
 use crate::service::Hop;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
 
 /// Whether a packet cannot be rewritten if that changes its ports, because it is only a part.
 #[inline]

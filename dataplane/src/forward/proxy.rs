@@ -13,9 +13,8 @@ use arrayvec::{ArrayString, ArrayVec};
 use super::ip;
 use crate::packet::checksum::{Change, Sum, pseudo_header};
 use crate::packet::parse::tcp_flags;
+use crate::packet::protocol::TCP;
 use crate::packet::{Address, Meta, Packet, be16, be32, put16, put32};
-
-const TCP: u8 = 6;
 
 /// The longest header: that of version 1 with two IPv6 addresses in full, line end included.
 const LONGEST: usize = 107;

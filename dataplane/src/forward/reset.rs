@@ -3,9 +3,8 @@
 
 use crate::packet::checksum::pseudo_header;
 use crate::packet::parse::{ETHERNET, tcp_flags};
+use crate::packet::protocol::TCP;
 use crate::packet::{Address, Meta, Packet, be32, put16, put32};
-
-const TCP: u8 = 6;
 
 /// Bytes of a reset.
 const SEGMENT: usize = 20;

@@ -18,10 +18,10 @@ use crate::packet::address::Onward;
 use crate::packet::checksum::{Change, Sum, pseudo_header};
 use crate::packet::parse::ETHERNET;
 use crate::packet::plain::Header;
+use crate::packet::protocol::UDP;
 use crate::packet::{Address, Meta, Packet, Plain, V4, V6, be16, put16, put32};
 use crate::service::{Hop, Tunnel, TunnelKind};
 
-const UDP: u8 = 17;
 const GRE: u8 = 47;
 const IPV4_IN_IP: u8 = 4;
 const IPV6_IN_IP: u8 = 41;

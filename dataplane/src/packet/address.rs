@@ -12,6 +12,7 @@ use zerocopy::{FromZeros, Immutable};
 use super::checksum::{Change, Sum};
 use super::parse::Fragment;
 use super::plain::{Header, HeaderV4, HeaderV6};
+use super::protocol;
 use super::{be16, be32, put16, put32};
 
 /// An IPv4 address, in host order so that it is a number to mask and to hash.
@@ -168,7 +169,7 @@ impl Address for V4 {
     const HEADER: usize = 20;
     const SOURCE: usize = 12;
     const DESTINATION: usize = 16;
-    const ICMP: u8 = 1;
+    const ICMP: u8 = protocol::ICMP;
     const LONGEST_ERROR: usize = 576;
     const LEAST_MTU: u16 = 68;
     const ROUTERS_FRAGMENT: bool = true;
@@ -340,7 +341,7 @@ impl Address for V6 {
     const HEADER: usize = 40;
     const SOURCE: usize = 8;
     const DESTINATION: usize = 24;
-    const ICMP: u8 = 58;
+    const ICMP: u8 = protocol::ICMPV6;
     const LONGEST_ERROR: usize = 1280;
     const LEAST_MTU: u16 = 1280;
     const ROUTERS_FRAGMENT: bool = false;

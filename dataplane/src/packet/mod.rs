@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod ftp;
 pub mod parse;
 pub mod plain;
+pub mod protocol;
 pub mod sip;
 pub mod tags;
 

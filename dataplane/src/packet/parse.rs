@@ -6,6 +6,7 @@
 use super::address::FRAGMENT;
 use super::checksum::{Sum, is_right_header};
 use super::{Address, Tuple, V4, V6, be16, be32, tags};
+use crate::packet::protocol::{SCTP, TCP, UDP};
 use crate::stats::Reason;
 
 /// Length of an Ethernet header without tags.
@@ -14,10 +15,6 @@ pub const ETHERNET: usize = 14;
 /// At most this many IPv6 extension headers are walked. Real packets have one or two; a chain of them only serves to slow routers
 /// down.
 const MAX_EXTENSIONS: usize = 8;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
 
 /// Length of SCTP's common header: ports, tag, CRC.
 pub const SCTP_HEADER: usize = 12;

@@ -7,9 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmut
 use super::checksum::{Folded, is_right_header};
 use super::parse::{ETHERNET, tcp_flags};
 use super::{Address, Meta, Packet, Tuple, V4, V6, Words};
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+use crate::packet::protocol::{TCP, UDP};
 
 /// The headers of a plain frame, in place. Of a UDP datagram's data they hold the beginning, or what lies in memory behind it.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

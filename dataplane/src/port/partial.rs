@@ -10,6 +10,7 @@
 //! left undone by the same senders, with zero in the field (`sctp_packet_pack`); it is finished too.
 
 use crate::packet::checksum::write_sctp_crc;
+use crate::packet::protocol::{SCTP, TCP, UDP};
 
 /// Bytes of an Ethernet header without tags.
 const ETHERNET: usize = 14;
@@ -18,10 +19,6 @@ const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 /// The tags that may precede the real ethertype: 802.1Q and 802.1ad.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
 
 /// IPv6 extension headers looked past. A packet with more is not from a sane sender; its checksum is left alone.
 const EXTENSIONS: usize = 8;
