@@ -30,6 +30,8 @@ struct Opening {
     is_open: bool,
     /// Whether control was last told to take it.
     is_asked_for: bool,
+    /// How often control was told so and has not answered yet. Only the last answer is about what it was last told.
+    unanswered: u32,
     is_queued: bool,
 }
 
@@ -80,10 +82,21 @@ impl Openings {
         is_last
     }
 
-    /// Control has the frames of a target steered.
+    /// Control has answered that it has the frames of a target steered.
     pub fn opened(&mut self, target: Target) {
-        if let Some(opening) = self.by_target.get_mut(&target) {
-            opening.is_open = true;
+        let Some(opening) = self.by_target.get_mut(&target) else { return };
+        opening.unanswered = opening.unanswered.saturating_sub(1);
+        opening.is_open = opening.is_asked_for && opening.unanswered == 0;
+        self.tidy(target);
+    }
+
+    /// Forgets a target that nobody needs, and of which control is to say nothing more.
+    fn tidy(&mut self, target: Target) {
+        let is_over = |opening: &Opening| {
+            opening.users == 0 && !opening.is_asked_for && opening.unanswered == 0 && !opening.is_queued
+        };
+        if self.by_target.get(&target).is_some_and(is_over) {
+            self.by_target.remove(&target);
         }
     }
 
@@ -104,9 +117,9 @@ impl Openings {
             opening.is_queued = false;
             let is_needed = opening.users > 0;
             let was_asked_for = std::mem::replace(&mut opening.is_asked_for, is_needed);
-            if !is_needed {
-                self.by_target.remove(&target);
-            }
+            opening.is_open &= is_needed;
+            opening.unanswered += u32::from(is_needed && !was_asked_for);
+            self.tidy(target);
             match (was_asked_for, is_needed) {
                 (false, true) => return Some(Wish::Take(target)),
                 (true, false) => return Some(Wish::Release(target)),
@@ -148,27 +161,30 @@ mod tests {
         assert_eq!(openings.enter(target(0)), Ok(()));
         assert!(!openings.leave(target(0)), "somebody else is there");
         assert!(openings.leave(target(0)));
-        while openings.wish().is_some() {}
+        while let Some(wish) = openings.wish() {
+            if let Wish::Take(target) = wish {
+                openings.opened(target);
+            }
+        }
         assert_eq!(openings.enter(target(MOST as u16)), Ok(()));
     }
 
     proptest! {
-        /// Control takes what is needed and nothing else, once it has heard all.
+        /// Control takes what is needed and nothing else, once it has heard all; and nothing is open before it has, however late it hears and answers.
         #[test]
-        fn control_has_what_is_needed(ops in prop::collection::vec((0u8..4, 0u16..4), 0..100)) {
+        fn control_has_what_is_needed(ops in prop::collection::vec((0u8..6, 0u16..4), 0..100)) {
             let mut openings = Openings::default();
             let (mut needed, mut taken) = (HashMap::<Target, u32>::new(), HashSet::new());
-            let hear = |openings: &mut Openings, taken: &mut HashSet<Target>| match openings.wish() {
-                Some(Wish::Take(target)) => {
-                    assert!(taken.insert(target));
-                    openings.opened(target);
-                    true
+            let (mut wishes, mut answers) = (VecDeque::new(), VecDeque::new());
+            let hear = |wishes: &mut VecDeque<Wish>, answers: &mut VecDeque<Target>, taken: &mut HashSet<Target>| {
+                match wishes.pop_front() {
+                    Some(Wish::Take(target)) => {
+                        assert!(taken.insert(target));
+                        answers.push_back(target);
+                    }
+                    Some(Wish::Release(target)) => assert!(taken.remove(&target)),
+                    None => {}
                 }
-                Some(Wish::Release(target)) => {
-                    assert!(taken.remove(&target));
-                    true
-                }
-                None => false,
             };
             for (op, port) in ops {
                 let target = target(port);
@@ -183,16 +199,21 @@ mod tests {
                         prop_assert_eq!(openings.leave(target), *users == 0);
                     }
                     2 => {}
-                    _ => {
-                        hear(&mut openings, &mut taken);
-                    }
+                    3 => wishes.extend(openings.wish()),
+                    4 => hear(&mut wishes, &mut answers, &mut taken),
+                    _ => answers.pop_front().into_iter().for_each(|target| openings.opened(target)),
                 }
                 for (target, users) in &needed {
                     prop_assert_eq!(openings.has(*target), *users > 0);
                     prop_assert!(!openings.is_open(*target) || taken.contains(target));
                 }
             }
-            while hear(&mut openings, &mut taken) {}
+            wishes.extend(std::iter::from_fn(|| openings.wish()));
+            while !wishes.is_empty() {
+                hear(&mut wishes, &mut answers, &mut taken);
+            }
+            answers.into_iter().for_each(|target| openings.opened(target));
+            prop_assert!(openings.by_target.iter().all(|(target, opening)| opening.is_open && needed[target] > 0));
             let needed: HashSet<_> = needed.into_iter().filter(|(_, users)| *users > 0).map(|(target, _)| target).collect();
             prop_assert_eq!(taken, needed);
         }
