@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shunt_dataplane::director::is_relieved;
 use shunt_dataplane::forward::tunnel;
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{self as data, DestId, ServiceId, Services, TunnelKind};
@@ -524,12 +523,11 @@ fn limit(dest: &data::Dest, counters: &Counters) {
     let connections = load.active + load.inactive;
     if dest.upper_threshold != 0 && connections >= u64::from(dest.upper_threshold) {
         counters.set_overloaded(dest.id, true);
-    } else if is_relieved(dest, connections) {
+    } else if dest.is_relieved(connections) {
         counters.set_overloaded(dest.id, false);
     }
 }
 
-/// Whether replies come back through the director.
 /// The protocols of a service's packets.
 fn protocols(key: &ServiceKey) -> &'static [data::Protocol] {
     match key {

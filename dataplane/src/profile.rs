@@ -1,7 +1,7 @@
 //! The stage profile: what each stage of a burst's life takes, in cycles of the processor's time-stamp counter.
 //!
 //! ```text
-//!   turn:   orders ─▶ for each burst: receive ─▶ parse · look up · decide · begin, by groups of eight ─▶ sort ─▶ timers ─▶ send
+//!   turn:   orders ─▶ for each burst: receive ─▶ parse · look up · decide · begin ─▶ sort ─▶ timers ─▶ send
 //! ```
 //!
 //! A worker times one in [`EVERY`] of the turns in which it has something to do, by a [`Stopwatch`] that lies with its director; the others pay a test of a flag

@@ -23,10 +23,11 @@ use crate::service::WorkerId;
 const ENTRIES: usize = 5;
 
 /// Entries that a tuple's first bucket takes before the second one is looked at. As full as it gets, one tuple in ten stands in its second bucket, where a look for it costs
-/// another line; would the emptier one always be taken, it were one in three.
+/// another line; if the emptier one were always taken, it would be one in three.
 const PLENTY: usize = 3;
 
-/// Bids for a tuple, each struck out or withdrawn for a rival that then withdrew, before a worker does without.
+/// How often a worker bids for a tuple before it does without an announcement. A bid fails when a rival's strikes it out or prevails; another one is needed only if
+/// that rival's has been withdrawn as well.
 const BIDS: usize = 4;
 
 /// The bit of a word that is a bid still. Who looks for the owner takes it for settled: nearly always it is about to be.

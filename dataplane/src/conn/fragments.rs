@@ -87,7 +87,7 @@ impl<A: Address> Fragments<A> {
         }
     }
 
-    /// Remembers where a datagram goes, whose first fragment was sent. Gives the key that was displaced, if one that still counts was.
+    /// Remembers where a datagram goes, whose first fragment was sent. Gives the key that was displaced, if one was, also one whose time is over: it is announced still.
     pub fn remember(
         &mut self,
         key: Tuple<A>,

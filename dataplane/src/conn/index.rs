@@ -156,15 +156,15 @@ impl Index {
         }
     }
 
-    /// Adds an entry. The caller has made sure that there is none yet for the same key, and that there are not more than the index was made for.
+    /// Adds an entry. The caller has made sure that there are not more than the index was made for. Of several for the same key one is found, until it is removed.
     pub fn insert(&mut self, hash: u64, slot: u32, direction: Direction) {
         for probe in 0..=self.mask {
-            let at = (hash as usize + probe) & self.mask;
+            let at = (hash as usize).wrapping_add(probe) & self.mask;
             let bucket = &mut self.buckets[at];
             if let Some(free) = bucket.places.iter().position(|place| *place == 0) {
                 bucket.put(free, tag(hash), pack(slot, direction));
                 for passed in 0..probe {
-                    self.buckets[(hash as usize + passed) & self.mask].overflow += 1;
+                    self.buckets[(hash as usize).wrapping_add(passed) & self.mask].overflow += 1;
                 }
                 return;
             }
@@ -176,12 +176,12 @@ impl Index {
     pub fn remove(&mut self, hash: u64, slot: u32, direction: Direction) {
         let wanted = pack(slot, direction);
         for probe in 0..=self.mask {
-            let at = (hash as usize + probe) & self.mask;
+            let at = (hash as usize).wrapping_add(probe) & self.mask;
             let bucket = &mut self.buckets[at];
             if let Some(n) = bucket.places.iter().position(|place| *place == wanted) {
                 bucket.put(n, 0, 0);
                 for passed in 0..probe {
-                    self.buckets[(hash as usize + passed) & self.mask].overflow -= 1;
+                    self.buckets[(hash as usize).wrapping_add(passed) & self.mask].overflow -= 1;
                 }
                 return;
             }

@@ -2,7 +2,7 @@
 //!
 //! Tables are large and sized once. Mapping them directly gives huge pages (a walk over a table of a
 //! million connections is a walk over TLB misses otherwise) and lets the kernel hand out pages as they are first touched,
-//! so a generous limit costs address space only. Who must not wait for that has them brought before ([`Pages`]).
+//! so a generous limit costs address space only (but of reserved huge pages, which the kernel sets aside for all of a mapping). Who must not wait for that has them brought before ([`Pages`]).
 
 #![allow(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! Connections: the entries, the table that finds them, the states they go through, the wheel that ends them.
 //!
-//! A worker owns its table. An IPv4 connection costs one cache line for its entry and one or two words in the index
+//! A worker owns its table. An IPv4 connection costs one cache line for its entry and six bytes in the index, or twelve
 //! (NAT needs to be found from both sides).
 
 pub mod calls;
@@ -39,7 +39,7 @@ use crate::service::{DestId, Forwarding, Tick, Tunnel, TunnelKind};
 #[derive(Clone, Copy, Debug, Default, FromZeros)]
 #[repr(C, align(64))]
 pub struct Conn<A> {
-    // Each destination before its source: read as one word, as two are compared at once, the source is the upper half then, as it is on the wire.
+    // Each destination before its source: both are read as one little-endian word, which has the source in its upper half then, as `Address::pair` has it.
     /// The virtual address.
     pub virtual_address: A,
     /// The client's address.

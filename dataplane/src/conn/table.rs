@@ -359,7 +359,7 @@ impl<A: Address> Table<A> {
         }
     }
 
-    /// Whether the time of a connection that is not in the wheel is over. If not, it is put back where it will be.
+    /// Whether the time of a connection is over that was due. If not, it is due when it will be.
     fn is_over(&mut self, slot: u32, now: Tick) -> bool {
         let id = ConnId(slot);
         let conn = self.conn(id);
@@ -371,9 +371,14 @@ impl<A: Address> Table<A> {
         }
         let conn = self.conn(id);
         let at = now.plus(conn.remaining(now) + conn.lingers());
+        self.visit_at(slot, at);
+        false
+    }
+
+    /// Has the wheel visit a connection at another moment.
+    fn visit_at(&mut self, slot: u32, at: Tick) {
         self.wheel.remove(&mut self.slab, slot);
         self.wheel.insert(&mut self.slab, slot, at);
-        false
     }
 
     /// Brings a connection's visit forward after its timeout became shorter: the wheel would otherwise come by only
@@ -381,8 +386,7 @@ impl<A: Address> Table<A> {
     pub fn hasten(&mut self, id: ConnId) {
         let conn = self.conn(id);
         let at = conn.last_seen.plus(conn.timeout);
-        self.wheel.remove(&mut self.slab, id.0);
-        self.wheel.insert(&mut self.slab, id.0, at);
+        self.visit_at(id.0, at);
     }
 
     /// The template that made a connection; it is there as long as the connection is.

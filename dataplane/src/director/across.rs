@@ -30,7 +30,7 @@ impl<A: Near> Family<A> {
         let (local, server) =
             ((reply.destination, reply.destination_port), (reply.source, reply.source_port));
         let may_be_cut = A::ROUTERS_FRAGMENT && !forward::forbids_fragments(packet, meta);
-        let id = self.ids.next();
+        let id = self.ids.next_short();
         if !across::translate(packet, meta, local, server, id, hop) {
             return Verdict::Drop(Reason::Untranslatable);
         }
@@ -61,7 +61,9 @@ impl<A: Near> Family<A> {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
-        if forward::hops_left(packet, meta) <= 1 {
+        if shared.snapshot.network.is_home(packet.port) {
+            forward::spare(packet, meta);
+        } else if forward::hops_left(packet, meta) <= 1 {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         far.track(shared, id, meta, Direction::Reply, now);
@@ -76,7 +78,7 @@ impl<A: Near> Family<A> {
         far.take_back(packet, meta, id);
         let (service, client) = ((conn.virtual_address, conn.virtual_port), (conn.client, conn.client_port));
         let may_be_cut = A::ROUTERS_FRAGMENT && !forward::forbids_fragments(packet, meta);
-        if !across::translate(packet, meta, service, client, self.ids.next(), &hop) {
+        if !across::translate(packet, meta, service, client, self.ids.next_short(), &hop) {
             return Verdict::Drop(Reason::Untranslatable);
         }
         let mtu = if may_be_cut { hop.mtu.min(LEAST_V6) } else { hop.mtu };

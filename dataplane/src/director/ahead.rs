@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A line from memory takes as long as some ten packets take to be decided about. So those of all packets are under way at once, and while they come others
-//! are asked for; with ten million connections most are on pages that the processor has to look up as well. They are fetched into the second cache, as the first waits for a third of them
-//! only, and some packets before they are read into the first: behind a kernel that copies frames, a core forgets most that it was asked for into the second.
+//! are asked for; with ten million connections most are on pages that the processor has to look up as well. First all are fetched into the second cache, because the first can wait for some
+//! twenty only; then each into the first, some packets before it is read, because behind a kernel that copies frames a core forgets most that it was asked for into the second.
 
 use std::cell::Cell;
 
@@ -99,7 +99,8 @@ pub struct Seen {
     /// Each, and once their entries are asked for, as many of none as there must be to look [soon](SOON) ahead from the last one.
     pub glances: ArrayVec<Glance, { BURST + SOON }>,
     others: Others,
-    /// Of plain packets of IPv4, each so many places further on as packets are looked at before its line is asked for again. What bursts before have left does no harm.
+    /// The hash of plain packet n of IPv4 stands at n + [`AHEAD`]. So a window that begins at n has first the hash of the packet that many before, whose line is
+    /// asked for again now. What bursts before have left is asked for in vain, no more.
     hashes: [u64; AHEAD + BURST],
     /// Whether the index must be asked about any.
     has_hashes: bool,

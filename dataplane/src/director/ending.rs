@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::Shared;
 use super::beyond::Near;
 use super::family::Family;
-use super::{Shared, is_relieved};
 use crate::conn::{Conn, ConnId, Marks};
 use crate::service::{DestId, Forwarding, Tick};
 use crate::stats::{Event, sub};
@@ -117,7 +117,7 @@ impl<A: Near> Family<A> {
         }
         let Some(dest) = shared.snapshot.services.dest(id) else { return };
         let load = shared.counters.load(id);
-        if is_relieved(dest, load.active + load.inactive) {
+        if dest.is_relieved(load.active + load.inactive) {
             shared.counters.set_overloaded(id, false);
         }
     }

@@ -17,7 +17,7 @@ use crate::forward::icmp::Problem;
 use crate::forward::{self, dr, nat};
 use crate::packet::protocol::{SCTP, TCP};
 use crate::packet::{Address, Meta, Packet, Tuple};
-use crate::service::{Forwarding, Hop, Snapshot, Tick, Unreachable};
+use crate::service::{Forwarding, Hop, Snapshot, Tick, Unreachable, WorkerId};
 use crate::stats::{Reason, add, sub};
 
 /// One family's connections and next hops.
@@ -45,13 +45,19 @@ impl<A: Near> Family<A> {
     ///
     /// # Errors
     /// When the kernel refuses the memory.
-    pub fn with_capacity(capacity: usize, secret: Secret, now: Tick) -> std::io::Result<Self> {
+    pub fn with_capacity(
+        capacity: usize,
+        worker: WorkerId,
+        secret: Secret,
+        now: Tick,
+    ) -> std::io::Result<Self> {
+        let conns = Table::with_capacity(capacity, secret, now)?;
         Ok(Self {
-            conns: Table::with_capacity(capacity, secret, now)?,
+            ids: Ids::begin_at(conns.hash_bytes(&[worker.0, A::HEADER as u8])),
+            conns,
             hops: HopCache::default(),
             calls: Calls::default(),
             fragments: Fragments::default(),
-            ids: Ids::default(),
             swept: None,
             place: 0,
             draw: 0,

@@ -48,12 +48,13 @@ pub struct HopCache {
 }
 
 impl Default for HopCache {
+    /// With room for all that it may come to hold: it grows while packets wait. Most of that is address space only.
     fn default() -> Self {
         Self {
             generation: Generation::FIRST,
-            hops: Vec::with_capacity(1024),
-            numbers: HashMap::with_capacity(1024),
-            by_address: HashMap::with_capacity(1024),
+            hops: Vec::with_capacity(MOST),
+            numbers: HashMap::with_capacity(MOST),
+            by_address: HashMap::with_capacity(MOST),
         }
     }
 }

@@ -59,7 +59,7 @@ use crate::packet::plain::{HeaderV4, HeaderV6};
 use crate::packet::{Meta, Packet, Plain, V4, V6};
 use crate::port::BURST;
 use crate::profile::{Stage, Stopwatch};
-use crate::service::{Dest, LinkId, PortId, Snapshot, Tick, WorkerId};
+use crate::service::{LinkId, PortId, Snapshot, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason, WorkerCounters};
 use crate::steer::Target;
 pub use ahead::Known;
@@ -191,8 +191,8 @@ impl Director {
                 is_long: false,
                 watch: Stopwatch::stopped(),
             },
-            v4: Family::with_capacity(capacity, secret, now)?,
-            v6: Family::with_capacity(capacity, secret, now)?,
+            v4: Family::with_capacity(capacity, worker, secret, now)?,
+            v6: Family::with_capacity(capacity, worker, secret, now)?,
             seen: Seen::default(),
         })
     }
@@ -452,14 +452,5 @@ impl Shared {
             // Tried again and again; the worker counts it once.
             Verdict::Wait(..) | Verdict::Keep | Verdict::Hold => {}
         }
-    }
-}
-
-/// Whether a real server with this many connections takes new ones again (`ip_vs_dest_update_overload`).
-pub fn is_relieved(dest: &Dest, connections: u64) -> bool {
-    match (u64::from(dest.upper_threshold), u64::from(dest.lower_threshold)) {
-        (0, _) => true,
-        (upper, 0) => connections * 4 < upper * 3,
-        (_, lower) => connections < lower,
     }
 }

@@ -14,15 +14,25 @@ use crate::packet::{Meta, Packet};
 use crate::service::{DestId, Forwarding, Hop, Snapshot, Tick, Tunnel};
 use crate::stats::{Event, Reason};
 
-/// Ids for packets that may be cut up, one after the other.
-#[derive(Default)]
-pub(super) struct Ids(u16);
+/// Ids for packets that may be cut up, one after the other. They begin anywhere, each worker's elsewhere, so that pieces of two workers' packets to one real server are
+/// hardly taken for one packet's, and nobody can guess them (RFC 7739).
+pub(super) struct Ids(u32);
 
 impl Ids {
-    /// The next one.
-    pub fn next(&mut self) -> u16 {
+    /// Those from some random number on.
+    pub fn begin_at(random: u64) -> Self {
+        Self(random as u32)
+    }
+
+    /// The next one, for IPv6.
+    pub fn next(&mut self) -> u32 {
         self.0 = self.0.wrapping_add(1);
         self.0
+    }
+
+    /// The next one, for IPv4.
+    pub fn next_short(&mut self) -> u16 {
+        self.next() as u16
     }
 }
 
@@ -60,8 +70,7 @@ impl<A: Near> Family<A> {
         network: usize,
         hop: &Hop,
     ) -> Verdict {
-        let id = self.ids.next();
-        match Cut::of(packet.data(), network, hop.mtu, id.into()) {
+        match Cut::of(packet.data(), network, hop.mtu, self.ids.next()) {
             Some(cut) if cut.pieces() <= shared.outbox.room() => {
                 for piece in 0..cut.pieces() - 1 {
                     if let Some(out) = shared.outbox.add(hop.port, cut.length(piece)) {
@@ -90,7 +99,7 @@ impl<A: Near> Family<A> {
             Ok(found) => found,
             Err(reason) => return Verdict::Drop(reason),
         };
-        let id = self.ids.next();
+        let id = self.ids.next_short();
         tunnel::request(packet, meta, tunnel, way, hop, (hash, id));
         self.send(shared, packet, &Hop { mtu, ..*hop })
     }

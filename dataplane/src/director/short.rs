@@ -22,8 +22,8 @@ use crate::port::BURST;
 use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
 use crate::stats::Event;
 
-/// Connections that are never steady. What is retired is not looked for, but another worker may have found it before. FTP's have no
-/// room for what changes checksums.
+/// Connections that are never steady. What is retired is not in the index any more, but another worker's note may still lead to it. Where FTP's would have what
+/// changes checksums they have their talk.
 const DEMANDING: Marks =
     Marks::TELLS.and(Marks::ACROSS).and(Marks::TEMPLATE).and(Marks::FTP_ANY).and(Marks::RETIRED);
 
@@ -166,11 +166,12 @@ impl<A: Near> Family<A> {
     ) -> Option<()> {
         let kind = conn.detail.tunnel();
         let (way, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
-        tunnel::plain_request::<A::Header>(packet, kind, way, hop, mtu, (hash, || ids.next()))
+        tunnel::plain_request::<A::Header>(packet, kind, way, hop, mtu, (hash, || ids.next_short()))
     }
 }
 
-/// Whether packets that are midstream change nothing about a connection. Whatever this depends on takes the connection's being steady from it, or from all.
+/// Whether packets that are midstream change nothing about a connection. Who changes what is asked here takes the steadiness of one connection (`Table::conn_mut`), or of all
+/// (`HopCache::doubt`).
 fn is_steady<A>(conn: &Conn<A>, Snapshot { services, timeouts, .. }: &Snapshot) -> bool {
     matches!(conn.state, State::Udp | State::Established)
         && conn.timeout == timeouts.of(conn.state)

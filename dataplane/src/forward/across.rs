@@ -43,7 +43,8 @@ pub fn translate<A: Address, B: Address>(
 ) -> bool {
     let (old_ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
     let onward = Onward {
-        ttl: A::hops_left(old_ip) - 1,
+        // It wraps for a packet that is to keep its own.
+        ttl: A::hops_left(old_ip).wrapping_sub(1),
         tos: A::tos(old_ip),
         fragment: meta.fragment,
         may_be_cut: if A::ROUTERS_FRAGMENT {
@@ -149,7 +150,7 @@ pub fn error<A: Address, B: Address>(
     put16(out, 2, checksum);
 
     let outer = Onward {
-        ttl: A::hops_left(&data[usize::from(meta.network)..]) - 1,
+        ttl: A::hops_left(&data[usize::from(meta.network)..]).wrapping_sub(1),
         tos: A::tos(&data[usize::from(meta.network)..]),
         fragment: None,
         may_be_cut: true,

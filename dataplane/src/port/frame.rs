@@ -153,10 +153,11 @@ impl FrameMemory {
     /// The whole chunk of a frame. The frame's data is `chunk[frame.start()..][..frame.len()]`.
     pub fn chunk<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8; CHUNK] {
         assert!(frame.memory == self.id, "a frame of another memory");
+        debug_assert!(frame.chunk < self.frames, "a token that this memory did not make");
         let offset = frame.chunk as usize * CHUNK;
         // SAFETY: the frame is one of this memory's (checked above), so its chunk lies inside the mapping, which lives as long as `self`. Tokens
-        // are unique (created once per chunk, not Clone) and `frame` is borrowed mutably for as long as the slice lives, so no
-        // other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
+        // are unique (created once per chunk, not Clone, and made again of what one was turned into, once: `reclaim`, `from_word`) and `frame` is borrowed mutably for as
+        // long as the slice lives, so no other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
         #[allow(unsafe_code)]
         unsafe {
             &mut *self.map.as_mut_ptr().add(offset).cast::<[u8; CHUNK]>()
@@ -215,7 +216,7 @@ impl Frame {
         (self.memory, place | u64::from(self.port) << 24 | u64::from(self.chunk))
     }
 
-    /// The token again. Callers must pass each pair of [`into_word`](Self::into_word) once.
+    /// The token again. Callers must pass each pair of [`into_word`](Self::into_word) once, and no other: [`FrameMemory::chunk`] relies on that.
     #[inline]
     pub(crate) fn from_word(memory: u32, word: u64) -> Self {
         Self {

@@ -307,6 +307,17 @@ impl Tick {
     }
 }
 
+impl Dest {
+    /// Whether it takes new connections again that it refused, now that it has so many (`ip_vs_dest_update_overload`).
+    pub fn is_relieved(&self, connections: u64) -> bool {
+        match (u64::from(self.upper_threshold), u64::from(self.lower_threshold)) {
+            (0, _) => true,
+            (upper, 0) => connections * 4 < upper * 3,
+            (_, lower) => connections < lower,
+        }
+    }
+}
+
 impl Service {
     /// Whether a real server may begin calls.
     fn is_called_by(&self, dest: &Dest) -> bool {

@@ -28,7 +28,7 @@ pub enum Command {
     List {
         /// The default to begin with, then what the last answer said.
         from: Place,
-        /// Control's memory: a worker allocates nothing.
+        /// Control's memory, so that a worker allocates nothing but the names of calls.
         connections: Vec<Listed>,
     },
     /// The frames of this target come by now, as was wished.

@@ -230,7 +230,7 @@ impl Worker {
         self.director.watch().lap(Stage::Orders);
         self.pool.collect();
         for peer in 0..self.peers.from.len() {
-            // Before new frames, and more of them: those have their ring yet to wait in, and these have had their work.
+            // Before new frames, and up to four bursts of them: another worker has had its work with them already, while new ones can wait in the NIC's ring.
             for _ in 0..HANDED_BURSTS {
                 let (mut burst, mut known) = (Burst::new(), ArrayVec::<_, BURST>::new());
                 let (sender, ring) = &mut self.peers.from[peer];
