@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use shunt_bench::lab::{self, Backend, Family, Mode, Plan, Progress};
 use shunt_bench::machine::{Machine, cores};
@@ -24,7 +24,22 @@ use shunt_bench::{core, interrupt, namespace::tie_to_keeper, peers};
 /// in network namespaces. Takes some two minutes, leaves nothing behind. Without root it uses a user
 /// namespace and cannot measure AF_XDP.
 #[derive(Parser)]
-#[command(name = "shunt-lab", version)]
+#[command(name = "shunt-lab", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Comparison>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What else is measured.
+#[derive(Subcommand)]
+enum Comparison {
+    Core(CoreOptions),
+    Peers(PeerOptions),
+}
+
+#[derive(Args)]
 struct Options {
     /// One short round of each: does it work at all?
     #[arg(long)]
@@ -35,15 +50,15 @@ struct Options {
     json: Option<PathBuf>,
 
     /// Measure only these modes
-    #[arg(long, value_delimiter = ',', default_values = ["direct", "nat", "dr", "tun", "fullnat"])]
+    #[arg(long, value_delimiter = ',', default_value = "direct,nat,dr,tun,fullnat")]
     mode: Vec<Mode>,
 
     /// Measure only these address families
-    #[arg(long, value_delimiter = ',', default_values = ["ipv4", "ipv6"])]
+    #[arg(long, value_delimiter = ',', default_value = "ipv4,ipv6")]
     family: Vec<Family>,
 
     /// Measure only these backends
-    #[arg(long, value_delimiter = ',', default_values = ["af-xdp", "af-packet"])]
+    #[arg(long, value_delimiter = ',', default_value = "af-xdp,af-packet")]
     backend: Vec<Backend>,
 
     /// Worker threads of the director, one core and one queue per interface each
@@ -69,12 +84,10 @@ fn main() -> ExitCode {
         Some("director") => tie_to_keeper().map(|()| run_director(words.collect())),
         Some("child") => tie_to_keeper().and_then(|()| run_program(words.collect())),
         Some("inside") => return inside(words.collect()),
-        Some("peers") => run_peers(&PeerOptions::parse_from(std::env::args_os().skip(1))),
         Some("burst") => {
             return counted(&words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>());
         }
-        Some("core") => run_core(&CoreOptions::parse_from(std::env::args_os().skip(1))),
-        _ => run_lab(&Options::parse()),
+        _ => compare(&Arguments::parse()),
     };
     match outcome {
         Ok(code) => code,
@@ -86,10 +99,23 @@ fn main() -> ExitCode {
     }
 }
 
+fn compare(arguments: &Arguments) -> Result<ExitCode> {
+    let json = match &arguments.command {
+        Some(Comparison::Core(options)) => &options.json,
+        Some(Comparison::Peers(options)) => &options.json,
+        None => &arguments.options.json,
+    };
+    json.as_deref().map_or(Ok(()), Report::try_json)?;
+    match &arguments.command {
+        Some(Comparison::Core(options)) => run_core(options),
+        Some(Comparison::Peers(options)) => run_peers(options),
+        None => run_lab(&arguments.options),
+    }
+}
+
 /// Compares the director with its peers: DPDK's testpmd over the same drivers, the kernel's DNAT by nftables. Small packets, one core for
 /// the director and one for the generator. Takes some four minutes; wants root.
-#[derive(Parser)]
-#[command(name = "shunt-lab peers")]
+#[derive(Args)]
 struct PeerOptions {
     /// One short round of each: does it work at all?
     #[arg(long)]
@@ -132,8 +158,7 @@ fn run_peers(options: &PeerOptions) -> Result<ExitCode> {
 
 /// Measures the director itself, without NIC, kernel or generator: nanoseconds a packet beside the floor, new connections, two workers, a
 /// publication. Takes some two minutes and three gigabytes.
-#[derive(Parser)]
-#[command(name = "shunt-lab core")]
+#[derive(Args)]
 struct CoreOptions {
     /// One short round of each: does it work at all?
     #[arg(long)]

@@ -197,6 +197,21 @@ impl Report {
         self.skipped.push(Skipped { mode, backend, family, metric: metric.name, why: why.to_owned() });
     }
 
+    /// Whether the file for programs could be written, before anything is measured.
+    ///
+    /// # Errors
+    /// Says why it could not.
+    pub fn try_json(path: &Path) -> Result<()> {
+        let is_new = !path.exists();
+        let opened = fs::File::options().append(true).create(true).open(path);
+        opened.with_context(|| format!("cannot write {}", path.display()))?;
+        if is_new {
+            // An interrupted run leaves none behind.
+            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// Writes the file for programs.
     pub fn write_json(&self, path: &Path) -> Result<()> {
         let mut json = serde_json::to_string_pretty(self).context("writing JSON")?;

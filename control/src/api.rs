@@ -506,6 +506,9 @@ pub struct Status {
     pub memory_in_use: u64,
     /// How many of them are in huge pages.
     pub in_huge_pages: u64,
+    /// Huge pages of 2 MiB that the kernel has set aside for it, of those that were reserved, in use or not.
+    #[serde(default)]
+    pub reserved_pages: u64,
     /// The cores the workers are pinned to.
     pub cores: Vec<usize>,
     /// The snapshot every worker has reached.

@@ -11,7 +11,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::api::{Request, Response, Status};
 use crate::socket::{self, Client};
-use crate::{daemon, drain, ipvsadm, json, marks, pages, profile};
+use crate::{daemon, drain, ipvsadm, json, marks, pages, profile, time};
 
 /// A Linux Virtual Server director in user space.
 #[derive(Parser)]
@@ -61,7 +61,7 @@ The last rule that is about a packet decides, as in a chain of iptables MARK tar
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the director, in the foreground, until SIGTERM.
+    /// Run the director, in the foreground, until SIGTERM, SIGINT or SIGHUP.
     Run(daemon::Options),
     /// Show how a running director is doing: interfaces, workers, every counter that is not zero; or where its workers' time goes.
     Status {
@@ -72,7 +72,7 @@ enum Command {
         #[arg(long)]
         profile: bool,
         /// With --profile: watch for this time, such as 10s, instead of telling of all since the director began.
-        #[arg(long, requires = "profile", value_parser = humantime::parse_duration, value_name = "TIME")]
+        #[arg(long, requires = "profile", value_parser = time::parse, value_name = "TIME")]
         over: Option<Duration>,
     },
     /// Show or change the settings of a running director that IPVS has under net.ipv4.vs.
@@ -222,13 +222,17 @@ fn status(json: bool) -> anyhow::Result<()> {
         status.table_size
     );
     for (worker, pages) in status.tables.iter().enumerate() {
-        println!("worker {worker}: {} MiB of room for tables in {pages}", pages.bytes() >> 20);
+        // Rounded up: a small table's is some kibibytes.
+        println!("worker {worker}: {} MiB of room for tables in {pages}", pages.bytes().div_ceil(1 << 20));
     }
     println!(
         "{} MiB of memory in use, {} of them in huge pages",
         status.memory_in_use >> 20,
         status.in_huge_pages >> 20
     );
+    if status.reserved_pages > 0 {
+        println!("{} reserved huge pages (vm.nr_hugepages) are set aside for it", status.reserved_pages);
+    }
     for (counter, value) in status.counters.iter().filter(|(_, value)| *value != 0) {
         println!("{counter:<28} {value:>14}");
     }

@@ -23,7 +23,7 @@ pub struct Options {
     /// The real server: ADDRESS:PORT, or ADDRESS if it has the service's port.
     pub server: String,
     /// Remove it after this time even if connections are left, such as 90s, 5m or 2h. Otherwise it is waited for the last one.
-    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, value_parser = crate::time::parse, value_name = "TIME")]
     pub deadline: Option<Duration>,
 }
 

@@ -382,6 +382,7 @@ pub struct Condition {
     table_pages: Vec<PageBytes>,
     memory_bytes: u64,
     huge_page_bytes: u64,
+    reserved_huge_pages: u64,
     counters: BTreeMap<String, u64>,
 }
 
@@ -406,6 +407,7 @@ impl From<Status> for Condition {
             table_pages: status.tables.into_iter().map(PageBytes::from).collect(),
             memory_bytes: status.memory_in_use,
             huge_page_bytes: status.in_huge_pages,
+            reserved_huge_pages: status.reserved_pages,
             counters: status.counters.into_iter().collect(),
         }
     }

@@ -15,3 +15,4 @@ pub mod profile;
 pub mod publisher;
 pub mod rules;
 pub mod socket;
+pub mod time;

@@ -81,7 +81,7 @@ reasons! {
     /// A packet to a service that goes by SIP calls, of no call that could be read.
     NoCall = "drop.no_call",
     /// FullNAT has no local address for the real server, or no port left at any. The client was told: TCP by a RST, others by ICMP port
-    /// unreachable.
+    /// unreachable, and this is counted besides (`frames.replied`, `drop.rate_limited`).
     NoLocalPort = "drop.no_local_port",
     /// An answer on a control connection of FTP that cannot be rewritten now: the one before it is not acknowledged yet, it comes in fragments, or
     /// its frame has no room for a longer one. The server sends it again.
@@ -94,7 +94,7 @@ reasons! {
     Untranslatable = "drop.untranslatable",
     /// No route leads to where the packet must go, or through an interface that is not the director's.
     NoRoute = "drop.no_route",
-    /// The next hop does not answer ARP.
+    /// The next hop does not answer ARP. The client of a real server is told by ICMP host unreachable, and this is counted besides.
     NoNeighbour = "drop.no_neighbour",
     /// Too many packets wait for a neighbour to answer.
     NeighbourQueueFull = "drop.neighbour_queue_full",
@@ -164,6 +164,8 @@ events! {
     GaveWay = "conn.gave_way",
     /// New connections nobody could be scheduled for; answered with ICMP port unreachable.
     NoServer = "sched.no_server",
+    /// Packets from clients for whose real server there is no route; answered with ICMP host unreachable.
+    NoRoute = "hop.no_route",
     /// Connections that other workers cannot find, because the directory had no room.
     DirectoryFull = "directory.full",
 }

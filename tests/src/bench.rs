@@ -65,6 +65,8 @@ pub struct Bench {
     mtu: [u16; 2],
     /// Routes by routers on the servers' side.
     routes: Vec<(Prefix, IpAddr)>,
+    /// Neighbours on that side who do not answer.
+    lost: Vec<IpAddr>,
     /// What frames come and go with, by side.
     tags: [Tags; 2],
     /// Later fragments whose first has not come yet, as a worker keeps them.
@@ -106,7 +108,7 @@ impl Bench {
         let snapshot = Snapshot {
             epoch: Epoch(0),
             services: Arc::default(),
-            network: Arc::new(network([1500; 2], [Tags::default(); 2], &[])),
+            network: Arc::new(network([1500; 2], [Tags::default(); 2], &[], &[])),
             timeouts: Timeouts::default(),
             sysctls: Sysctls::default(),
         };
@@ -139,6 +141,7 @@ impl Bench {
             start: Instant::now(),
             mtu: [1500; 2],
             routes: Vec::new(),
+            lost: Vec::new(),
             tags: [Tags::default(); 2],
             kept: Vec::new(),
             steered: HashSet::new(),
@@ -336,9 +339,15 @@ impl Bench {
         self.publish_network();
     }
 
+    /// Has a neighbour on the servers' side answer no more.
+    pub fn lose_neighbour(&mut self, address: IpAddr) {
+        self.lost.push(address);
+        self.publish_network();
+    }
+
     fn publish_network(&mut self) {
         let mut snapshot = (**self.director.snapshot()).clone();
-        snapshot.network = Arc::new(network(self.mtu, self.tags, &self.routes));
+        snapshot.network = Arc::new(network(self.mtu, self.tags, &self.routes, &self.lost));
         self.director.adopt(&snapshot, &self.aside.services);
     }
 
@@ -400,7 +409,7 @@ impl Backend for Bench {
 
 /// The bench's two links, its routes and its neighbours. Real server 99 does not answer ARP. With tags the links are VLANs on interfaces
 /// without addresses.
-fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Network {
+fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)], lost: &[IpAddr]) -> Network {
     let v6 = |net, host| IpAddr::V6(v6(net, host));
     let interface = |name: &str, index, mac, v4: [u8; 4], v6, mtu| Interface {
         name: name.to_owned(),
@@ -423,6 +432,7 @@ fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Netw
         .map(|n| ((clients_link, v6(0xa, n)), Neighbour::Reachable([2, 0xc6, 0, 0, 0, n as u8])));
     let servers6 =
         hosts.map(|n| ((servers_link, v6(0xb, n)), Neighbour::Reachable([2, 0x56, 0, 0, 0, n as u8])));
+    let lost = lost.iter().map(|address| ((servers_link, *address), Neighbour::Failed));
     let addressed = vec![
         interface("c0", 2, C0, [10, 0, 0, 1], v6(0xa, 1), mtu[0]),
         interface("s0", 3, S0, [10, 1, 0, 1], v6(0xb, 1), mtu[1]),
@@ -448,7 +458,7 @@ fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)]) -> Netw
     Network::new(
         interfaces.into_iter().chain([home]).collect(),
         direct.into_iter().chain(routed).chain(at_home),
-        clients.chain(servers).chain(clients6).chain(servers6),
+        clients.chain(servers).chain(clients6).chain(servers6).chain(lost),
     )
     .with_vlans(vlans)
     .on_machine(local, [true; 2])

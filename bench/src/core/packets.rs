@@ -11,6 +11,7 @@ use shunt_dataplane::service::Forwarding;
 use super::floor::{Floor, TableFloor};
 use super::{DIRECTOR, FLOOR, Plan, Row, Run, TABLE_FLOOR, median, per_packet, way};
 use crate::interrupt;
+use crate::report::grouped;
 use crate::stand::frames::FRAME;
 use crate::stand::{CLIENTS, MODES, Stand};
 
@@ -41,7 +42,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
                 _ => ("", true),
             };
             run.rows.push(Row {
-                what: format!("{name} request, {connections} connections, ns"),
+                what: format!("{name} request among {}, ns", grouped(connections.into())),
                 values: director,
                 digits: 1,
                 beside: format!("floor {ground:.1}: {ratio:.1} ×; two lines {:.1}", median(&table)),

@@ -67,6 +67,9 @@ const GENERATOR: (&str, &str) = ("generator", "kernel");
 /// Of a core's time, a tick's uncertainty.
 const EVEN: f64 = 0.02;
 
+/// The part of a core's time below which a figure says more of the machine than of who had so little of it.
+const FULL_CORE: f64 = 0.8;
+
 /// In the order of their turns: neighbours are compared.
 fn contenders() -> Vec<Contender> {
     let driven = BACKENDS.into_iter().flat_map(|backend| {
@@ -207,6 +210,11 @@ fn limit(series: &Series) -> Limit {
     let takes_part = !matches!(series.contender, Contender::Sender(_));
     if takes_part && sum(|sample| sample.forwarded) > sum(|sample| sample.offered) * (1.0 - EVEN) {
         return Limit::Generator;
+    }
+    // All of them poll without rest, or are the kernel's own work: what they had not, somebody else did.
+    let had = sum(|sample| sample.had) / series.samples.len() as f64;
+    if had < FULL_CORE {
+        return Limit::Core;
     }
     match series.contender {
         Contender::Nftables => Limit::Kernel(1.0),

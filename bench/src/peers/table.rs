@@ -24,6 +24,8 @@ pub struct Row {
 pub enum Limit {
     /// It forwarded all there was.
     Generator,
+    /// It had too little of its core: others were at work on the machine.
+    Core,
     /// Its thread spends most of its time, this share, in the kernel: sending, where each frame is copied.
     Kernel(f64),
     /// Its thread spends most of its time, this share, in its own code.
@@ -58,6 +60,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
         });
         let limit = match row.limit {
             Limit::Generator => "generator".to_owned(),
+            Limit::Core => "its core".to_owned(),
             Limit::Kernel(share) => format!("kernel {:.0}%", share * 100.0),
             Limit::Director(share) => format!("own code {:.0}%", share * 100.0),
         };
@@ -80,7 +83,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
     format!(
         "{table}\nMedians, ± half the spread; \"core\" is what forwarding had of its core, as far as the kernel accounts for it. Ratios are of neighbours in one round. \"generator\" is what it does alone, into a \
          program that drops; \"sending-alone\" what the kernel takes of a loop that does nothing but send by the same ports.\nThe limit is what the forwarding core is busy with: the kernel (sending copies each frame into a \
-         socket buffer), or its own code.\n"
+         socket buffer), or its own code. Where it is the core itself, others had too much of it for the figure to mean anything.\n"
     )
 }
 

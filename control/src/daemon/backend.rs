@@ -87,7 +87,12 @@ pub fn open(
             }
         },
     };
-    warn(interfaces);
+    if busy_poll && backend.queues.is_none() {
+        tracing::info!(
+            "--busy-poll: workers never sleep, but with AF_PACKET the interrupts' work stays theirs"
+        );
+    }
+    warn(interfaces, &backend.ways);
     Ok(backend)
 }
 
@@ -106,7 +111,7 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
         if (queues as usize) < workers {
             bail!(
                 "{name} has {queues} receive queue(s), {workers} workers need as many each; use --cores with {queues} core(s), or \
-                 give it more queues (ethtool -L {name} combined {workers})",
+                 give it more queues (ethtool -L {name} combined {workers}; on veth rx {workers} tx {workers})",
                 name = interface.name,
             );
         }
@@ -186,15 +191,17 @@ fn steered(interfaces: &[Interface]) -> Vec<steer::Interface> {
     interfaces.iter().map(|i| steer::Interface { name: i.name.clone(), index: i.index, mac: i.mac }).collect()
 }
 
-/// Says in plain words what about an interface costs speed or loses frames.
-fn warn(interfaces: &[Interface]) {
-    for Interface { name, .. } in interfaces {
+/// Says in plain words what about an interface loses frames.
+fn warn(interfaces: &[Interface], ways: &[(String, String)]) {
+    for (Interface { name, .. }, (_, way)) in interfaces.iter().zip(ways) {
         let Ok(ethtool) = Ethtool::open(name) else { continue };
         for (offload, switch) in [(Offload::Gro, "gro"), (Offload::Lro, "lro")] {
-            if ethtool.offload(offload).unwrap_or(false) && !leaves_checksums(name) {
+            // Natively, the XDP program has the packets before the kernel joins them.
+            let joins = offload == Offload::Lro || !way.contains(&Mode::Native.to_string());
+            if joins && ethtool.offload(offload).unwrap_or(false) {
                 tracing::warn!(
                     "{name} joins received packets ({switch}); joined ones are too long for the director and will be dropped \
-                     (counter rx_oversized). Switch it off: ethtool -K {name} {switch} off"
+                     (counter port.rx_oversized). Switch it off: ethtool -K {name} {switch} off"
                 );
             }
         }

@@ -25,6 +25,20 @@ pub fn in_use() -> (u64, u64) {
     std::fs::read_to_string("/proc/self/smaps_rollup").map_or((0, 0), |text| sum(&text))
 }
 
+/// Huge pages of 2 MiB that are set aside for this process, of those that were reserved.
+pub fn set_aside() -> u64 {
+    std::fs::read_to_string("/proc/self/maps").map_or(0, |text| set_aside_in(&text)) >> 21
+}
+
+/// Bytes of such pages among these mappings.
+fn set_aside_in(maps: &str) -> u64 {
+    let length = |line: &str| {
+        let (begin, end) = line.split_whitespace().next()?.split_once('-')?;
+        u64::from_str_radix(end, 16).ok()?.checked_sub(u64::from_str_radix(begin, 16).ok()?)
+    };
+    maps.lines().filter(|line| line.contains("/anon_hugepage")).filter_map(length).sum()
+}
+
 fn sum(rollup: &str) -> (u64, u64) {
     let of = |name: &str| -> u64 {
         let value = rollup.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix("kB"));
@@ -44,6 +58,14 @@ mod tests {
         let parts = [(Backing::Reserved, 4), (Backing::Advised, 2), (Backing::Ordinary, 1)];
         assert_eq!(pages(parts, true), Pages { reserved: 4, transparent: 2, ordinary: 1 });
         assert_eq!(pages(parts, false), Pages { reserved: 4, transparent: 0, ordinary: 3 });
+    }
+
+    #[test]
+    fn reserved_pages_are_counted_by_their_mappings() {
+        let maps = "7f0000000000-7f0000400000 rw-p 00000000 00:0f 1    /anon_hugepage (deleted)\n\
+                    7f0000400000-7f0000500000 rw-p 00000000 00:00 0\n\
+                    7f0001000000-7f0001200000 rw-p 00000000 00:0f 2    /anon_hugepage (deleted)\n";
+        assert_eq!(set_aside_in(maps), 6 << 20);
     }
 
     #[test]

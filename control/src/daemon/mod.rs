@@ -22,6 +22,7 @@ mod napi;
 mod options;
 mod placement;
 mod queues;
+mod stop;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -48,7 +49,6 @@ use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Services, Snapsho
 use shunt_dataplane::stats::Counters;
 use shunt_dataplane::steer::{Steering, Target};
 use shunt_dataplane::worker::{self, Clock, Polling, Worker, link};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Pages, Request, Response, Status};
 use crate::cli::in_one_line;
@@ -66,6 +66,7 @@ use napi::Napi;
 pub use options::Options;
 use placement::{Machine, Setup};
 use queues::Queues;
+use stop::Stop;
 use watch::Watch;
 
 /// How often control looks after things: workers alive, neighbours that did not answer asked again.
@@ -130,7 +131,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let mut control = Control::start(&options, rules, mirror, view, cores, home).await?;
     let (calls, mut questions) = calls::channel();
     tokio::spawn(socket::serve(listener, calls));
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut stop = Stop::listen()?;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut estimations = tokio::time::interval_at(tokio::time::Instant::now() + PERIOD, PERIOD);
@@ -163,8 +164,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
                 }
             }
             _ = estimations.tick() => control.publisher.estimate(&control.rules, control.engine.counters()),
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
+            () = stop.told() => break Ok(()),
         }
         // They may have come while anything else was waited for.
         if let Err(error) = control.grant() {
@@ -237,7 +237,6 @@ impl Control {
         }
         let claim = Claim::stake(view.network.interfaces())?;
         let awake = options.wake_within.map(Awake::within).transpose()?;
-        Watch::mtus(&view.network);
         let (named, _) = view.network.interfaces().split_at(options.interfaces.len());
         let Backend { mut ports, pools, steering, ways, queues } =
             backend::open(options.backend, named, cores.len(), options.busy_poll)?;
@@ -594,7 +593,7 @@ impl Control {
         }
         self.ticks += 1;
         self.watch.losses(self.engine.counters(), Instant::now());
-        self.watch.local_ports(&self.publisher);
+        self.watch.local_ports(&self.publisher, &self.rules, self.engine.counters());
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;
         }
@@ -646,6 +645,7 @@ impl Control {
             tables: self.tables.clone(),
             memory_in_use,
             in_huge_pages,
+            reserved_pages: memory::set_aside(),
             cores: self.cores.clone(),
             epoch: self.engine.epoch().0,
             counters: self.engine.counters().totals().map(|(name, n)| (name.to_owned(), n)).collect(),

@@ -9,9 +9,9 @@ use shunt_dataplane::port::frame::MAX_FRAME;
 use shunt_dataplane::service::Network;
 use shunt_dataplane::stats::Counters;
 
-use crate::api::ServiceKey;
+use crate::api::{Forwarding, ServerConfig, ServiceKey};
 use crate::publisher::Publisher;
-use crate::rules::Rules;
+use crate::rules::{Rules, Service};
 
 /// How often a loss that goes on is spoken of.
 const REPEAT: Duration = Duration::from_secs(10);
@@ -25,26 +25,53 @@ pub struct Watch {
     gone: HashSet<String>,
     unreached: HashSet<IpAddr>,
     aloof: HashSet<String>,
-    oversized: u64,
-    last_said: Option<Instant>,
+    mtus: HashSet<(String, u16)>,
+    oversized: Count,
+    unrouted: Count,
     exhausted: HashMap<(ServiceKey, IpAddr), u64>,
+    /// Connections for which FullNAT found no local port.
+    portless: u64,
+}
+
+/// What has been said of a counter.
+#[derive(Default)]
+struct Count {
+    total: u64,
+    said: Option<Instant>,
+}
+
+impl Count {
+    /// What has been added since something was last said of it, if that is not too short a time ago.
+    fn news(&mut self, total: u64, now: Instant) -> Option<u64> {
+        let is_time = self.said.is_none_or(|said| now.duration_since(said) >= REPEAT);
+        let added = total.checked_sub(self.total).filter(|added| *added > 0 && is_time)?;
+        *self = Self { total, said: Some(now) };
+        Some(added)
+    }
+}
+
+/// The total of a counter.
+fn total(counters: &Counters, wanted: &str) -> u64 {
+    counters.totals().find(|(name, _)| *name == wanted).map_or(0, |(_, total)| total)
 }
 
 impl Watch {
     /// Warns of interfaces that are set up for longer packets than the director takes.
-    pub fn mtus(network: &Network) {
-        for interface in network.interfaces().iter().filter(|i| usize::from(i.mtu) > LONGEST) {
+    pub fn mtus(&mut self, network: &Network) {
+        let long = network.interfaces().iter().filter(|i| usize::from(i.mtu) > LONGEST);
+        let long: HashSet<_> = long.map(|interface| (interface.name.clone(), interface.mtu)).collect();
+        for (name, mtu) in long.difference(&self.mtus) {
             tracing::warn!(
                 "{name} has an MTU of {mtu}; the director takes packets of up to {LONGEST} bytes and drops longer ones: ip link set \
-                 {name} mtu 1500",
-                name = interface.name,
-                mtu = interface.mtu,
+                 {name} mtu 1500"
             );
         }
+        self.mtus = long;
     }
 
     /// Looks at the network and the rules after either has changed.
     pub fn network(&mut self, network: &Network, rules: &Rules) {
+        self.mtus(network);
         // One that is gone has no MTU.
         let gone = network.interfaces().iter().filter(|interface| interface.mtu == 0);
         let gone: HashSet<String> = gone.map(|interface| interface.name.clone()).collect();
@@ -77,8 +104,8 @@ impl Watch {
         self.unreached = unreached;
     }
 
-    /// Looks at the local ports of FullNAT; one line for all that are used up, each second that connections find none.
-    pub fn local_ports(&mut self, publisher: &Publisher) {
+    /// Looks at the local ports of FullNAT; one line for all that are used up or were never there, each second that connections find none.
+    pub fn local_ports(&mut self, publisher: &Publisher, rules: &Rules, counters: &Counters) {
         let mut used_up = Vec::new();
         let counts: HashMap<_, _> =
             publisher.exhausted().map(|(key, local, n)| ((*key, *local), n)).collect();
@@ -97,20 +124,51 @@ impl Watch {
                 used_up.join(", ")
             );
         }
+        let portless = total(counters, "drop.no_local_port");
+        let lacking = lacking(rules);
+        if portless > self.portless && !lacking.is_empty() {
+            tracing::warn!(
+                "FullNAT real servers {} have no local address of their family, and new connections were refused \
+                 (drop.no_local_port). Add one: ipvsadm -P -t VIP:PORT -z ADDRESS",
+                lacking.join(", ")
+            );
+        }
+        self.portless = portless;
     }
 
     /// Looks at the counters.
     pub fn losses(&mut self, counters: &Counters, now: Instant) {
-        let total =
-            counters.totals().find(|(name, _)| *name == "port.rx_oversized").map_or(0, |(_, total)| total);
-        let is_time = self.last_said.is_none_or(|last| now.duration_since(last) >= REPEAT);
-        if total > self.oversized && is_time {
+        if let Some(frames) = self.oversized.news(total(counters, "port.rx_oversized"), now) {
             tracing::warn!(
-                "{} frames were longer than {LONGEST} bytes of IP and were dropped (port.rx_oversized). Somebody joins packets: on physical \
-                 interfaces switch gro and lro off; on veth and virtio switch tso and gso off at the sender (ethtool -K IF tso off gso off)",
-                total - self.oversized
+                "{frames} frames were longer than {LONGEST} bytes of IP and were dropped (port.rx_oversized). Somebody joins packets: switch \
+                 gro and lro off here (ethtool -K IF gro off lro off); on veth and virtio, tso and gso at the sender, too (ethtool -K IF \
+                 tso off gso off)"
             );
-            (self.oversized, self.last_said) = (total, Some(now));
+        }
+        if let Some(packets) = self.unrouted.news(total(counters, "hop.no_route"), now) {
+            let unreached: Vec<_> = self.unreached.iter().map(IpAddr::to_string).collect();
+            tracing::warn!(
+                "{packets} packets were refused for want of a route to their real server (hop.no_route): {}. Look at ip route, and whether \
+                 its interface is up and named with --interface",
+                unreached.join(", ")
+            );
         }
     }
+}
+
+/// FullNAT's real servers whose service has no local address of their family.
+fn lacking(rules: &Rules) -> Vec<String> {
+    let lacks = |service: &Service, server: &ServerConfig| {
+        let has = |local: &IpAddr| local.is_ipv4() == server.key.address.is_ipv4();
+        server.forwarding == Forwarding::FullNat && !service.locals.iter().any(has)
+    };
+    let all =
+        rules.services().flat_map(|service| service.servers.iter().map(move |server| (service, server)));
+    let mut lacking: Vec<_> = all
+        .filter(|(service, server)| lacks(service, server))
+        .map(|(_, server)| server.key.address.to_string())
+        .collect();
+    lacking.sort();
+    lacking.dedup();
+    lacking
 }

@@ -67,7 +67,7 @@ pub enum BindError {
     #[error("{} exists and is no socket", .0.display())]
     NoSocket(PathBuf),
     /// The system refuses.
-    #[error("cannot listen at {}: {error}", path.display())]
+    #[error("cannot listen at {}: {error}{}", path.display(), if error.kind() == io::ErrorKind::InvalidInput { " (107 bytes)" } else { "" })]
     System {
         /// The socket.
         path: PathBuf,

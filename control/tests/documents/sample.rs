@@ -138,6 +138,7 @@ pub fn status() -> Status {
         tables: vec![Pages { transparent: 316 << 20, ..Pages::default() }; 2],
         memory_in_use: 160 << 20,
         in_huge_pages: 128 << 20,
+        reserved_pages: 24,
         table_size: 2 << 20,
         interfaces: vec![("eth0".into(), "af-xdp (native, copy)".into())],
         cores: vec![2, 3],

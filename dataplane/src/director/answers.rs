@@ -9,7 +9,7 @@ use crate::forward::{self, abort, icmp, reset};
 use crate::packet::parse::ETHERNET;
 use crate::packet::protocol::{SCTP, TCP};
 use crate::packet::{Address, Meta, Packet, Tags, Tuple};
-use crate::service::{Hop, Protocol, Snapshot, Tick};
+use crate::service::{Forwarding, Hop, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason};
 use crate::steer::Target;
 
@@ -114,14 +114,51 @@ impl<A: Near> Family<A> {
         }
         let verdict = self.answer(shared, packet, meta, problem, meta.tuple.destination, now);
         // The kernel sees its own error leave and counts it as the connection's output, except under NAT.
-        if let (Verdict::Reply(_), Some(id)) = (verdict, conn) {
-            let conn = self.conns.conn(id);
-            if !conn.forwarding.translates_replies() {
-                let headers = ETHERNET + Tags::of(packet.data()).len();
-                shared.mine().dest(conn.dest).count_out((packet.len - headers) as u64);
-            }
+        if let Some(id) = conn.filter(|id| !self.conns.conn(*id).forwarding.translates_replies()) {
+            self.count_answer(shared, packet, verdict, id);
         }
         verdict
+    }
+
+    /// Tells the client that its real server's neighbour does not answer: what the kernel says of a packet that has waited for one in vain (`arp_error_report`, `ndisc_error_report`).
+    #[cold]
+    pub(super) fn give_up(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        if forward::hops_left(packet, meta) <= 1 {
+            return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
+        }
+        let forwarding = self.conns.conn(id).forwarding;
+        let problem = Problem::HostUnreachable;
+        let is_v4 = A::ROUTERS_FRAGMENT;
+        if forwarding == Forwarding::Tunnel && !is_v4 {
+            // What comes of the outer packet is of no use to anybody there.
+            return Verdict::Drop(Reason::NoNeighbour);
+        }
+        shared.mine().drop(Reason::NoNeighbour);
+        forward::age(packet, meta);
+        if forwarding == Forwarding::Route && is_v4 {
+            return self.refuse_as_router(shared, packet, meta, problem, now);
+        }
+        let verdict = self.refuse(shared, packet, meta, problem, Some(id), now);
+        if forwarding.translates_replies() {
+            // Here it is translated as the real server's would be, and counted so.
+            self.count_answer(shared, packet, verdict, id);
+        }
+        verdict
+    }
+
+    /// Counts an error to the client, which the packet has become if it was answered, as its connection's output.
+    fn count_answer(&self, shared: &Shared, packet: &mut Packet, verdict: Verdict, id: ConnId) {
+        if matches!(verdict, Verdict::Reply(_)) {
+            let headers = ETHERNET + Tags::of(packet.data()).len();
+            shared.mine().dest(self.conns.conn(id).dest).count_out((packet.len - headers) as u64);
+        }
     }
 
     /// Tells the sender what is wrong, from the director's own address on the sender's side.

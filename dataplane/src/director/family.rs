@@ -18,7 +18,7 @@ use crate::forward::{self, dr, nat};
 use crate::packet::protocol::{SCTP, TCP};
 use crate::packet::{Address, Meta, Packet, Tuple};
 use crate::service::{Forwarding, Hop, Snapshot, Tick, Unreachable, WorkerId};
-use crate::stats::{Reason, add, sub};
+use crate::stats::{Event, Reason, add, sub};
 
 /// One family's connections and next hops.
 pub struct Family<A> {
@@ -289,9 +289,10 @@ impl<A: Near> Family<A> {
         self.follow(shared, meta, id, now);
         match why {
             Unreachable::NoRoute => {
+                shared.mine().count(Event::NoRoute, 1);
                 self.refuse(shared, packet, meta, Problem::HostUnreachable, Some(id), now)
             }
-            _ => Verdict::Drop(Reason::NoNeighbour),
+            _ => self.give_up(shared, packet, meta, id, now),
         }
     }
 

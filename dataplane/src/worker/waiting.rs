@@ -14,8 +14,8 @@ const MOST: usize = 32;
 /// holds some hundred. More are dropped under a counter.
 const EACH: usize = 32;
 
-/// Milliseconds that a packet waits: the kernel gives a neighbour up after three tries, a second apart.
-const PATIENCE: u32 = 3_000;
+/// Milliseconds that a packet waits. The kernel gives a neighbour up after three tries, a second apart; the packet is looked at again then, and its sender told.
+const PATIENCE: u32 = 4_000;
 
 /// Milliseconds after which a neighbour is asked for again.
 const ASK_AGAIN: u32 = 1_000;
