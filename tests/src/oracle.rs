@@ -271,15 +271,15 @@ pub fn replied(input: &[u8], output: &[u8], has_hop: impl Fn(Ipv4Addr) -> bool) 
             must(before.protocol() != ICMP, "an error about an ICMP packet")?;
             let quote = &message[8..];
             must(quote.len() == before.ip.len().min(548), "the quote's length")?;
-            // IPVS finds a request too long after it has taken one from its TTL, and quotes it so; as a router it looks before.
+            // IPVS finds a request too long, or its real server mute, after it has taken one from its TTL, and quotes it so; as a router it looks before.
             let mut aged = before.ip.to_vec();
             aged[8] = aged[8].wrapping_sub(1);
             aged[10..12].fill(0);
             let header = usize::from(aged[0] & 0xf) * 4;
             let sum = checksum(&aged[..header]);
             aged[10..12].copy_from_slice(&sum.to_be_bytes());
-            let too_long = message[..2] == [3, 4];
-            let same = quote == &before.ip[..quote.len()] || too_long && quote == &aged[..quote.len()];
+            let may_be_aged = matches!(message[..2], [3, 1 | 4]);
+            let same = quote == &before.ip[..quote.len()] || may_be_aged && quote == &aged[..quote.len()];
             must(same, "the quote is not what came")
         }
         _ => Err("an answer of an unknown protocol".to_owned()),

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -51,6 +51,8 @@ pub struct Mirror {
 pub struct View {
     /// What workers need of it.
     pub network: Network,
+    /// The director's interfaces that are there but not up.
+    pub down: HashSet<String>,
     /// The machine's own addresses.
     pub local: Vec<IpAddr>,
     /// The broadcast addresses of the networks that it is on.
@@ -149,6 +151,10 @@ impl Mirror {
             )
         });
         let interfaces: Vec<_> = interfaces.collect();
+        let is_down = |link: &&LinkMessage| !link.header.flags.contains(LinkFlags::Up);
+        let down = links.iter().filter(is_down).map(|link| link.header.index);
+        let down = down.filter_map(|index| interfaces.iter().find(|interface| interface.index == index));
+        let down = down.map(|interface| interface.name.clone()).collect();
         let vlans = vlans(&interfaces, &links, addresses);
         let indices = interfaces.iter().chain(vlans.iter().map(|vlan| &vlan.interface)).map(|i| i.index);
         let indices: Links = indices.zip((0..).map(LinkId)).collect();
@@ -161,7 +167,7 @@ impl Mirror {
             Some(home) => network.with_home(home),
             None => network,
         };
-        Ok(View { network, local, broadcasts, failed, permanent })
+        Ok(View { network, down, local, broadcasts, failed, permanent })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.

@@ -391,7 +391,7 @@ impl Control {
         if let Some(home) = &mut control.home {
             home.follow(&control.rules, &control.view).await?;
         }
-        control.watch.network(&control.view.network, &control.rules);
+        control.watch.network(&control.view, &control.rules);
         Ok(control)
     }
 
@@ -462,7 +462,7 @@ impl Control {
                     return Err(Refusal { errno: nix::libc::ENOMEM, why: format!("{error:#}") });
                 }
                 self.rules = rules;
-                self.watch.network(&self.view.network, &self.rules);
+                self.watch.network(&self.view, &self.rules);
             }
         }
         Ok(Response::Done)
@@ -560,7 +560,7 @@ impl Control {
             self.engine.route(view.network.clone()).await?;
         }
         self.view = view;
-        self.watch.network(&self.view.network, &self.rules);
+        self.watch.network(&self.view, &self.rules);
         self.resolve_wanted().await;
         Ok(())
     }

@@ -9,6 +9,7 @@ use shunt_dataplane::port::frame::MAX_FRAME;
 use shunt_dataplane::service::Network;
 use shunt_dataplane::stats::Counters;
 
+use super::mirror::View;
 use crate::api::{Forwarding, ServerConfig, ServiceKey};
 use crate::publisher::Publisher;
 use crate::rules::{Rules, Service};
@@ -23,6 +24,7 @@ const LONGEST: usize = MAX_FRAME - ETHERNET - 8;
 #[derive(Default)]
 pub struct Watch {
     gone: HashSet<String>,
+    down: HashSet<String>,
     unreached: HashSet<IpAddr>,
     aloof: HashSet<String>,
     mtus: HashSet<(String, u16)>,
@@ -57,7 +59,7 @@ fn total(counters: &Counters, wanted: &str) -> u64 {
 
 impl Watch {
     /// Warns of interfaces that are set up for longer packets than the director takes.
-    pub fn mtus(&mut self, network: &Network) {
+    fn mtus(&mut self, network: &Network) {
         let long = network.interfaces().iter().filter(|i| usize::from(i.mtu) > LONGEST);
         let long: HashSet<_> = long.map(|interface| (interface.name.clone(), interface.mtu)).collect();
         for (name, mtu) in long.difference(&self.mtus) {
@@ -70,8 +72,12 @@ impl Watch {
     }
 
     /// Looks at the network and the rules after either has changed.
-    pub fn network(&mut self, network: &Network, rules: &Rules) {
+    pub fn network(&mut self, View { network, down, .. }: &View, rules: &Rules) {
         self.mtus(network);
+        for name in down.difference(&self.down) {
+            tracing::warn!("{name} is not up; nothing goes through it until it is: ip link set {name} up");
+        }
+        self.down.clone_from(down);
         // One that is gone has no MTU.
         let gone = network.interfaces().iter().filter(|interface| interface.mtu == 0);
         let gone: HashSet<String> = gone.map(|interface| interface.name.clone()).collect();
