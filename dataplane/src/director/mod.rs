@@ -105,8 +105,10 @@ impl Verdict {
     }
 }
 
-/// One worker's director. It lies on cache lines of its own, and what holds it does, too.
-#[repr(align(128))]
+/// One worker's director.
+// It begins at a page, and so does what holds it: no cache line of it is another worker's, too, and it lies the same way each time. The headers of frames, whose chunks begin at multiples
+// of 2 KiB, all meet in two sets of the first cache, and what lies there as well is driven out with every burst: had it been what each packet needs, every packet took 3 to 5 ns longer.
+#[repr(align(4096))]
 pub struct Director {
     shared: Shared,
     v4: Family<V4>,
