@@ -2,7 +2,8 @@
 //!
 //! Per frame it reads the header's line, reads one random line of the table, fetched as the director fetches (those of a whole burst at once, and once more soon before), and writes the header's line.
 //!
-//! Beside it, what a table of connections asks of memory: a line of an index, the entry's line that stands there, and both entry and header written.
+//! Beside it, what a table of connections asks of memory: a line of an index, the entry's line that stands there, and both entry and header written. And the same by a loop that
+//! computes besides for as long as the director takes where all is in the cache: what this machine makes of so much work and so much memory, whatever the work is.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,29 @@ pub struct TableFloor {
     index: Mapped<Line>,
     entries: Mapped<Line>,
     frames: Frames,
+    toil: Toil,
+}
+
+/// Computing without any meaning.
+#[derive(Default)]
+struct Toil {
+    /// Rounds of it for each burst, half of them while lines are asked for, half while entries are read.
+    rounds: usize,
+    chains: [u64; 8],
+}
+
+impl Toil {
+    /// The packet's share.
+    #[inline(always)]
+    fn share(&mut self, packet: usize) {
+        // In registers, and more chains than wait for each other: some five instructions a cycle, as with the director. The fewer there are to a nanosecond, the further ahead a core sees what
+        // it waits for.
+        let mut chains = self.chains;
+        for _ in (packet * self.rounds / (2 * BURST))..((packet + 1) * self.rounds / (2 * BURST)) {
+            chains = chains.map(|n| (n >> 3).wrapping_add(n) ^ n << 1);
+        }
+        self.chains = chains;
+    }
 }
 
 /// Frames as a port would have received them.
@@ -83,7 +107,13 @@ impl TableFloor {
     /// # Panics
     /// When there is no memory for it.
     pub fn new(connections: usize, index: usize) -> Self {
-        Self { index: lines(index), entries: lines(connections * 64), frames: Frames::new() }
+        let (index, entries) = (lines(index), lines(connections * 64));
+        Self { index, entries, frames: Frames::new(), toil: Toil::default() }
+    }
+
+    /// So many rounds of computing besides, for each burst.
+    pub fn toil(&mut self, rounds: usize) {
+        self.toil.rounds = rounds;
     }
 
     /// A burst of frames. Gives the time that it took.
@@ -91,9 +121,10 @@ impl TableFloor {
         let chunks = self.frames.receive(turn, bytes);
         let mut places = [0; BURST];
         let start = Instant::now();
-        for (chunk, place) in chunks.iter().zip(&mut places) {
+        for (n, (chunk, place)) in chunks.iter().zip(&mut places).enumerate() {
             *place = place_of(spread(chunk), self.index.len());
             self.index.prefetch_many(*place);
+            self.toil.share(n);
         }
         for (chunk, place) in chunks.iter().zip(&mut places) {
             // What the index says is part of where, so that its line must have come.
@@ -103,6 +134,7 @@ impl TableFloor {
         }
         for (n, chunk) in chunks.iter_mut().enumerate() {
             places.get(n + SOON).into_iter().for_each(|soon| self.entries.prefetch(*soon));
+            self.toil.share(n);
             let entry = &mut self.entries[places[n]];
             entry.0[1] = entry.0[1].wrapping_add(1);
             chunk[HEADROOM..HEADROOM + 8].copy_from_slice(&entry.0[0].to_ne_bytes());

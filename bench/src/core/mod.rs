@@ -29,6 +29,8 @@ pub const DIRECTOR: Metric = Metric::new("director_ns_per_packet", "ns");
 pub const FLOOR: Metric = Metric::new("floor_ns_per_packet", "ns");
 /// What an index and an entry a connection ask of memory.
 pub const TABLE_FLOOR: Metric = Metric::new("table_floor_ns_per_packet", "ns");
+/// The same in a loop that computes besides, for as long as the director takes of one connection.
+pub const TOIL_FLOOR: Metric = Metric::new("toil_floor_ns_per_packet", "ns");
 /// UDP connections that begin and end.
 pub const INSERTS: Metric = Metric::new("udp_inserts_per_second", "connections/s");
 /// Those of two workers ÷ those of one.

@@ -9,7 +9,7 @@ use shunt_dataplane::port::BURST;
 use shunt_dataplane::service::Forwarding;
 
 use super::floor::{Floor, TableFloor};
-use super::{DIRECTOR, FLOOR, Plan, Row, Run, TABLE_FLOOR, median, per_packet, way};
+use super::{DIRECTOR, FLOOR, Plan, Row, Run, TABLE_FLOOR, TOIL_FLOOR, median, per_packet, way};
 use crate::interrupt;
 use crate::report::grouped;
 use crate::stand::frames::FRAME;
@@ -23,14 +23,22 @@ const SLICES: usize = 2;
 /// Bytes of a connection by NAT, index included, as `bytes_per_connection` has it.
 const BYTES_EACH: usize = 99;
 
+/// Rounds of toil a burst that are tried first, and how often their number is corrected.
+const FEW: usize = 200;
+const TRIALS: usize = 5;
+
 pub(super) fn measure(run: &mut Run) -> Result<()> {
-    for &connections in &run.plan.connections {
-        for (name, forwarding) in MODES {
+    for (name, forwarding) in MODES {
+        // As many as take as long as the director does where nothing is waited for: among the fewest connections, which come first.
+        let mut rounds = None;
+        for &connections in &run.plan.connections {
             (run.step)(&format!("{name}, {connections} connections"));
-            let Beside { director, floor, table } = beside_the_floor(run.plan, forwarding, connections)?;
+            let Beside { director, floor, table, toil } =
+                beside_the_floor(run.plan, forwarding, connections, &mut rounds)?;
             run.report.add_for(connections.into(), way(name), DIRECTOR, &director);
             run.report.add_for(connections.into(), way(name), FLOOR, &floor);
             run.report.add_for(connections.into(), way(name), TABLE_FLOOR, &table);
+            run.report.add_for(connections.into(), way(name), TOIL_FLOOR, &toil);
             let (ours, ground) = (median(&director), median(&floor));
             let ratio = ours / ground;
             let (target, is_met) = match (connections, forwarding) {
@@ -45,7 +53,11 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
                 what: format!("{name} request among {}, ns", grouped(connections.into())),
                 values: director,
                 digits: 1,
-                beside: format!("floor {ground:.1}: {ratio:.1} ×; two lines {:.1}", median(&table)),
+                beside: format!(
+                    "floor {ground:.1}: {ratio:.1} ×; two lines {:.1}, and as much work {:.1}",
+                    median(&table),
+                    median(&toil)
+                ),
                 target,
                 is_met,
             });
@@ -60,20 +72,30 @@ struct Beside {
     director: Vec<f64>,
     floor: Vec<f64>,
     table: Vec<f64>,
+    toil: Vec<f64>,
 }
 
-/// Measures the director and what is under it, in turns.
-fn beside_the_floor(plan: &Plan, forwarding: Forwarding, connections: u32) -> Result<Beside> {
+/// Measures the director and what is under it, in turns. `rounds` of toil are found out the first time.
+fn beside_the_floor(
+    plan: &Plan,
+    forwarding: Forwarding,
+    connections: u32,
+    rounds: &mut Option<usize>,
+) -> Result<Beside> {
     let mut stand = Stand::new(forwarding, connections);
     let count = connections as usize;
     let (mut floor, mut table) =
         (Floor::new(count * BYTES_EACH), TableFloor::new(count, count * (BYTES_EACH - 64)));
     let mut random = SmallRng::seed_from_u64(1);
     let mut beside = Beside::default();
+    let rounds = match *rounds {
+        Some(rounds) => rounds,
+        None => *rounds.insert(rounds_like(&mut stand, &mut table, &mut random, connections)),
+    };
     // The first repetition warms up.
     for repetition in 0..=plan.repetitions {
         interrupt::check()?;
-        let mut times: [Vec<Duration>; 3] = Default::default();
+        let mut times: [Vec<Duration>; 4] = Default::default();
         for _ in 0..SLICES {
             for turn in 0..SLICE {
                 times[0].push(stand.burst(CLIENTS, turn, &burst(&stand, &mut random, connections)));
@@ -81,18 +103,41 @@ fn beside_the_floor(plan: &Plan, forwarding: Forwarding, connections: u32) -> Re
             for turn in 0..SLICE {
                 times[1].push(floor.burst(turn, &burst(&stand, &mut random, connections)));
             }
-            for turn in 0..SLICE {
-                times[2].push(table.burst(turn, &burst(&stand, &mut random, connections)));
+            for (rounds, times) in [0, rounds].into_iter().zip(&mut times[2..]) {
+                table.toil(rounds);
+                for turn in 0..SLICE {
+                    times.push(table.burst(turn, &burst(&stand, &mut random, connections)));
+                }
             }
         }
         if repetition > 0 {
-            let figures = [&mut beside.director, &mut beside.floor, &mut beside.table];
+            let figures = [&mut beside.director, &mut beside.floor, &mut beside.table, &mut beside.toil];
             for (figures, times) in figures.into_iter().zip(&mut times) {
                 figures.push(per_packet(times, BURST));
             }
         }
     }
     Ok(beside)
+}
+
+/// Rounds of toil that take as long as the director does.
+fn rounds_like(stand: &mut Stand, table: &mut TableFloor, random: &mut SmallRng, connections: u32) -> usize {
+    let mut rounds = FEW;
+    for _ in 0..TRIALS {
+        let (mut director, mut idle, mut toiling) = (Vec::new(), Vec::new(), Vec::new());
+        for turn in 0..SLICE {
+            let bytes = burst(stand, random, connections);
+            director.push(stand.burst(CLIENTS, turn, &bytes));
+            table.toil(0);
+            idle.push(table.burst(turn, &bytes));
+            table.toil(rounds);
+            toiling.push(table.burst(turn, &bytes));
+        }
+        let [director, idle, toiling] =
+            [director, idle, toiling].map(|mut times| per_packet(&mut times, BURST));
+        rounds = (rounds as f64 * (director - idle) / (toiling - idle)).max(1.0) as usize;
+    }
+    rounds
 }
 
 fn burst(stand: &Stand, random: &mut SmallRng, connections: u32) -> [[u8; FRAME]; BURST] {
