@@ -230,9 +230,13 @@ impl Report {
         }
 
         let Machine { kernel, cpu, cores, memory_mib, .. } = &self.machine;
-        text += "Medians, ± half the spread. \"direct\" is client to server with no director: what the lab's own\n";
-        text += "generators reach; the ratio is of the UDP packets to its. A director can beat it: its worker brings\n";
-        text += "a second core to the packet's way.\n";
+        text += "Medians, ± half the spread.";
+        if self.results.iter().any(|entry| entry.of_direct.is_some()) {
+            text += " \"direct\" is client to server with no director: what the lab's own\n";
+            text += "generators reach; the ratio is of the UDP packets to its. A director can beat it: its worker brings\n";
+            text += "a second core to the packet's way.";
+        }
+        text.push('\n');
         if self.is_noisy() {
             text += "Some spreads are large: something else is at work on this machine. Measure on a quiet one.\n";
         }
