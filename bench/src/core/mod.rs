@@ -107,9 +107,6 @@ struct Run<'a> {
     step: &'a mut dyn FnMut(&str),
 }
 
-/// Columns of the table.
-const WIDTH: u16 = 120;
-
 /// What people are told below the table.
 const NOTE: &str = "\nMedians, ± half the spread, of repetitions that took turns. A slice's figure is its median burst's, of 64 packets; \
                     requests are of\nso many connections, chosen evenly at random.\n";
@@ -157,7 +154,7 @@ fn per_packet(bursts: &mut [Duration], packets: usize) -> f64 {
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_width(WIDTH);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["", "measured", "beside", "target", ""]);
     for row in rows {
         let (value, spread) = median_and_spread(&row.values);

@@ -72,7 +72,7 @@ pub fn open(
 ) -> anyhow::Result<Backend> {
     let backend = match choice {
         Choice::AfXdp => open_xdp(interfaces, workers, busy_poll)?,
-        Choice::AfPacket => open_packet(interfaces, workers)?,
+        Choice::AfPacket => open_packet(interfaces, workers, busy_poll)?,
         Choice::Auto => match open_xdp(interfaces, workers, busy_poll) {
             Ok(backend) => {
                 tracing::info!("AF_XDP works on every interface and is the fastest way: it is used");
@@ -83,16 +83,10 @@ pub fn open(
             Err(why) => {
                 let why = in_one_line(&why);
                 tracing::warn!("AF_XDP does not work here, AF_PACKET is used: {why}");
-                open_packet(interfaces, workers).context("AF_PACKET does not work either")?
+                open_packet(interfaces, workers, busy_poll).context("AF_PACKET does not work either")?
             }
         },
     };
-    if busy_poll && backend.queues.is_none() {
-        tracing::info!(
-            "--busy-poll: workers never sleep, but with AF_PACKET the interrupts' work stays theirs"
-        );
-    }
-    warn(interfaces, &backend.ways);
     Ok(backend)
 }
 
@@ -140,6 +134,9 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
     let mut pools = frames(workers, per_worker)?;
     let sockets = AfXdp::open(&mut pools, &wanted, &options)?;
 
+    for (interface, n) in interfaces.iter().zip(0..) {
+        warn(&interface.name, xdp.mode(PortId(n)) == Some(Mode::Native));
+    }
     let ways = interfaces
         .iter()
         .enumerate()
@@ -163,7 +160,7 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
     Ok(Backend { ports, pools, steering: Box::new(xdp), ways, queues })
 }
 
-fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backend> {
+fn open_packet(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow::Result<Backend> {
     let filter = Filter::install(&steered(interfaces))?;
     let pools = frames(workers, FRAMES_UNDER_WAY)?;
     let mut ports: Vec<Vec<(PortId, Box<dyn Port>)>> = (0..workers).map(|_| Vec::new()).collect();
@@ -175,6 +172,12 @@ fn open_packet(interfaces: &[Interface], workers: usize) -> anyhow::Result<Backe
             ports.push((PortId(n as u8), Box::new(port)));
         }
     }
+    if busy_poll {
+        tracing::info!(
+            "--busy-poll: workers never sleep, but with AF_PACKET the interrupts' work stays theirs"
+        );
+    }
+    interfaces.iter().for_each(|interface| warn(&interface.name, false));
     let ways = interfaces.iter().map(|interface| (interface.name.clone(), "af-packet".to_owned())).collect();
     // The kernel's own hash deals out here.
     Ok(Backend { ports, pools, steering: Box::new(filter), ways, queues: None })
@@ -192,18 +195,16 @@ fn steered(interfaces: &[Interface]) -> Vec<steer::Interface> {
 }
 
 /// Says in plain words what about an interface loses frames.
-fn warn(interfaces: &[Interface], ways: &[(String, String)]) {
-    for (Interface { name, .. }, (_, way)) in interfaces.iter().zip(ways) {
-        let Ok(ethtool) = Ethtool::open(name) else { continue };
-        for (offload, switch) in [(Offload::Gro, "gro"), (Offload::Lro, "lro")] {
-            // Natively, the XDP program has the packets before the kernel joins them.
-            let joins = offload == Offload::Lro || !way.contains(&Mode::Native.to_string());
-            if joins && ethtool.offload(offload).unwrap_or(false) {
-                tracing::warn!(
-                    "{name} joins received packets ({switch}); joined ones are too long for the director and will be dropped \
-                     (counter port.rx_oversized). Switch it off: ethtool -K {name} {switch} off"
-                );
-            }
+fn warn(name: &str, is_native: bool) {
+    let Ok(ethtool) = Ethtool::open(name) else { return };
+    for (offload, switch) in [(Offload::Gro, "gro"), (Offload::Lro, "lro")] {
+        // Natively, the XDP program has the packets before the kernel joins them.
+        let joins = offload == Offload::Lro || !is_native;
+        if joins && ethtool.offload(offload).unwrap_or(false) {
+            tracing::warn!(
+                "{name} joins received packets ({switch}); joined ones are too long for the director and will be dropped \
+                 (counter port.rx_oversized). Switch it off: ethtool -K {name} {switch} off"
+            );
         }
     }
 }

@@ -131,8 +131,8 @@ impl Watch {
             );
         }
         let portless = total(counters, "drop.no_local_port");
-        let lacking = lacking(rules);
-        if portless > self.portless && !lacking.is_empty() {
+        let lacking = if portless > self.portless { lacking(rules) } else { Vec::new() };
+        if !lacking.is_empty() {
             tracing::warn!(
                 "FullNAT real servers {} have no local address of their family, and new connections were refused \
                  (drop.no_local_port). Add one: ipvsadm -P -t VIP:PORT -z ADDRESS",

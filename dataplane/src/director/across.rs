@@ -61,9 +61,7 @@ impl<A: Near> Family<A> {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
-        if shared.snapshot.network.is_home(packet.port) {
-            forward::spare(packet, meta);
-        } else if forward::hops_left(packet, meta) <= 1 {
+        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port)) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         far.track(shared, id, meta, Direction::Reply, now);

@@ -8,7 +8,7 @@ use crate::forward::icmp::Problem;
 use crate::forward::{self, abort, icmp, reset};
 use crate::packet::parse::ETHERNET;
 use crate::packet::protocol::{SCTP, TCP};
-use crate::packet::{Address, Meta, Packet, Tags, Tuple};
+use crate::packet::{Address, Meta, Packet, Tags, Tuple, V4};
 use crate::service::{Forwarding, Hop, Protocol, Snapshot, Tick};
 use crate::stats::{Event, Reason};
 use crate::steer::Target;
@@ -42,9 +42,7 @@ impl<A: Near> Family<A> {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
-        if is_home {
-            forward::spare(packet, meta);
-        } else if forward::hops_left(packet, meta) <= 1 {
+        if !forward::may_go_on(packet, meta, is_home) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         if forward::is_too_big(packet, meta, hop.mtu) {
@@ -135,7 +133,7 @@ impl<A: Near> Family<A> {
         }
         let forwarding = self.conns.conn(id).forwarding;
         let problem = Problem::HostUnreachable;
-        let is_v4 = A::ROUTERS_FRAGMENT;
+        let is_v4 = A::ETHERTYPE == V4::ETHERTYPE;
         if forwarding == Forwarding::Tunnel && !is_v4 {
             // What comes of the outer packet is of no use to anybody there.
             return Verdict::Drop(Reason::NoNeighbour);

@@ -115,9 +115,7 @@ impl<A: Near> Family<A> {
         if direction == Direction::Request {
             counters.count_in(length);
         }
-        if shared.snapshot.network.is_home(hop.link) {
-            forward::spare(packet, meta);
-        } else if forward::hops_left(packet, meta) <= 1 {
+        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(hop.link)) {
             // Nobody answers an error with an error.
             return Verdict::Drop(Reason::StrayIcmp);
         }

@@ -224,9 +224,7 @@ impl<A: Near> Family<A> {
             Err(why) => return self.strand(shared, packet, meta, why, id, now),
         };
         self.follow(shared, meta, id, now);
-        if shared.snapshot.network.is_home(hop.link) {
-            forward::spare(packet, meta);
-        } else if forward::hops_left(packet, meta) <= 1 {
+        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(hop.link)) {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
         let conn = self.conns.conn(id);
@@ -314,9 +312,7 @@ impl<A: Near> Family<A> {
             Err(why) => return why.into(),
         };
         // To the real server the director is a router, and a router looks at this before anything else.
-        if shared.snapshot.network.is_home(packet.port) {
-            forward::spare(packet, meta);
-        } else if forward::hops_left(packet, meta) <= 1 {
+        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port)) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         let heard;

@@ -27,12 +27,17 @@ pub struct Openings {
 #[derive(Clone, Copy, Default)]
 struct Opening {
     users: u32,
-    is_open: bool,
     /// Whether control was last told to take it.
     is_asked_for: bool,
     /// How often control was told so and has not answered yet. Only the last answer is about what it was last told.
     unanswered: u32,
     is_queued: bool,
+}
+
+impl Opening {
+    fn is_open(&self) -> bool {
+        self.is_asked_for && self.unanswered == 0
+    }
 }
 
 /// What a worker asks control for.
@@ -86,7 +91,6 @@ impl Openings {
     pub fn opened(&mut self, target: Target) {
         let Some(opening) = self.by_target.get_mut(&target) else { return };
         opening.unanswered = opening.unanswered.saturating_sub(1);
-        opening.is_open = opening.is_asked_for && opening.unanswered == 0;
         self.tidy(target);
     }
 
@@ -102,7 +106,7 @@ impl Openings {
 
     /// Whether the frames of a target come to the director by now.
     pub fn is_open(&self, target: Target) -> bool {
-        self.by_target.get(&target).is_some_and(|opening| opening.is_open)
+        self.by_target.get(&target).is_some_and(Opening::is_open)
     }
 
     /// Whether any connection needs the frames of a target.
@@ -117,7 +121,6 @@ impl Openings {
             opening.is_queued = false;
             let is_needed = opening.users > 0;
             let was_asked_for = std::mem::replace(&mut opening.is_asked_for, is_needed);
-            opening.is_open &= is_needed;
             opening.unanswered += u32::from(is_needed && !was_asked_for);
             self.tidy(target);
             match (was_asked_for, is_needed) {
@@ -213,7 +216,7 @@ mod tests {
                 hear(&mut wishes, &mut answers, &mut taken);
             }
             answers.into_iter().for_each(|target| openings.opened(target));
-            prop_assert!(openings.by_target.iter().all(|(target, opening)| opening.is_open && needed[target] > 0));
+            prop_assert!(openings.by_target.iter().all(|(target, opening)| opening.is_open() && needed[target] > 0));
             let needed: HashSet<_> = needed.into_iter().filter(|(_, users)| *users > 0).map(|(target, _)| target).collect();
             prop_assert_eq!(taken, needed);
         }

@@ -43,9 +43,14 @@ pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
     A::age(ip(packet, meta), Change::default());
 }
 
-/// Has the packet keep its time to live when it is rewritten next: it goes to the machine's own kernel or comes from there, which is no hop.
-pub fn spare<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
-    A::spare(ip(packet, meta));
+/// Whether the packet may be rewritten, which takes one from its time to live: it has more than one, or keeps what it has, as it `is_home`'s: it goes to the machine's own kernel or
+/// comes from there, which is no hop.
+#[inline]
+pub fn may_go_on<A: Address>(packet: &mut Packet, meta: &Meta<A>, is_home: bool) -> bool {
+    if is_home {
+        A::spare(ip(packet, meta));
+    }
+    is_home || hops_left(packet, meta) > 1
 }
 
 /// Whether the packet's sender forbids cutting it up.

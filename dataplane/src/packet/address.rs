@@ -12,8 +12,7 @@ use zerocopy::{FromZeros, Immutable};
 use super::checksum::{Change, Sum};
 use super::parse::Fragment;
 use super::plain::{Header, HeaderV4, HeaderV6};
-use super::protocol;
-use super::{be16, be32, put16, put32};
+use super::{be16, be32, protocol, put16, put32};
 
 /// An IPv4 address, in host order so that it is a number to mask and to hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, Immutable)]

@@ -5,8 +5,8 @@
 
 use super::address::FRAGMENT;
 use super::checksum::{Sum, is_right_header};
+use super::protocol::{SCTP, TCP, UDP};
 use super::{Address, Tuple, V4, V6, be16, be32, tags};
-use crate::packet::protocol::{SCTP, TCP, UDP};
 use crate::stats::Reason;
 
 /// Length of an Ethernet header without tags.

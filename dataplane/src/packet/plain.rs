@@ -6,8 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmut
 
 use super::checksum::{Folded, is_right_header};
 use super::parse::{ETHERNET, tcp_flags};
+use super::protocol::{TCP, UDP};
 use super::{Address, Meta, Packet, Tuple, V4, V6, Words};
-use crate::packet::protocol::{TCP, UDP};
 
 /// The headers of a plain frame, in place. Of a UDP datagram's data they hold the beginning, or what lies in memory behind it.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

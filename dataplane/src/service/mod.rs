@@ -13,7 +13,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use crate::conn::State;
-use crate::packet::{Address, Tuple};
+use crate::packet::{Address, Tuple, protocol};
 use crate::sched::Scheduler;
 use crate::stats::MAX_DESTS;
 
@@ -75,11 +75,11 @@ impl DestId {
 #[repr(u8)]
 pub enum Protocol {
     /// Transmission Control Protocol.
-    Tcp = 6,
+    Tcp = protocol::TCP,
     /// User Datagram Protocol.
-    Udp = 17,
+    Udp = protocol::UDP,
     /// Stream Control Transmission Protocol.
-    Sctp = 132,
+    Sctp = protocol::SCTP,
 }
 
 impl Protocol {

@@ -531,10 +531,12 @@ impl Worker {
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
         // An interrupted sleep is a short one.
-        let nap = match self.kept.is_empty() {
-            false => kept::PAUSE as u8,
-            true if self.has_unsent => STALL,
-            true => NAP,
+        let nap = if !self.kept.is_empty() {
+            kept::PAUSE as u8
+        } else if self.has_unsent {
+            STALL
+        } else {
+            NAP
         };
         let _ = nix::poll::poll(&mut fds, PollTimeout::from(nap));
         let is_rung = fds[0].any().unwrap_or(true);
