@@ -46,7 +46,7 @@ impl Toil {
     /// The packet's share.
     #[inline(always)]
     fn share(&mut self, packet: usize) {
-        // In registers, and more chains than wait for each other: some five instructions a cycle, as with the director. The fewer there are to a nanosecond, the further ahead a core sees what
+        // In registers, and more chains than wait for each other: as many instructions to a nanosecond as a core does, nearly so many as the director. The fewer there are to a nanosecond, the further ahead a core sees what
         // it waits for.
         let mut chains = self.chains;
         for _ in (packet * self.rounds / (2 * BURST))..((packet + 1) * self.rounds / (2 * BURST)) {
