@@ -51,10 +51,16 @@ impl Default for Paths {
 }
 
 impl Paths {
+    /// Whether anything was ever learned.
+    #[inline]
+    pub fn is_any_known(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
+    }
+
     /// Bytes of IP that the path to an address carries, as far as is known; the most there can be if nothing is.
     #[inline]
     pub fn mtu(&self, to: &IpAddr, now: Tick) -> u16 {
-        if self.is_used.load(Ordering::Relaxed) { self.known(to, now) } else { u16::MAX }
+        if self.is_any_known() { self.known(to, now) } else { u16::MAX }
     }
 
     fn known(&self, to: &IpAddr, now: Tick) -> u16 {

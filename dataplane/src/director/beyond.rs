@@ -14,7 +14,7 @@ use crate::conn::supply::Supply;
 use crate::conn::table::Secret;
 use crate::conn::{Conn, ConnId, Table};
 use crate::packet::{Address, Tuple, V4, V6};
-use crate::service::{Forwarding, Tick};
+use crate::service::{Forwarding, Hop, Tick};
 
 /// The twins of connections whose real server is of the other family, by the server's family.
 pub struct Beyond {
@@ -59,6 +59,9 @@ pub trait Near: Address {
 
     /// The address, in whichever family it is.
     fn either(address: IpAddr) -> Result<Self, Self::Other>;
+
+    /// The director's own address on the link of a hop; zero if it has none.
+    fn own(hop: &Hop) -> Self;
 }
 
 impl Near for V4 {
@@ -86,6 +89,11 @@ impl Near for V4 {
             IpAddr::V6(address) => Err(address.into()),
         }
     }
+
+    #[inline]
+    fn own(hop: &Hop) -> Self {
+        hop.own_v4
+    }
 }
 
 impl Near for V6 {
@@ -112,6 +120,11 @@ impl Near for V6 {
             IpAddr::V4(address) => Err(address.into()),
             IpAddr::V6(address) => Ok(address.into()),
         }
+    }
+
+    #[inline]
+    fn own(hop: &Hop) -> Self {
+        hop.own_v6
     }
 }
 

@@ -234,14 +234,7 @@ impl Director {
         self.shared.watch.lap(Stage::Parse);
         self.seen.fetch(families, self.shared.owners());
         self.shared.watch.lap(Stage::LookUp);
-        let mut lines = ArrayVec::<_, BURST>::new();
-        if self.shared.handed || services.has_tunnels() {
-            lines.extend(packets.iter().map(Packet::first_line));
-        }
-        // The first of those that were handed over have been asked for by now.
-        if services.has_tunnels() {
-            lines.iter().take(AHEAD).for_each(|line| self.shared.ask_for(*line));
-        }
+        let lines = self.lines(packets);
         while verdicts.len() < count {
             if !is_idle && !self.shared.is_long {
                 self.go_on(packets, &lines, now, verdicts);
@@ -257,6 +250,29 @@ impl Director {
         self.v6.conns.end_burst();
         self.shared.tell();
         self.shared.watch.lap(Stage::Decide);
+    }
+
+    /// The lines that are asked for packet by packet, [some](AHEAD) before each one's: all at once, they would keep index lines from coming. Asks for the
+    /// first of them.
+    #[inline]
+    fn lines(&self, packets: &[Packet]) -> ArrayVec<*const u8, BURST> {
+        let first_lines = packets.iter().map(Packet::first_line);
+        // Where outer headers will stand.
+        let lines_before = first_lines.clone().map(|line| line.wrapping_sub(1));
+        match (self.shared.handed, self.shared.snapshot.services.has_tunnels()) {
+            (false, false) => ArrayVec::new(),
+            (false, true) => {
+                lines_before.clone().take(AHEAD).for_each(prefetch);
+                lines_before.collect()
+            }
+            // Another core has written frames, not what is before them. The first have been asked for by now.
+            (true, has_tunnels) => {
+                if has_tunnels {
+                    lines_before.for_each(prefetch);
+                }
+                first_lines.collect()
+            }
+        }
     }
 
     /// Decides about the next packets, as many of them as go the [short] way.
@@ -429,18 +445,6 @@ impl Director {
 impl Shared {
     fn mine(&self) -> &WorkerCounters {
         &self.mine
-    }
-
-    /// Asks for what is needed of the line that a frame begins on, and not asked for sooner: all at once, these would keep index lines from coming.
-    #[inline]
-    fn ask_for(&self, line: *const u8) {
-        if self.handed {
-            prefetch(line);
-        }
-        if self.snapshot.services.has_tunnels() {
-            // Where outer headers will stand.
-            prefetch(line.wrapping_sub(1));
-        }
     }
 
     fn count(&self, verdict: Verdict) {

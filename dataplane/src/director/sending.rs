@@ -1,7 +1,5 @@
 //! The last steps of a packet to a real server: what its way takes, and the pieces it goes in.
 
-use std::net::IpAddr;
-
 use super::beyond::Near;
 use super::family::Family;
 use super::{Shared, Verdict};
@@ -11,7 +9,7 @@ use crate::forward::{across, mss, tunnel};
 use crate::packet::parse::{ETHERNET, tcp_flags};
 use crate::packet::protocol::TCP;
 use crate::packet::{Meta, Packet};
-use crate::service::{DestId, Forwarding, Hop, Snapshot, Tick, Tunnel};
+use crate::service::{DestId, Forwarding, Hop, Tick, Tunnel};
 use crate::stats::{Event, Reason};
 
 /// Ids for packets that may be cut up, one after the other. They begin anywhere, each worker's elsewhere, so that pieces of two workers' packets to one real server are
@@ -113,16 +111,9 @@ pub(super) fn way_inside(
     hop: &Hop,
     now: Tick,
 ) -> Result<(tunnel::Way, u16), Reason> {
-    let Snapshot { services, network, .. } = &*shared.snapshot;
-    let address = &services.dest(dest).ok_or(Reason::NoDest)?.address;
-    let (link, ..) = network.link(hop.link).ok_or(Reason::NoRoute)?;
-    let mtu = hop.mtu.min(shared.paths.mtu(address, now));
-    // Without an address of its own on the way the director cannot be the tunnel's end.
-    let way = match address {
-        IpAddr::V4(server) => link.ipv4().map(|source| tunnel::Way::v4(source, *server)),
-        IpAddr::V6(server) => link.ipv6().map(|source| tunnel::Way::v6(source, *server)),
-    };
-    Ok((way.ok_or(Reason::NoRoute)?, mtu))
+    let address = shared.snapshot.services.dest(dest).ok_or(Reason::NoDest)?.address;
+    let mtu = hop.mtu.min(shared.paths.mtu(&address, now));
+    Ok((tunnel::Way::by(hop, address).ok_or(Reason::NoRoute)?, mtu))
 }
 
 /// Bytes of IP that fit on the way of a connection's requests, a tunnel's own headers taken off.

@@ -13,13 +13,14 @@ use super::family::Family;
 use super::hops::Toward;
 use super::sending::{Ids, way_inside};
 use super::{Shared, Verdict};
-use crate::conn::memory::SOON;
+use crate::conn::memory::{SOON, prefetch};
 use crate::conn::{Conn, ConnId, Direction, Marks, State};
-use crate::forward::{self, tunnel};
+use crate::forward;
+use crate::forward::tunnel::{self, Ends, Way};
 use crate::packet::parse::ETHERNET;
-use crate::packet::{Packet, Plain};
+use crate::packet::{Packet, Plain, V4, V6};
 use crate::port::BURST;
-use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick};
+use crate::service::{Forwarding, Hop, PortId, Snapshot, Tick, Tunnel};
 use crate::stats::Event;
 
 /// Connections that are never steady. What is retired is not in the index any more, but another worker's note may still lead to it. Where FTP's would have what
@@ -48,7 +49,7 @@ impl<A: Near> Family<A> {
                 if !is_plain(glance.kind) {
                     return None;
                 }
-                lines.next().into_iter().for_each(|line| shared.ask_for(*line));
+                lines.next().copied().into_iter().for_each(prefetch);
                 self.conns.prefetch_near(&soon.likely);
                 self.goes_on(shared, packet, glance, now).map(Verdict::Forward)
             }));
@@ -155,7 +156,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Puts a client's packet into a tunnel, if it can leave that way in one piece.
-    #[inline(never)]
+    #[inline(always)]
     fn wrap(
         ids: &mut Ids,
         shared: &Shared,
@@ -164,9 +165,34 @@ impl<A: Near> Family<A> {
         (hash, now): (u64, Tick),
         hop: &Hop,
     ) -> Option<()> {
-        let kind = conn.detail.tunnel();
+        let names = (hash, ids.next_short());
+        let bare = Tunnel::default();
+        match Ends::between(A::own(hop), conn.server) {
+            // Most tunnels are this. Said so, the compiler knows where everything stands.
+            Some(ends) if conn.detail == bare.into() && !shared.paths.is_any_known() => {
+                tunnel::plain_request::<A::Header, A>(packet, bare, ends, hop, hop.mtu, names)
+            }
+            _ => Self::wrap_otherwise(shared, packet, conn, now, hop, names),
+        }
+    }
+
+    /// The same in a tunnel of any kind, to a real server of any family.
+    // Not inlined: the usual way has the registers to itself.
+    #[inline(never)]
+    fn wrap_otherwise(
+        shared: &Shared,
+        packet: &mut Packet,
+        conn: &Conn<A>,
+        now: Tick,
+        hop: &Hop,
+        names: (u64, u16),
+    ) -> Option<()> {
+        let tunnel = conn.detail.tunnel();
         let (way, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;
-        tunnel::plain_request::<A::Header>(packet, kind, way, hop, mtu, (hash, || ids.next_short()))
+        match way {
+            Way::V4(ends) => tunnel::plain_request::<A::Header, V4>(packet, tunnel, ends, hop, mtu, names),
+            Way::V6(ends) => tunnel::plain_request::<A::Header, V6>(packet, tunnel, ends, hop, mtu, names),
+        }
     }
 }
 

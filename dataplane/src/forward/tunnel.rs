@@ -10,7 +10,7 @@
 //! server's NIC can spread flows over its queues. Remote checksum offload changes nothing here: the kernel uses it only for
 //! packets whose own checksum is still to be made, and a director forwards whole ones.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::Range;
 
 use super::{address, icmp, ip};
@@ -48,16 +48,21 @@ pub enum Way {
 }
 
 impl Way {
-    /// By IPv4, from and to these.
-    #[inline]
-    pub fn v4(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
-        Self::V4(Ends { source: source.into(), destination: destination.into() })
+    /// To a real server by a hop. `None` without an address of the director's own on the link: it cannot be the tunnel's end then.
+    pub fn by(hop: &Hop, server: IpAddr) -> Option<Self> {
+        match server {
+            IpAddr::V4(server) => Ends::between(hop.own_v4, server.into()).map(Self::V4),
+            IpAddr::V6(server) => Ends::between(hop.own_v6, server.into()).map(Self::V6),
+        }
     }
+}
 
-    /// By IPv6, from and to these.
+impl<A: Address> Ends<A> {
+    /// From and to these, if both are there: zero is nobody's address.
     #[inline]
-    pub fn v6(source: Ipv6Addr, destination: Ipv6Addr) -> Self {
-        Self::V6(Ends { source: source.into(), destination: destination.into() })
+    pub fn between(source: A, destination: A) -> Option<Self> {
+        let are_both = source != A::default() && destination != A::default();
+        are_both.then_some(Self { source, destination })
     }
 }
 
@@ -114,43 +119,13 @@ pub fn request<A: Address>(
 
 /// The same with a [plain](Plain) packet, if the outer one is no longer than `mtu`; otherwise nothing happens.
 #[inline(always)]
-pub fn plain_request<H: Header>(
-    packet: &mut Packet,
-    tunnel: Tunnel,
-    way: Way,
-    hop: &Hop,
-    mtu: u16,
-    names: (u64, impl FnOnce() -> u16),
-) -> Option<()> {
-    match (way, tunnel.kind) {
-        // Most are this. Said so, the compiler knows where everything stands.
-        (Way::V4(ends), TunnelKind::Ipip) => plain::<H, V4>(packet, Tunnel::default(), ends, hop, mtu, names),
-        (Way::V4(ends), _) => plain_in_more::<H, V4>(packet, tunnel, ends, hop, mtu, names),
-        (Way::V6(ends), _) => plain_in_more::<H, V6>(packet, tunnel, ends, hop, mtu, names),
-    }
-}
-
-/// In other tunnels. Not inlined: the usual way has the registers to itself.
-#[inline(never)]
-fn plain_in_more<H: Header, O: Address>(
+pub fn plain_request<H: Header, O: Address>(
     packet: &mut Packet,
     tunnel: Tunnel,
     ends: Ends<O>,
     hop: &Hop,
     mtu: u16,
-    names: (u64, impl FnOnce() -> u16),
-) -> Option<()> {
-    plain::<H, O>(packet, tunnel, ends, hop, mtu, names)
-}
-
-#[inline(always)]
-fn plain<H: Header, O: Address>(
-    packet: &mut Packet,
-    tunnel: Tunnel,
-    ends: Ends<O>,
-    hop: &Hop,
-    mtu: u16,
-    (flow, id): (u64, impl FnOnce() -> u16),
+    (flow, id): (u64, u16),
 ) -> Option<()> {
     let inner = packet.start + ETHERNET;
     let plain = Plain::<H>::again(packet)?;
@@ -159,7 +134,7 @@ fn plain<H: Header, O: Address>(
         return None;
     }
     plain.age();
-    let onward = onward::<H::Address>(plain.ip().as_bytes(), id());
+    let onward = onward::<H::Address>(plain.ip().as_bytes(), id);
     encase::<H::Address, O>(packet, (inner, length), &onward, (tunnel, flow), ends, hop);
     Some(())
 }
@@ -189,10 +164,11 @@ fn encase<A: Address, O: Address>(
 ) {
     let before = ETHERNET + O::HEADER + wrapping(tunnel);
     // The inner packet stays where it is when there is room before it, as there is in every frame that a port received.
-    if inner < before {
+    packet.start = inner.checked_sub(before).unwrap_or_else(|| {
         packet.chunk.copy_within(inner..inner + length, before);
-    }
-    (packet.start, packet.len) = (inner.saturating_sub(before), before + length);
+        0
+    });
+    packet.len = before + length;
     if let Some(frame) = packet.chunk.get_mut(packet.start..) {
         write::<A, O>(frame, wrapping(tunnel) + length, tunnel, onward, ends, hop, flow);
     }
@@ -223,11 +199,10 @@ fn write<A: Address, O: Address>(
     }
 }
 
-/// `INET_ECN_encapsulate`: what the inner packet says of congestion, but not that it has met some.
+/// `INET_ECN_encapsulate`: what the inner packet says of congestion, but not that it has met some. That is the highest of four numbers, ECT(0) the one below.
 fn encapsulate_ecn(tos: u8) -> u8 {
-    const CONGESTED: u8 = 0b11;
-    const CAPABLE_0: u8 = 0b10;
-    if tos & CONGESTED == CONGESTED { tos & !CONGESTED | CAPABLE_0 } else { tos }
+    let has_met_some = tos & tos >> 1 & 1;
+    tos - has_met_some
 }
 
 fn bare_protocol<A: Address>() -> u8 {
@@ -322,6 +297,9 @@ mod tests {
     use crate::packet::{CHUNK, Parsed, parse};
     use crate::service::PortId;
 
+    const OWN_V4: V4 = V4(3);
+    const OWN_V6: V6 = V6(3);
+
     /// A packet that may be sent into a tunnel, in a frame.
     fn inner(is_v4: bool, length: usize) -> Vec<u8> {
         let mut frame = vec![0; ETHERNET + if is_v4 { 20 } else { 40 }];
@@ -341,12 +319,8 @@ mod tests {
         let mut chunk = [0; CHUNK];
         chunk[128..128 + frame.len()].copy_from_slice(frame);
         let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
-        let hop = Hop { mtu: 1500, ..Hop::default() };
-        let way = match (ends.source, ends.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Way::v4(source, destination),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => Way::v6(source, destination),
-            other => panic!("between families: {other:?}"),
-        };
+        let hop = Hop { mtu: 1500, own_v4: OWN_V4, own_v6: OWN_V6, ..Hop::default() };
+        let way = Way::by(&hop, ends.destination).unwrap();
         match parse(frame) {
             Ok(Parsed::V4(meta)) => request(&mut packet, &meta, tunnel, way, &hop, (7, 8)),
             Ok(Parsed::V6(meta)) => request(&mut packet, &meta, tunnel, way, &hop, (7, 8)),
@@ -368,9 +342,9 @@ mod tests {
             let port = if kind == TunnelKind::Gue { port } else { 0 };
             let tunnel = Tunnel { kind, checksum, port };
             let ends: Ends = if outer_is_v4 {
-                Ends { source: V4(3).into(), destination: V4(4).into() }
+                Ends { source: OWN_V4.into(), destination: V4(4).into() }
             } else {
-                Ends { source: V6(3).into(), destination: V6(4).into() }
+                Ends { source: OWN_V6.into(), destination: V6(4).into() }
             };
             let frame = inner(is_v4, length);
             let outer = wrapped(&frame, tunnel, ends);

@@ -275,7 +275,7 @@ impl Address for V4 {
             None if onward.may_be_cut => u32::from(onward.id) << 16,
             None => FORBIDS_FRAGMENTS,
         };
-        let kind = u32::from_be_bytes([onward.ttl, protocol, 0, 0]);
+        let kind = u32::from(onward.ttl) << 24 | u32::from(protocol) << 16;
         write_v4(ip, onward.tos, payload, part, kind, [source, destination]);
     }
 

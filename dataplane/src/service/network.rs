@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::{LinkId, PortId, Sorted};
-use crate::packet::Tags;
+use crate::packet::{Tags, V4, V6};
 
 /// An interface of the machine: one of the director's, or a VLAN on one of those.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,10 @@ pub struct Hop {
     pub macs: [u8; 12],
     /// The VLAN's tags, mostly none.
     pub tags: Tags,
+    /// The director's own IPv4 address on the link, which tunnels come from; zero if it has none.
+    pub own_v4: V4,
+    /// The same of IPv6.
+    pub own_v6: V6,
 }
 
 /// Why there is no hop.
@@ -227,7 +231,9 @@ impl Network {
                 macs[6..].copy_from_slice(&interface.mac);
                 let mtu = interface.mtu;
                 let plain_mtu = if self.is_home(link) { 0 } else { mtu };
-                Ok(Hop { port, link, mtu, plain_mtu, macs, tags })
+                let own_v4 = interface.ipv4().map(V4::from).unwrap_or_default();
+                let own_v6 = interface.ipv6().map(V6::from).unwrap_or_default();
+                Ok(Hop { port, link, mtu, plain_mtu, macs, tags, own_v4, own_v6 })
             }
             Some(Neighbour::Failed) => Err(Unreachable::NoNeighbour),
             None => Err(Unreachable::Unresolved(link, next)),
@@ -237,13 +243,11 @@ impl Network {
 
 impl Interface {
     /// Its first IPv4 address.
-    #[inline]
     pub fn ipv4(&self) -> Option<Ipv4Addr> {
         if let [Some(IpAddr::V4(address)), _] = self.addresses { Some(address) } else { None }
     }
 
     /// Its first IPv6 address, global before link-local.
-    #[inline]
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
         if let [_, Some(IpAddr::V6(address))] = self.addresses { Some(address) } else { None }
     }
