@@ -165,7 +165,7 @@ impl<A: Near> Family<A> {
         (hash, now): (u64, Tick),
         hop: &Hop,
     ) -> Option<()> {
-        let names = (hash, ids.next_short());
+        let names = (hash, || ids.next_short());
         let bare = Tunnel::default();
         match Ends::between(A::own(hop), conn.server) {
             // Most tunnels are this. Said so, the compiler knows where everything stands.
@@ -185,7 +185,7 @@ impl<A: Near> Family<A> {
         conn: &Conn<A>,
         now: Tick,
         hop: &Hop,
-        names: (u64, u16),
+        names: (u64, impl FnOnce() -> u16),
     ) -> Option<()> {
         let tunnel = conn.detail.tunnel();
         let (way, mtu) = way_inside(shared, conn.dest, hop, now).ok()?;

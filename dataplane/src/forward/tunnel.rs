@@ -125,7 +125,7 @@ pub fn plain_request<H: Header, O: Address>(
     ends: Ends<O>,
     hop: &Hop,
     mtu: u16,
-    (flow, id): (u64, u16),
+    (flow, id): (u64, impl FnOnce() -> u16),
 ) -> Option<()> {
     let inner = packet.start + ETHERNET;
     let plain = Plain::<H>::again(packet)?;
@@ -134,7 +134,7 @@ pub fn plain_request<H: Header, O: Address>(
         return None;
     }
     plain.age();
-    let onward = onward::<H::Address>(plain.ip().as_bytes(), id);
+    let onward = onward::<H::Address>(plain.ip().as_bytes(), id());
     encase::<H::Address, O>(packet, (inner, length), &onward, (tunnel, flow), ends, hop);
     Some(())
 }
