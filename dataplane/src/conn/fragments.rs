@@ -52,15 +52,15 @@ impl<A: Address> Default for Fragments<A> {
 }
 
 impl<A: Address> Fragments<A> {
-    /// The key of a fragment's datagram, for the methods below and the directory of owners. It is no flow's tuple: no protocol of a flow has the
-    /// highest bit set.
+    /// The key of a fragment's datagram, for the methods below and the directory of owners. It is no flow's tuple, and no
+    /// [template](super::template)'s: of TCP, UDP, SCTP and their complements none is another with this bit changed.
     pub fn key(meta: &Meta<A>, part: &Fragment) -> Tuple<A> {
         Tuple {
             source: meta.tuple.source,
             destination: meta.tuple.destination,
             source_port: (part.id >> 16) as u16,
             destination_port: part.id as u16,
-            protocol: meta.tuple.protocol | 0x80,
+            protocol: meta.tuple.protocol ^ 0x40,
         }
     }
 
@@ -130,7 +130,7 @@ mod tests {
     const HASH: u64 = 7;
 
     fn key(id: u16) -> Tuple<V4> {
-        Tuple { source: V4(1), destination: V4(2), source_port: 0, destination_port: id, protocol: 17 | 0x80 }
+        Tuple { source: V4(1), destination: V4(2), source_port: 0, destination_port: id, protocol: 17 ^ 0x40 }
     }
 
     fn flow(port: u16) -> Tuple<V4> {

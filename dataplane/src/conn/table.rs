@@ -13,6 +13,7 @@ use super::memory::Mapped;
 use super::supply::{Demand, Supply};
 use super::wheel::{Linked, Links, Wheel};
 use super::{Conn, Marks};
+use crate::packet::address::mix;
 use crate::packet::{Address, Tuple, Words};
 use crate::service::Tick;
 
@@ -96,18 +97,12 @@ impl Secret {
         Self([a, b, c | 1])
     }
 
-    /// A keyed hash: two folded multiplications, so that every output bit depends on every input bit and on the key.
+    /// A keyed hash: two multiplications, and two more for IPv6, so that every output bit depends on every input bit and on the key.
     #[inline]
     pub fn hash<A: Address>(&self, Words { ends, ports }: Words<A>) -> u64 {
         let [a, b, c] = self.0;
-        fold(fold(A::word_of(ends) ^ a, ports ^ b) ^ b, c)
+        mix(mix(A::word_of(ends, self.0) ^ a, ports ^ b) ^ b, c)
     }
-}
-
-#[inline]
-fn fold(x: u64, y: u64) -> u64 {
-    let product = u128::from(x) * u128::from(y);
-    product as u64 ^ (product >> 64) as u64
 }
 
 impl<A: Address> Table<A> {
@@ -560,6 +555,23 @@ mod tests {
     fn an_ipv4_connection_is_one_cache_line_and_an_ipv6_one_two() {
         assert_eq!((size_of::<Conn<V4>>(), align_of::<Conn<V4>>()), (64, 64));
         assert_eq!((size_of::<Conn<V6>>(), align_of::<Conn<V6>>()), (128, 64));
+    }
+
+    #[test]
+    fn nobody_can_choose_addresses_of_one_hash() {
+        // Of one network; whatever stands in the upper half can be made up for in the lower one, in sums that have no key.
+        let source = |n: u64| u128::from(0x2001_0db8_0bad_0000 | n) << 64;
+        let made_up_for = [|n: u64| !n, |n: u64| n.rotate_left(31), |n: u64| n.wrapping_neg()];
+        for make_up_for in made_up_for {
+            let hashes = (0..1000).map(|n| {
+                let source = V6(source(n) | u128::from(make_up_for(0x2001_0db8_0bad_0000 | n)));
+                let destination = V6(0x2001_0db8_000f << 80 | 1);
+                SECRET.hash(
+                    Tuple { source, destination, source_port: 1, destination_port: 2, protocol: 6 }.words(),
+                )
+            });
+            assert_eq!(hashes.collect::<std::collections::HashSet<_>>().len(), 1000);
+        }
     }
 
     #[test]

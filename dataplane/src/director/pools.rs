@@ -35,6 +35,9 @@ const PORTS: u16 = u16::MAX - FIRST + 1;
 /// one goes on behind it.
 const TRIES: usize = 1024;
 
+/// Milliseconds that a port waits at most: far longer than any state of TCP lasts.
+const LONGEST_WAIT: u32 = 86_400_000;
+
 /// The local ports of one worker.
 pub struct Pools {
     worker: WorkerId,
@@ -182,20 +185,10 @@ impl Pools {
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
                 let server = (dest.address, dest.port);
-                let ways = turn.locals.iter().flat_map(|local| {
+                wanted.extend(turn.locals.iter().flat_map(|local| {
                     let local = local.address;
                     service.protocols().iter().map(move |p| Way { protocol: *p as u8, local, server })
-                });
-                for way in ways {
-                    wanted.insert(way);
-                    if self.queues.contains_key(&way) {
-                        continue;
-                    }
-                    let by_hash = self.sorted.as_ref().and_then(|s| s.deal(&way, self.worker, self.workers));
-                    let (deal, share) = by_hash.unwrap_or((Deal::ByNumber, PORTS / self.workers));
-                    let start = self.start(&way, share);
-                    self.queues.insert(way, Queue::new(deal, share, start));
-                }
+                }));
                 self.turns.insert(dest.id, turn);
             }
         }
@@ -206,6 +199,21 @@ impl Pools {
             }
         }
         self.queues.retain(|way, queue| wanted.contains(way) || !queue.is_whole());
+        wanted.into_iter().for_each(|way| self.open(way));
+    }
+
+    /// Makes a way's queue, if there is none.
+    fn open(&mut self, way: Way) {
+        let is_open = |way| self.queues.get(way).is_some_and(|queue| !queue.is_whole());
+        // That of all the real server's ports has given some for this one. Where nobody announces connections only it knows which.
+        let is_open_for_all = self.directory.is_none() && is_open(&Way { server: (way.server.0, 0), ..way });
+        if is_open_for_all || self.queues.contains_key(&way) {
+            return;
+        }
+        let by_hash = self.sorted.as_ref().and_then(|s| s.deal(&way, self.worker, self.workers));
+        let (deal, share) = by_hash.unwrap_or((Deal::ByNumber, PORTS / self.workers));
+        let start = self.start(&way, share);
+        self.queues.insert(way, Queue::new(deal, share, start));
     }
 
     fn start(&self, way: &Way, share: u16) -> u16 {
@@ -318,7 +326,7 @@ impl Queue {
         }
         // Two for each that leaves are enough for none to be forgotten, and few enough for any packet.
         for _ in 0..2 {
-            let over = self.waiting.pop(|[_, from]| !now.is_before(Tick(from)));
+            let over = self.waiting.pop(|[_, from]| !has_to_wait(Tick(from), now));
             if let Some([place, _]) = over {
                 self.back.push(place as u16);
             }
@@ -346,7 +354,8 @@ impl Queue {
     }
 
     fn give(&mut self, place: u16, from: Tick, now: Tick) {
-        match now.is_before(from) {
+        let from = now.plus(from.since(now).min(LONGEST_WAIT));
+        match has_to_wait(from, now) {
             true => self.waiting.push([place.into(), from.0]),
             false => self.back.push(place),
         }
@@ -356,6 +365,12 @@ impl Queue {
     fn is_whole(&self) -> bool {
         self.fresh == self.back.len + self.waiting.len
     }
+}
+
+/// Whether a port that is free from a moment on, not long after it was given back, still has to wait. It may be asked weeks later, while there are ports that were never
+/// used: the clock may have wrapped by then.
+fn has_to_wait(from: Tick, now: Tick) -> bool {
+    (1..=LONGEST_WAIT).contains(&from.since(now))
 }
 
 impl<T: Copy + Default> Ring<T> {
@@ -405,6 +420,19 @@ mod tests {
 
     fn services(locals: &[&Arc<Local>]) -> (Services, Arc<Dest>) {
         services_to(80, locals)
+    }
+
+    #[test]
+    fn a_port_that_had_to_wait_is_free_whenever_it_is_asked_for() {
+        let (services, dest) = services(&[&local(2)]);
+        for days in [1, 24, 26, 48] {
+            let mut pools = pools(0, &services);
+            let (way, port) = pools.take(&dest, 6, 80, NOW).unwrap();
+            pools.give(dest.id, &way, port, NOW.plus(120_000), NOW);
+            let later = NOW.plus(days * 86_400_000);
+            let taken = std::iter::from_fn(|| pools.take(&dest, 6, 80, later));
+            assert_eq!(taken.filter(|(_, other)| *other == port).count(), 1, "after {days} days");
+        }
     }
 
     /// A service of this port, or of all.
@@ -650,6 +678,25 @@ mod tests {
             pools.give(dest, &way, port, NOW, NOW);
         }
         assert!(pools.queues.len() == 2 && pools.queues.values().all(Queue::is_whole));
+    }
+
+    #[test]
+    fn a_port_that_a_service_of_all_has_given_is_not_given_by_a_later_one() {
+        let [(all, to_all), (one, to_one)] = [0, 80].map(|port| services_to(port, &[&local(2)]));
+        let both = Services::new(all.iter().chain(one.iter()).cloned());
+        let mut pools = pools(0, &all);
+        let older: Vec<_> = (0..3000).map(|_| pools.take(&to_all, 6, 80, NOW).unwrap()).collect();
+        pools.adopt(&both, None);
+        let mut seen: HashSet<u16> = older.iter().map(|(_, port)| *port).collect();
+        while let Some((way, port)) = pools.take(&to_one, 6, 80, NOW) {
+            assert_eq!(way.server, (SERVER, 0));
+            assert!(seen.insert(port), "{port} twice");
+        }
+        assert_eq!(seen.len(), usize::from(PORTS / 4));
+        // With its own service that queue goes, once it is whole, and the later one gets its own.
+        seen.iter().for_each(|port| pools.give(to_all.id, &older[0].0, *port, NOW, NOW));
+        pools.adopt(&one, None);
+        assert_eq!(pools.take(&to_one, 6, 80, NOW).unwrap().0.server, (SERVER, 80));
     }
 
     proptest! {

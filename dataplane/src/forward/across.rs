@@ -12,7 +12,7 @@ use crate::packet::address::Onward;
 use crate::packet::checksum::{Change, Sum, pseudo_header, write_sctp_crc};
 use crate::packet::parse::ETHERNET;
 use crate::packet::protocol::SCTP;
-use crate::packet::{Address, Meta, Packet, Tuple, V4, be16, be32, put16, put32};
+use crate::packet::{Address, Meta, Packet, Tuple, V4, V6, be16, be32, put16, put32};
 use crate::service::Hop;
 
 /// Bytes of an ICMP error before its quote.
@@ -26,9 +26,10 @@ const fn growth<A: Address>() -> i32 {
     if A::HEADER == V4::HEADER { 20 } else { -20 }
 }
 
-/// Bytes of a packet of family `A` that fit a link of the other family that takes `mtu`.
+/// Bytes of a packet of family `A` that fit a link of the other family that takes `mtu`, or what every path of its own takes: shorter ones nobody sends who is told
+/// to (RFC 8201 §4), and they may be cut up on IPv4.
 pub fn fits<A: Address>(mtu: u16) -> u16 {
-    (i32::from(mtu) - growth::<A>()).clamp(0, 0xffff) as u16
+    (i32::from(mtu) - growth::<A>()).clamp(A::LEAST_MTU.into(), 0xffff) as u16
 }
 
 /// Translates a packet and sends it to `hop`. `id` names an IPv4 packet that may be cut up. `false`, with the packet destroyed, where that cannot be done:
@@ -173,8 +174,8 @@ fn kind<A: Address>(kind: u8, code: u8, rest: u32) -> Option<(u8, u8, u32)> {
     let same = |kind, code| Some((kind, code, 0));
     if A::HEADER == V4::HEADER {
         match (kind, code) {
-            // A router that does not say (RFC 1191 §7.1) leaves the least that IPv6 allows.
-            (3, 4) => Some((2, 0, if rest & 0xffff == 0 { 1280 } else { (rest & 0xffff) + 20 })),
+            // Also of a router that does not say (RFC 1191 §7.1).
+            (3, 4) => Some((2, 0, fits::<V6>(rest as u16).into())),
             (3, 0 | 1 | 5..=8 | 11 | 12) => same(1, 0),
             (3, 3) => same(1, 4),
             (3, 9 | 10 | 13 | 15) => same(1, 1),
@@ -193,5 +194,19 @@ fn kind<A: Address>(kind: u8, code: u8, rest: u32) -> Option<(u8, u8, u32)> {
             (4, 1) => same(3, 2),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_of_less_than_every_ipv6_path_takes() {
+        for (of_v4, of_v6) in [(0, 1280), (1006, 1280), (1260, 1280), (1400, 1420), (0xffff, 0xffff)] {
+            assert_eq!(fits::<V6>(of_v4), of_v6);
+            assert_eq!(kind::<V4>(3, 4, of_v4.into()), Some((2, 0, of_v6.into())));
+        }
+        assert_eq!(kind::<V6>(2, 0, 1280), Some((3, 4, 1260)));
     }
 }

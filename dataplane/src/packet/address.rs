@@ -69,8 +69,9 @@ pub trait Address:
     /// Where a packet is from and where it goes.
     fn pair(source: Self, destination: Self) -> Self::Pair;
 
-    /// The same folded into 64 bits, injectively where it fits.
-    fn word_of(pair: Self::Pair) -> u64;
+    /// The same in 64 bits: as it is where it fits, otherwise mixed with a key. Mixed without one, there would be addresses that are one word whatever the key, and
+    /// who has a network of them could choose them.
+    fn word_of(pair: Self::Pair, key: [u64; 3]) -> u64;
 
     /// The address added to a sum.
     fn sum(self, sum: Sum) -> Sum;
@@ -206,7 +207,7 @@ impl Address for V4 {
     }
 
     #[inline]
-    fn word_of(pair: u64) -> u64 {
+    fn word_of(pair: u64, _: [u64; 3]) -> u64 {
         pair
     }
 
@@ -381,8 +382,9 @@ impl Address for V6 {
     }
 
     #[inline]
-    fn word_of([source, destination]: [Self; 2]) -> u64 {
-        source.word().wrapping_add(destination.word().wrapping_mul(SPREAD))
+    fn word_of([source, destination]: [Self; 2], [a, b, c]: [u64; 3]) -> u64 {
+        let [source, destination] = [source, destination].map(|V6(it)| ((it >> 64) as u64, it as u64));
+        mix(source.0 ^ a, source.1 ^ b).wrapping_add(mix(destination.0 ^ b, destination.1 ^ c))
     }
 
     #[inline]
@@ -478,6 +480,13 @@ impl Address for V6 {
     fn mark_ecn_capable(ip: &mut [u8]) {
         ip[1] |= 0x20;
     }
+}
+
+/// Two words as one, each of whose bits depends on all of theirs. With a key in both, nobody who does not know it can say what becomes of which.
+#[inline]
+pub(crate) fn mix(x: u64, y: u64) -> u64 {
+    let product = u128::from(x) * u128::from(y);
+    product as u64 ^ (product >> 64) as u64
 }
 
 /// What words are multiplied by, so that all of their bits count in the product's upper ones, and two do not cancel each other: 2⁶⁴ by the golden ratio.

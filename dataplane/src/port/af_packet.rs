@@ -24,6 +24,7 @@ use super::frame::{HEADROOM, MAX_FRAME};
 use super::sockopt::{enlarge_send_buffer, option, set_option};
 use super::tpacket::{BLOCK, MAX_SEND, Rings, SLOT, Slot};
 use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
+use crate::packet::Tags;
 
 const _: () = assert!(MAX_FRAME <= MAX_SEND, "every frame fits a slot");
 
@@ -177,8 +178,7 @@ impl Port for AfPacket {
         for frame in burst.iter_mut() {
             let bytes = pool.memory().data(frame);
             // The kernel does not look at the length of a frame that it has been told of.
-            let tag = if bytes.get(TAG_AT..TAG_AT + 2) == Some(&TPID_8021Q.to_be_bytes()) { TAG } else { 0 };
-            let longest = (self.mtu.get() + MIN_FRAME + tag).min(MAX_SEND);
+            let longest = (self.mtu.get() + MIN_FRAME + Tags::of(bytes).len()).min(MAX_SEND);
             if bytes.len() < MIN_FRAME || bytes.len() > longest {
                 self.refused += 1;
             } else if self.rings.enqueue(bytes) {
@@ -408,6 +408,25 @@ mod tests {
         let frames = vec![tagged([0x81, 0x00], [0xa0, 0x2a]), tagged([0x88, 0xa8], [0x00, 0x07])];
         testnet::send(&mut a, &mut pool, &frames);
         assert_eq!(testnet::receive(&mut b, &mut pool, 2), frames);
+    }
+
+    #[test]
+    fn tags_leave_a_packet_its_mtu() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        let plain = Net::frame(net.a, net.b, &[0x55; 1500]);
+        let (outer, inner) = ([0x88, 0xa8, 0, 7], [0x81, 0, 0, 8]);
+        let tags: [&[u8]; 4] = [&[], &inner, &outer, &[outer, inner].concat()];
+        let frames = tags.map(|tags| [&plain[..12], tags, &plain[12..]].concat());
+        testnet::send(&mut a, &mut pool, &frames);
+        // A veth itself takes one tag more than a packet.
+        assert_eq!(testnet::receive(&mut b, &mut pool, 3), frames[..3]);
+        assert_eq!(a.losses().tx_refused, 0);
+        let long: Vec<_> = frames.iter().map(|frame| [&frame[..], &[0]].concat()).collect();
+        testnet::send(&mut a, &mut pool, &long);
+        assert_eq!(a.losses().tx_refused, 4);
     }
 
     #[test]
