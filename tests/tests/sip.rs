@@ -4,10 +4,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::packet::Tuple;
 use shunt_dataplane::service::WorkerId;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
-use shunt_tests::frames::{C0, S0, client_mac, frame, server_mac};
+use shunt_tests::frames::{C0, S0, client_mac, frame, server_mac, udp};
+use shunt_tests::rig::Rig;
 
 fn bench(service: &str) -> Bench {
     let mut bench = Bench::default();
@@ -113,4 +115,53 @@ fn a_call_is_one_workers_also_when_its_server_begins_it() {
         handed += usize::from(verdicts[0]);
     }
     assert!((1..20).contains(&handed), "{handed} of 20 are the other worker's");
+}
+
+/// A datagram of a call's in a frame.
+fn call(macs: ([u8; 6], [u8; 6]), from: Ipv4Addr, to: (Ipv4Addr, u16), call: &str) -> Vec<u8> {
+    let message = invite(call);
+    let mut datagram = [5060, to.1, 8 + message.len() as u16, 0].map(u16::to_be_bytes).concat();
+    datagram.extend(message.as_bytes());
+    frame(macs, from, to.0, 17, datagram, 6)
+}
+
+/// A call that finds no room leaves no word of itself: two workers would hand what comes of it to each other for ever.
+#[test]
+fn a_call_that_finds_no_room_is_nobodys() {
+    let (server, client) = (Ipv4Addr::new(10, 1, 0, 11), Ipv4Addr::new(10, 0, 0, 2));
+    let rig = || {
+        let mut rig = Rig::new(2);
+        rig.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip");
+        rig.ipvsadm("-a -u 10.9.0.1:5060 -r 10.1.0.11:5060 -m");
+        rig.ipvsadm("-A -u 10.9.0.1:53 -s rr");
+        rig.ipvsadm("-a -u 10.9.0.1:53 -r 10.1.0.12:53 -m");
+        rig
+    };
+    let asked = |name: &str| call((client_mac(client), C0), client, (VIP, 5060), name);
+    let called = |to: u16, name: &str| call((server_mac(server), S0), server, (client, to), name);
+    let kept_by = |worker| {
+        let is_kept = |name: &String| rig().deliver(0, CLIENTS, &asked(name)).worker == WorkerId(worker);
+        (0..).map(|n| format!("{n}@h")).find(is_kept).unwrap()
+    };
+    let [first, second] = [0, 1].map(kept_by);
+
+    let mut rig = rig();
+    // Makes the call's template; then the worker's table fills up.
+    assert!(matches!(rig.deliver(0, SERVERS, &called(5061, &first)).verdict, Verdict::Forward(_)));
+    let fill = |n| udp((client_mac(client), C0), (client, n), (VIP, 53));
+    let is_full = |n| matches!(rig.deliver(0, CLIENTS, &fill(n)).verdict, Verdict::Drop(Reason::TableFull));
+    assert!((10_000..60_000).any(is_full));
+    assert_eq!(rig.deliver(0, SERVERS, &called(5060, &first)).verdict, Verdict::Drop(Reason::TableFull));
+    let answer = Tuple {
+        source: client.into(),
+        destination: VIP.into(),
+        source_port: 5060,
+        destination_port: 5060,
+        protocol: 17,
+    };
+    assert_eq!(rig.owner(&answer), None);
+    // Another call of the same ports, which the other worker keeps.
+    rig.wait(Duration::from_secs(1000));
+    let delivery = rig.deliver(1, CLIENTS, &asked(&second));
+    assert!(matches!(delivery.verdict, Verdict::Forward(_)), "{delivery:?}");
 }

@@ -2,7 +2,7 @@
 
 use crate::conn::{Conn, Marks, State};
 use crate::packet::parse::{chunks, tcp_flags};
-use crate::packet::protocol::{SCTP, TCP};
+use crate::packet::protocol::{SCTP, TCP, UDP};
 use crate::packet::{Address, Meta};
 use crate::service::{Snapshot, Sysctls};
 
@@ -40,10 +40,19 @@ pub fn may_begin<A>(meta: &Meta<A>, sysctls: &Sysctls) -> bool {
     !is_abrupt(meta) && (is_sloppy || asks_for_new(meta))
 }
 
+/// Whether a connection is only there for the later parts of a datagram that was scheduled by itself. The next datagram is scheduled anew.
+#[inline]
+fn is_for_parts<A>(conn: &Conn<A>) -> bool {
+    conn.protocol == UDP && conn.state == State::None
+}
+
 /// Whether a packet of a connection begins a new one in its place, perhaps on another real server (`ip_vs_in_hook`,
 /// `is_new_conn_expected`).
 #[inline]
 pub fn replaces<A: Address>(meta: &Meta<A>, conn: &Conn<A>, snapshot: &Snapshot) -> bool {
+    if is_for_parts(conn) {
+        return !meta.is_later_fragment();
+    }
     // What a control connection of FTP speaks of is on its real server and no other.
     if !asks_for_new(meta) || conn.marks.has(Marks::DATA) {
         return false;

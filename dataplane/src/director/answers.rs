@@ -35,6 +35,19 @@ impl<A: Near> Family<A> {
         if !(is_servers || is_home) || network.is_local(meta.tuple.destination) {
             return Verdict::Pass;
         }
+        self.route_on(shared, packet, meta, now)
+    }
+
+    /// Routes what was kept from the kernel, as that would have done.
+    pub(super) fn route_on(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        now: Tick,
+    ) -> Verdict {
+        let network = &shared.snapshot.network;
+        let is_home = network.is_home(packet.port);
         if !(is_home || network.forwards(meta.tuple.destination)) {
             return Verdict::Drop(Reason::NotWanted);
         }

@@ -115,6 +115,8 @@ impl<A: Near> Family<A> {
     ) -> Result<ConnId, Unscheduled> {
         let key = self.key(service, packet, meta)?;
         if let Some(keeper) = key.as_ref().and_then(|key| shared.keeper_elsewhere(key.hash)) {
+            // There is no connection of it here. If this worker said that there is, the keeper would send the packet back, and so on.
+            shared.withdraw(hash);
             return Err(Verdict::hand_off(keeper).into());
         }
         if shared.defence.refuses() {
@@ -291,8 +293,9 @@ impl<A: Near> Family<A> {
         }
         match meta.fragment {
             Some(_) => {
+                // The state that no other connection of UDP's is in.
                 let conn = self.conns.conn_mut(id);
-                (conn.last_seen, conn.timeout) = (now, EMBRYO);
+                (conn.state, conn.last_seen, conn.timeout) = (State::None, now, EMBRYO);
                 self.conns.hasten(id);
             }
             None => {

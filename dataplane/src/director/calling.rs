@@ -54,13 +54,14 @@ impl<A: Near> Family<A> {
         };
         let begun = template.and_then(|template| {
             let hash = self.conns.hash(&answer);
-            if let Some((older, Direction::Request)) = self.find(shared, &answer, hash, now) {
-                // The client answers to the last who called, whoever that was before.
+            let older = self.find(shared, &answer, hash, now);
+            let id = self.begin(shared, &answered, hash, (service, dest), now)?;
+            self.made(template, id, now);
+            // The client answers to the last who called, whoever that was before.
+            if let Some((older, Direction::Request)) = older {
                 self.conns.displace(older);
             }
             shared.claim(hash);
-            let id = self.begin(shared, &answered, hash, (service, dest), now)?;
-            self.made(template, id, now);
             Ok(id)
         });
         let id = match begun {

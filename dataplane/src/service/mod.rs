@@ -444,8 +444,13 @@ impl Services {
     /// Whether a packet without ports may be to a service, or from a real server reached by NAT.
     pub fn may_concern<A: Address>(&self, source: A, destination: A, protocol: u8, by: PortId) -> bool {
         self.addresses.contains(&(destination.into(), protocol))
-            || self.addresses.contains(&(source.into(), protocol))
+            || self.may_be_from_server(source, protocol)
             || self.markings.may_find(source, destination, protocol, by)
+    }
+
+    /// Whether a packet without ports may be from a real server reached by NAT.
+    pub fn may_be_from_server<A: Address>(&self, source: A, protocol: u8) -> bool {
+        self.addresses.contains(&(source.into(), protocol))
     }
 
     /// Every service.

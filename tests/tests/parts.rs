@@ -1,0 +1,98 @@
+//! Datagrams in parts that are scheduled by themselves, or that a real server sends by itself: as asked of Linux 6.1.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use shunt_dataplane::director::{FirstPart, Verdict};
+use shunt_dataplane::stats::Reason;
+use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
+use shunt_tests::frames::{C0, S0, checksum, client_mac, frame, server_mac};
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 11);
+
+fn bench(lines: &[&str]) -> Bench {
+    let mut bench = Bench::default();
+    for line in lines {
+        assert_eq!(bench.ipvsadm(line).0, 0, "{line}");
+    }
+    bench
+}
+
+/// A datagram of 108 bytes.
+fn datagram(macs: ([u8; 6], [u8; 6]), from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Vec<u8> {
+    let mut datagram = [from.1, to.1, 108, 0].map(u16::to_be_bytes).concat();
+    datagram.extend([7; 100]);
+    frame(macs, from.0, to.0, 17, datagram, 6)
+}
+
+/// A datagram in two parts.
+fn cut(whole: &[u8]) -> [Vec<u8>; 2] {
+    const FIRST: usize = 56;
+    let (headers, data) = whole.split_at(34);
+    [0..FIRST, FIRST..data.len()].map(|bytes| {
+        let mut headers = headers.to_vec();
+        let ip = &mut headers[14..];
+        let more = if bytes.end < data.len() { 0x2000 } else { 0 };
+        ip[2..4].copy_from_slice(&(20 + bytes.len() as u16).to_be_bytes());
+        ip[6..8].copy_from_slice(&((bytes.start / 8) as u16 | more).to_be_bytes());
+        ip[10..12].fill(0);
+        let sum = checksum(ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        [&headers, &data[bytes]].concat()
+    })
+}
+
+#[test]
+fn datagrams_are_scheduled_one_by_one_after_one_in_parts() {
+    let mut bench = bench(&[
+        "-A -u 10.9.0.1:53 -s rr --ops",
+        "-a -u 10.9.0.1:53 -r 10.1.0.11:53 -g",
+        "-a -u 10.9.0.1:53 -r 10.1.0.12:53 -g",
+    ]);
+    let whole = datagram((client_mac(CLIENT), C0), (CLIENT, 5000), (VIP, 53));
+    let mut server_of = |frame: &[u8]| bench.frame(CLIENTS, frame).only().1[5];
+    let mut last = server_of(&whole);
+    for turn in 0..8 {
+        let servers: Vec<u8> = match turn % 3 {
+            0 => cut(&whole).map(|part| server_of(&part)).into(),
+            _ => vec![server_of(&whole)],
+        };
+        assert!(servers.iter().all(|server| *server == 23 - last), "{servers:?} after {last}");
+        last = servers[0];
+    }
+    bench.wait(Duration::from_secs(10));
+    assert!(bench.connections().is_empty());
+    assert!(bench.loads().iter().all(|(_, _, active, inactive)| active + inactive == 0));
+}
+
+/// What the NAT real server of a service sends to the client by itself, from a port.
+fn own(service: &str, server: &str, port: u16) -> (Bench, [Vec<u8>; 2]) {
+    let bench = bench(&[&format!("-A {service} -s rr"), &format!("-a {service} -r {server} -m")]);
+    (bench, cut(&datagram((server_mac(SERVER), S0), (SERVER, port), (CLIENT, 5000))))
+}
+
+#[test]
+fn what_a_real_server_sends_by_itself_goes_on_in_parts_too() {
+    for (service, server, port) in [("-u 10.9.0.1:53", "10.1.0.11:53", 53), ("-f 1", "10.1.0.11:0", 40_000)] {
+        let (mut bench, parts) = own(service, server, port);
+        for part in &parts {
+            let (by, sent) = bench.frame(SERVERS, part).only();
+            assert_eq!((by, &sent[26..]), (CLIENTS, &part[26..]), "{service}: as it was, but for its age");
+        }
+    }
+}
+
+/// Its first part does not come to the director at all, and the kernel routes it.
+#[test]
+fn later_parts_of_what_a_real_server_sends_from_another_port_are_routed_in_the_end() {
+    let (mut bench, [_, later]) = own("-u 10.9.0.1:53", "10.1.0.11:53", 40_000);
+    assert_eq!(bench.frame(SERVERS, &later).verdict, Verdict::Keep(FirstPart::LateOrElsewhere));
+    let (by, sent) = bench.give_up(SERVERS, &later).only();
+    assert_eq!((by, &sent[26..]), (CLIENTS, &later[26..]));
+    assert_eq!(bench.counter("frames.routed"), 1);
+    // To the virtual address there is nothing to route.
+    let [_, later] = cut(&datagram((client_mac(CLIENT), C0), (CLIENT, 5000), (VIP, 53)));
+    assert_eq!(bench.frame(CLIENTS, &later).verdict, Verdict::Keep(FirstPart::Late));
+    assert_eq!(bench.give_up(CLIENTS, &later).verdict, Verdict::Drop(Reason::FragmentTimeout));
+}
