@@ -159,12 +159,16 @@ impl Publisher {
                 // By the rules for marks.
                 ServiceKey::Mark { .. } => None,
             };
+            let other_ports =
+                self.services.get(&key).is_some_and(|published| published.data.leads_to_other_ports());
             // What comes back from real servers: replies, or errors about the tunnels to them.
             let returns = service.servers.iter().flat_map(move |server| {
                 let ServerKey { address, port } = server.key;
                 let replies = translates_replies(server.forwarding).then(|| protocols(&key));
-                let replies = replies.into_iter().flatten();
-                let replies = replies.map(move |&protocol| Target::RealServer { protocol, address, port });
+                let replies = replies.into_iter().flatten().flat_map(move |&protocol| {
+                    let ports = [port].into_iter().chain(other_ports.then_some(0));
+                    ports.map(move |port| Target::RealServer { protocol, address, port })
+                });
                 let errors = match server.forwarding {
                     Forwarding::Tunnel(tunnel) => {
                         let data::Tunnel { kind, port, .. } = wrapping(tunnel);
@@ -226,8 +230,12 @@ impl Publisher {
             for (key, server) in servers {
                 let load = counters.load(server.id);
                 if server.was_by_nat && !server.by_nat && load.active + load.inactive > 0 {
-                    lingering
-                        .extend(protocols(service).iter().map(|&protocol| (protocol, key.address, key.port)));
+                    // Connections may be to other ports, too: always of FTP's, whose service may have been persistent.
+                    let may_have_others = matches!(service, ServiceKey::Address { port: 0 | data::FTP, .. });
+                    let ports = [key.port].into_iter().chain(may_have_others.then_some(0));
+                    lingering.extend(ports.flat_map(|port| {
+                        protocols(service).iter().map(move |&protocol| (protocol, key.address, port))
+                    }));
                     let ServiceKey::Address { protocol, port, .. } = *service else { continue };
                     let data_port =
                         data::ftp_data_port(wire(protocol), port, data::Forwarding::Masq, key.port);

@@ -184,11 +184,17 @@ impl Pools {
                 let mut turn = turns.remove(&dest.id).unwrap_or_default();
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
-                let server = (dest.address, dest.port);
-                wanted.extend(turn.locals.iter().flat_map(|local| {
-                    let local = local.address;
-                    service.protocols().iter().map(move |p| Way { protocol: *p as u8, local, server })
-                }));
+                let other_ports = service.leads_to_other_ports().then_some(0);
+                for (local, port) in turn.locals.iter().flat_map(|local| {
+                    [dest.port].into_iter().chain(other_ports).map(|port| (local.address, port))
+                }) {
+                    let server = (dest.address, port);
+                    wanted.extend(service.protocols().iter().map(|p| Way {
+                        protocol: *p as u8,
+                        local,
+                        server,
+                    }));
+                }
                 self.turns.insert(dest.id, turn);
             }
         }

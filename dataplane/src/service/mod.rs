@@ -336,6 +336,11 @@ impl Service {
     pub fn is_persistent_ftp(&self) -> bool {
         self.port == FTP && self.protocol == Protocol::Tcp && self.persistence.is_some()
     }
+
+    /// Whether its connections also go to other ports of its real servers than their own: to those that clients choose, be it for FTP's data or because it is of all ports.
+    pub fn leads_to_other_ports(&self) -> bool {
+        self.mark.is_none() && (self.port == 0 || self.is_persistent_ftp())
+    }
 }
 
 impl Services {
@@ -352,6 +357,9 @@ impl Services {
                 tables.has_tunnels |= dest.forwarding == Forwarding::Tunnel;
                 for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
                     tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
+                    if service.leads_to_other_ports() {
+                        tables.masqueraded.entry((dest.address, 0, *protocol as u8)).or_insert(false);
+                    }
                     tables.addresses.insert((dest.address, *protocol as u8));
                 }
             }
@@ -363,7 +371,7 @@ impl Services {
                     *caller = (Arc::clone(&service), Arc::clone(dest));
                 }
             }
-            tables.has_any_port |= service.port == 0;
+            tables.has_any_port |= service.port == 0 || service.leads_to_other_ports();
             tables.has_ftp |= service.is_persistent_ftp();
             for (service, server) in service.ftp_data() {
                 tables.ftp.insert(service.0);
