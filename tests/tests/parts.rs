@@ -1,11 +1,11 @@
-//! Datagrams in parts that are scheduled by themselves, or that a real server sends by itself: as asked of Linux 6.1.
+//! Datagrams in parts that are scheduled by themselves, that a real server sends by itself, or that are too long on the way: as asked of Linux 6.1.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use shunt_dataplane::director::{FirstPart, Verdict};
 use shunt_dataplane::stats::Reason;
-use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
+use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP, VIP6};
 use shunt_tests::frames::{C0, S0, checksum, client_mac, frame, server_mac};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -95,4 +95,56 @@ fn later_parts_of_what_a_real_server_sends_from_another_port_are_routed_in_the_e
     let [_, later] = cut(&datagram((client_mac(CLIENT), C0), (CLIENT, 5000), (VIP, 53)));
     assert_eq!(bench.frame(CLIENTS, &later).verdict, Verdict::Keep(FirstPart::Late));
     assert_eq!(bench.give_up(CLIENTS, &later).verdict, Verdict::Drop(Reason::FragmentTimeout));
+}
+
+/// Of the IPv6 packet with this payload.
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u16).to_be_bytes();
+    [&[0x60, 0, 0, 0, length[0], length[1], next, 64][..], &from.octets(), &to.octets(), payload].concat()
+}
+
+/// A payload whose checksum, at an offset, is right.
+fn summed(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, at: usize, mut payload: Vec<u8>) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let pseudo = [&from.octets()[..], &to.octets(), &length, &[0, 0, 0, protocol], &payload].concat();
+    payload[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    payload
+}
+
+/// A real server cuts its answers to its own MTU; a router on the way says that the first part is too long still.
+#[test]
+fn a_real_server_hears_that_its_parts_are_too_long() {
+    let [client, router, server]: [Ipv6Addr; 3] =
+        ["2001:db8:a::2", "2001:db8:a::9", "2001:db8:b::b"].map(|address| address.parse().unwrap());
+    let mut bench =
+        bench(&["-A -u [2001:db8:f::1]:53 -s rr", "-a -u [2001:db8:f::1]:53 -r [2001:db8:b::b]:5353 -m"]);
+    let ethernet = [&C0[..], &[2, 0xc6, 0, 0, 0, 2], &[0x86, 0xdd]].concat();
+    let datagram = |from, to, ports: [u16; 2], data: &[u8]| {
+        let length = 8 + data.len() as u16;
+        let datagram = [[ports[0], ports[1], length, 0].map(u16::to_be_bytes).as_flattened(), data].concat();
+        summed(from, to, 17, 6, datagram)
+    };
+    let request = ipv6(client, VIP6, 17, &datagram(client, VIP6, [5000, 53], b"hello"));
+    bench.frame(CLIENTS, &[&ethernet[..], &request].concat()).only();
+
+    let answer = datagram(VIP6, client, [53, 5000], &[7; 1300]);
+    let fragment = [17, 0, 0, 1, 0, 0, 0, 7];
+    let options = [44, 0, 1, 4, 0, 0, 0, 0];
+    let part = [&fragment[..], &answer].concat();
+    for (next, behind) in [(17, answer), (44, part.clone()), (60, [&options[..], &part].concat())] {
+        let quote = ipv6(VIP6, client, next, &behind);
+        let header = 40 + behind.len() - 1308;
+        let message = [&[2, 0, 0, 0][..], &1290u32.to_be_bytes(), &quote[..1200]].concat();
+        let error = ipv6(router, VIP6, 58, &summed(router, VIP6, 58, 2, message));
+        let (by, sent) = bench.frame(CLIENTS, &[&ethernet[..], &error].concat()).only();
+        assert_eq!((by, &sent[38..54]), (SERVERS, &server.octets()[..]));
+        let quoted = &sent[14 + 40 + 8..];
+        assert_eq!((&quoted[8..24], &quoted[40..header]), (&server.octets()[..], &quote[40..header]));
+        assert_eq!(quoted[header..header + 2], 5353_u16.to_be_bytes());
+    }
+    // Of a later part nothing tells whose it is.
+    let later = [&[17, 0, 0x05, 0x09, 0, 0, 0, 7][..], &[7; 600]].concat();
+    let message = [&[2, 0, 0, 0][..], &1290u32.to_be_bytes(), &ipv6(VIP6, client, 44, &later)].concat();
+    let error = ipv6(router, VIP6, 58, &summed(router, VIP6, 58, 2, message));
+    assert_eq!(bench.frame(CLIENTS, &[&ethernet[..], &error].concat()).verdict, Verdict::Pass);
 }

@@ -165,3 +165,42 @@ fn a_call_that_finds_no_room_is_nobodys() {
     let delivery = rig.deliver(1, CLIENTS, &asked(&second));
     assert!(matches!(delivery.verdict, Verdict::Forward(_)), "{delivery:?}");
 }
+
+/// Also where another worker has the client's older connection, and does not hear of it.
+#[test]
+fn a_client_answers_the_last_who_called() {
+    let client = Ipv4Addr::new(10, 0, 0, 2);
+    let rig = || {
+        let mut rig = Rig::new(2);
+        rig.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip");
+        for n in [11, 12] {
+            rig.ipvsadm(&format!("-a -u 10.9.0.1:5060 -r 10.1.0.{n}:5060 -m"));
+        }
+        rig
+    };
+    let asked = |name: &str| call((client_mac(client), C0), client, (VIP, 5060), name);
+    let kept_by = |worker, name: &str| {
+        let is_kept = |name: &String| rig().deliver(0, CLIENTS, &asked(name)).worker == WorkerId(worker);
+        (0..).map(|n| format!("{name}{n}@h")).find(is_kept).unwrap()
+    };
+    for keeper in [0, 1] {
+        let (first, second) = (kept_by(0, "a"), kept_by(keeper, "b"));
+        let mut rig = rig();
+        let older = rig.deliver(0, CLIENTS, &asked(&first)).bytes[5];
+        // Steady, if it may be.
+        rig.deliver(0, CLIENTS, &asked(&first));
+        let caller = 23 - older;
+        let server = Ipv4Addr::new(10, 1, 0, caller);
+        let called = call((server_mac(server), S0), server, (client, 5060), &second);
+        assert_eq!(rig.deliver(1, SERVERS, &called).worker, WorkerId(keeper));
+        for worker in [1, 0, 0, 1] {
+            let answer = rig.deliver(worker, CLIENTS, &asked(&second));
+            assert_eq!((answer.bytes[5], answer.worker), (caller, WorkerId(keeper)));
+        }
+        // The older one's real server is still heard.
+        let server = Ipv4Addr::new(10, 1, 0, older);
+        let reply = call((server_mac(server), S0), server, (client, 5060), &first);
+        let heard = rig.deliver(1, SERVERS, &reply);
+        assert!(matches!(heard.verdict, Verdict::Forward(_)), "{heard:?}");
+    }
+}

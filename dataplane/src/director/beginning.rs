@@ -288,8 +288,9 @@ impl<A: Near> Family<A> {
         id: ConnId,
         now: Tick,
     ) {
-        if let Verdict::Wait(..) = verdict {
-            sub(&shared.mine().dest(self.conns.conn(id).dest).conns, 1);
+        let conn = self.conns.conn(id);
+        if matches!(verdict, Verdict::Wait(..)) && conn.has_server() {
+            sub(&shared.mine().dest(conn.dest).conns, 1);
         }
         match meta.fragment {
             Some(_) => {

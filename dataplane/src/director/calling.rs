@@ -9,7 +9,7 @@ use super::persistence::obeyed;
 use super::{Shared, Verdict};
 use crate::conn::{ConnId, Direction};
 use crate::packet::{Meta, Packet, Tuple};
-use crate::service::Tick;
+use crate::service::{Tick, WorkerId};
 
 impl<A: Near> Family<A> {
     /// What becomes of a packet that is of no connection, and that a real server begins a call with; `None` if it does not. It has been found fit to be routed.
@@ -73,5 +73,24 @@ impl<A: Near> Family<A> {
             self.forget_packet(shared, meta, &verdict, id, now);
         }
         Some(verdict)
+    }
+
+    /// The worker whose real server has called the client of a connection since, if that is not this one: the client answers there. The connection is found by its replies
+    /// only from now on.
+    #[inline]
+    pub(super) fn called_elsewhere(&mut self, shared: &Shared, hash: u64, id: ConnId) -> Option<WorkerId> {
+        if !self.is_of_call(id) {
+            return None;
+        }
+        let owner = shared.owner_elsewhere(hash)?;
+        self.conns.displace(id);
+        Some(owner)
+    }
+
+    /// Whether a connection is of a call's. Nothing tells this worker when another one takes such a connection's place, so each packet of its client's is to be asked about.
+    #[inline]
+    pub(super) fn is_of_call(&self, id: ConnId) -> bool {
+        let template = self.conns.controller(id);
+        template.is_some_and(|template| self.call(self.conns.conn(template)).is_some())
     }
 }

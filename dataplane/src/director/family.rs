@@ -172,6 +172,9 @@ impl<A: Near> Family<A> {
         id: ConnId,
         now: Tick,
     ) -> Verdict {
+        if let Some(owner) = self.called_elsewhere(shared, hash, id) {
+            return Verdict::hand_off(owner);
+        }
         let conn = self.conns.conn(id);
         let is_replaced = admission::replaces(meta, conn, &shared.snapshot);
         if is_replaced || !shared.snapshot.services.has_dest(conn.dest) && conn.has_server() {

@@ -7,7 +7,7 @@
 
 use super::{Hop, frame, ip};
 use crate::packet::checksum::{Change, Sum, pseudo_header};
-use crate::packet::parse::ETHERNET;
+use crate::packet::parse::{ETHERNET, Upper, upper};
 use crate::packet::protocol::{ICMP, SCTP, TCP, UDP};
 use crate::packet::{Address, Meta, Packet, Tuple, be16, put16, put32};
 
@@ -155,14 +155,17 @@ pub(super) fn quoted<A: Address>(quote: &[u8]) -> Option<(Tuple<A>, usize)> {
     Some((tuple, header))
 }
 
-/// The length of the IP header that a quote begins with, and what follows it. A later fragment is none: nothing of use follows.
+/// The length of the IP header that a quote begins with, extension headers included, and what follows it. A later fragment is none: nothing of use follows.
 pub(super) fn header<A: Address>(quote: &[u8]) -> Option<(usize, u8)> {
     if quote.len() < A::HEADER {
         return None;
     }
     let (header, protocol, is_first) = match (A::ICMP == ICMP, quote[0] >> 4) {
         (true, 4) => (usize::from(quote[0] & 0xf) * 4, quote[9], be16(quote, 6) & 0x1fff == 0),
-        (false, 6) => (A::HEADER, quote[6], true),
+        (false, 6) => {
+            let Upper { at, protocol, fragment } = upper(quote)?;
+            (at, protocol, fragment.is_none_or(|part| part.offset == 0))
+        }
         _ => return None,
     };
     (A::HEADER..=quote.len()).contains(&header).then_some((header, protocol)).filter(|_| is_first)

@@ -178,37 +178,54 @@ fn parse_v6(frame: &[u8], network: usize) -> Result<Meta<V6>, NotOurs> {
         return Err(NotOurs::Drop(Reason::BadIpHeader));
     }
     let ip = &ip[..total];
+    let Some(Upper { at, protocol, fragment }) = upper(ip) else {
+        return Err(NotOurs::Drop(Reason::BadIpHeader));
+    };
+    transport(frame, network, network + at, network + total, protocol, fragment)
+}
+
+/// What an IPv6 packet carries behind its extension headers.
+pub struct Upper {
+    /// Where it begins.
+    pub at: usize,
+    /// Its protocol number.
+    pub protocol: u8,
+    /// Which part of a datagram it is. That of a later one is data, whatever it looks like.
+    pub fragment: Option<Fragment>,
+}
+
+/// Walks the extension headers of a packet, which begins with a whole IPv6 header. `None` where they end before they are over, or do not end.
+pub fn upper(ip: &[u8]) -> Option<Upper> {
     let (mut next, mut at, mut fragment) = (ip[6], V6::HEADER, None);
     for _ in 0..=MAX_EXTENSIONS {
         // Each extension says what comes next and how long it is (RFC 8200 §4, RFC 4302 §2.2).
         let length = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => ip.get(at + 1).map(|n| (usize::from(*n) + 1) * 8),
-            AUTHENTICATION => ip.get(at + 1).map(|n| (usize::from(*n) + 2) * 4),
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (usize::from(*ip.get(at + 1)?) + 1) * 8,
+            AUTHENTICATION => (usize::from(*ip.get(at + 1)?) + 2) * 4,
             FRAGMENT => {
                 // An "atomic" fragment is a whole packet (RFC 6946).
                 let part = ip.get(at + 2..at + 8).filter(|field| be16(field, 0) & 0xfff9 != 0);
                 let of = |field: &[u8]| Fragment {
                     id: be32(field, 2),
                     offset: be16(field, 0) >> 3,
-                    length: (total - at - 8) as u16,
+                    length: (ip.len() - at - 8) as u16,
                     more: field[1] & 1 != 0,
                 };
                 fragment = part.map(of).or(fragment);
-                Some(8)
+                8
             }
-            protocol => {
-                return transport(frame, network, network + at, network + total, protocol, fragment);
-            }
+            protocol => return Some(Upper { at, protocol, fragment }),
         };
-        let after = length.map(|length| at + length).filter(|after| *after <= total);
-        let Some(after) = after else { return Err(NotOurs::Drop(Reason::BadIpHeader)) };
-        // Behind the header of a later fragment stands data, whatever it looks like.
+        let after = at + length;
+        if after > ip.len() {
+            return None;
+        }
         if next == FRAGMENT && fragment.is_some_and(|fragment| fragment.offset != 0) {
-            return transport(frame, network, network + after, network + total, ip[at], fragment);
+            return Some(Upper { at: after, protocol: ip[at], fragment });
         }
         (next, at) = (ip[at], after);
     }
-    Err(NotOurs::Drop(Reason::BadIpHeader))
+    None
 }
 
 const HOP_BY_HOP: u8 = 0;

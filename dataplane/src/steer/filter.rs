@@ -16,8 +16,8 @@
 //!
 //! What is dropped is what [the XDP program](super::xdp) takes, with these differences:
 //!
-//! - Of an ICMP error whose embedded packet has IP options the kernel keeps its copy: a payload expression cannot walk
-//!   them. It does no harm, for the kernel finds no socket for it.
+//! - Of an ICMP error whose embedded packet has IP options, or is the first fragment of an IPv6 one, the kernel keeps its
+//!   copy: a payload expression cannot walk them. It does no harm, for the kernel finds no socket for it.
 //! - Of an IPv6 frame with an authentication header the kernel keeps its copy: nf_tables does not look behind one. The
 //!   kernel drops it if the address is its own, and forwards it, as if there were no director, if it is not.
 //! - Other IPv6 extension headers are walked however many there are. A frame with more than the program walks is

@@ -128,12 +128,13 @@ fn markings_of(family: Addresses) -> [Marked; 5] {
 }
 
 /// Rows that the XDP program takes and the filter cannot.
-const ONLY_XDP: [&str; 5] = [
+const ONLY_XDP: [&str; 6] = [
     "unreachable, IP options inside",
     ipv6::AUTHENTICATION,
     ipv6::EVERY_EXTENSION,
     ipv6::AUTHENTICATED_FRAGMENT,
     ipv6::AUTHENTICATED_ERROR,
+    ipv6::ERROR_ABOUT_A_PART,
 ];
 
 /// Rows that the filter takes and the XDP program leaves.

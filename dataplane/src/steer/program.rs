@@ -285,18 +285,26 @@ fn extension(a: &mut Assembler, round: u8) {
     a.alu(Alu::Add, HEADER, R2);
 }
 
-/// An ICMPv6 error: as `icmp`, where what follows the embedded packet's fixed header is its transport header.
+/// An ICMPv6 error: as `icmp`, where what follows the embedded packet's fixed header is its transport header, or that of a fragment.
 fn icmpv6(a: &mut Assembler) {
     a.label("icmpv6");
     check_room(a, 8 + 40); // the ICMPv6 header, and the embedded fixed header
     a.load(Size::Byte, R1, HEADER, 0); // the type
     a.branch(When::Greater, R1, 127, "pass"); // RFC 4443 2.1: no error; echo, neighbour discovery, multicast listeners
     check_version(a, 8);
-    a.load(Size::Byte, R3, HEADER, 8 + 6); // the embedded packet's protocol
-    set_protocol(a);
+    a.load(Size::Byte, R3, HEADER, 8 + 6); // what the embedded packet's header says comes next
     copy_address(a, 8 + 8, &[NEAR]); // its source
     copy_address(a, 8 + 24, &[FAR]); // its destination
     a.alu(Alu::Add, HEADER, 8 + 40); // over both headers
+    a.branch(When::NotEqual, R3, FRAGMENT, "embedded upper");
+    check_room(a, 8); // the fragment header: what a server cut to its own MTU may be too long on the way
+    a.load(Size::Byte, R3, HEADER, 0); // what comes next
+    a.load(Size::Half, R1, HEADER, 2); // fragment offset and flags
+    a.alu(Alu::And, R1, network_order([0xff, 0xf8])); // the offset
+    a.branch(When::NotEqual, R1, 0, "pass"); // nothing tells whose it is
+    a.alu(Alu::Add, HEADER, 8); // over it
+    a.label("embedded upper");
+    set_protocol(a);
     a.jump("embedded transport");
 }
 

@@ -638,7 +638,13 @@ fn decide_v6(ip: &[u8]) -> Option<bool> {
         let near = (destination, Some(half(&payload, 2)?));
         return Some(belongs(kind, destination, near, (source, Some(half(&payload, 0)?))));
     }
-    let (kind, about_source, about_destination, ports) = open(payload.get(8..)?)?;
+    let (mut kind, about_source, about_destination, mut ports) = open(payload.get(8..)?)?;
+    if kind == 44 {
+        if half(&ports, 2)? >> 3 != 0 {
+            return None;
+        }
+        (kind, ports) = (ports[0], ports.get(8..)?.to_vec());
+    }
     let near = (about_source, Some(half(&ports, 0)?));
     let far = (about_destination, Some(half(&ports, 2)?));
     let is_ours = is_tunnels(kind, destination, far) || belongs(kind, destination, near, far);
