@@ -16,8 +16,11 @@ use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp};
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 11);
 
-/// Services that lead to other ports, the real server's port, and a port of the service's with that of the real server that it leads to.
-const CASES: [(&str, u16, [(u16, u16); 2]); 3] = [
+/// A port of a service's, and that of the real server that it leads to.
+type Lead = (u16, u16);
+
+/// Services that lead to other ports, the real server's port, and where they lead.
+const CASES: [(&str, u16, [Lead; 2]); 3] = [
     ("-t 10.9.0.1:21 -p 60", 2121, [(21, 2121), (50_000, 50_000)]),
     ("-t 10.9.0.1:0 -p 60", 8080, [(80, 80), (443, 443)]),
     ("-t 10.9.0.1:0 -p 60", 0, [(80, 80), (443, 443)]),
