@@ -571,6 +571,8 @@ impl Control {
         if view.network.vlans() != self.view.network.vlans() {
             self.steering.set_vlans(&steered_vlans(&view.network))?;
         }
+        let macs: Vec<_> = view.network.interfaces().iter().map(|interface| interface.mac).collect();
+        self.steering.set_macs(&macs)?;
         Ok(())
     }
 

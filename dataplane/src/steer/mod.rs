@@ -43,7 +43,7 @@ pub struct Interface {
     pub name: String,
     /// The kernel's index.
     pub index: u32,
-    /// Its Ethernet address. Frames to other addresses are not ours, even if the wire brings them.
+    /// Its Ethernet address, until [`Steering::set_macs`] says another. Frames to other addresses are not ours, even if the wire brings them.
     pub mac: [u8; 6],
 }
 
@@ -149,6 +149,13 @@ pub trait Steering: Send {
     /// # Errors
     /// When the kernel refuses; the previous set stays.
     fn set_vlans(&mut self, vlans: &[(PortId, u32)]) -> Result<(), Error>;
+
+    /// Says which Ethernet addresses the interfaces have now, in the order of the director's list. One that is all zeros is that of an interface that is gone,
+    /// and changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the previous addresses stay.
+    fn set_macs(&mut self, macs: &[[u8; 6]]) -> Result<(), Error>;
 }
 
 /// Why frames could not be steered.

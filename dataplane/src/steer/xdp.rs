@@ -113,6 +113,33 @@ impl Xdp {
         steered.attached.as_ref().map(|(mode, _)| *mode)
     }
 
+    /// Loads programs that know these addresses and rules, and puts them in the place of those at work: all of them, or none.
+    fn replace_programs(&mut self, macs: &[[u8; 6]], marked: &[Marked]) -> Result<(), Error> {
+        let load = |(number, (steered, mac)): (u8, (&Steered, &[u8; 6]))| {
+            let concern = |rule: &&Marked| rule.pattern.port.is_none_or(|port| port == PortId(number));
+            let marked: Vec<Marked> = marked.iter().filter(concern).cloned().collect();
+            let taken = Taken::Redirect(steered.sockets.as_fd());
+            let code = program::assemble(*mac, self.entries.as_fd(), &marked, taken);
+            Program::load(&code)
+        };
+        let steered = self.interfaces.iter().zip(macs);
+        let programs = (0..).zip(steered).map(load).collect::<Result<Vec<_>, Error>>()?;
+        for (number, (steered, program)) in self.interfaces.iter().zip(&programs).enumerate() {
+            if let Err(source) = steered.put_to_work(program) {
+                for steered in &self.interfaces[..number] {
+                    // It was at work a moment ago.
+                    let _ = steered.put_to_work(&steered.program);
+                }
+                let what = format!("replacing the XDP program of {}", steered.interface.name);
+                return Err(refused(what, source));
+            }
+        }
+        for (steered, program) in self.interfaces.iter_mut().zip(programs) {
+            steered.program = program;
+        }
+        Ok(())
+    }
+
     /// Writes the entries that a change of `target` in the claims has changed.
     fn write(&self, target: Target) -> io::Result<()> {
         let place = Place::of(target);
@@ -205,38 +232,34 @@ impl Steering for Xdp {
         Ok(())
     }
 
-    /// Loads programs that know the rules, and puts them in the place of those at work.
     fn set_marked(&mut self, marked: &[Marked]) -> Result<(), Error> {
         if marked == self.marked {
             return Ok(());
         }
-        let load = |(number, steered): (u8, &Steered)| {
-            let concern = |rule: &&Marked| rule.pattern.port.is_none_or(|port| port == PortId(number));
-            let marked: Vec<Marked> = marked.iter().filter(concern).cloned().collect();
-            let taken = Taken::Redirect(steered.sockets.as_fd());
-            let code = program::assemble(steered.interface.mac, self.entries.as_fd(), &marked, taken);
-            Program::load(&code)
-        };
-        let programs = (0..).zip(&self.interfaces).map(load).collect::<Result<Vec<_>, Error>>()?;
-        for (number, (steered, program)) in self.interfaces.iter().zip(&programs).enumerate() {
-            if let Err(source) = steered.put_to_work(program) {
-                for steered in &self.interfaces[..number] {
-                    // It was at work a moment ago.
-                    let _ = steered.put_to_work(&steered.program);
-                }
-                let what = format!("replacing the XDP program of {}", steered.interface.name);
-                return Err(refused(what, source));
-            }
-        }
-        for (steered, program) in self.interfaces.iter_mut().zip(programs) {
-            steered.program = program;
-        }
+        let macs: Vec<_> = self.interfaces.iter().map(|steered| steered.interface.mac).collect();
+        self.replace_programs(&macs, marked)?;
         self.marked = marked.to_vec();
         Ok(())
     }
 
     /// Nothing to do: the programs see frames before the kernel takes the tags off and knows them for a VLAN's.
     fn set_vlans(&mut self, _: &[(PortId, u32)]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// A program has its interface's address in its text, so that no frame costs a look into a map for it.
+    fn set_macs(&mut self, macs: &[[u8; 6]]) -> Result<(), Error> {
+        let known =
+            |steered: &Steered, mac: &[u8; 6]| if *mac == GONE { steered.interface.mac } else { *mac };
+        let macs: Vec<_> =
+            self.interfaces.iter().zip(macs).map(|(steered, mac)| known(steered, mac)).collect();
+        if self.interfaces.iter().zip(&macs).all(|(steered, mac)| steered.interface.mac == *mac) {
+            return Ok(());
+        }
+        self.replace_programs(&macs, &self.marked.clone())?;
+        for (steered, mac) in self.interfaces.iter_mut().zip(macs) {
+            steered.interface.mac = mac;
+        }
         Ok(())
     }
 }
@@ -270,7 +293,12 @@ impl Steered {
 
     /// Puts a program in the place of the one that is attached, if one is.
     fn put_to_work(&self, program: &Program) -> io::Result<()> {
-        self.attached.as_ref().map_or(Ok(()), |(_, link)| link.update(program))
+        let updated = self.attached.as_ref().map_or(Ok(()), |(_, link)| link.update(program));
+        match updated {
+            // The interface is gone, and what was attached to it: the others are served all the same.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+            updated => updated,
+        }
     }
 }
 
@@ -303,6 +331,9 @@ fn socket_refused(interface: &Interface, queue: u32, source: io::Error) -> Error
     };
     Error::Kernel { what, hint: Some(hint), source }
 }
+
+/// The Ethernet address of an interface that is gone.
+const GONE: [u8; 6] = [0; 6];
 
 /// The protocol in the key of a local address: 0 is IPv6 hop-by-hop options, which no service has.
 const NO_PROTOCOL: u8 = 0;

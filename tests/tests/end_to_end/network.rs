@@ -188,6 +188,33 @@ fn a_server_with_another_ethernet_address_is_found_again() -> Result<()> {
 }
 
 #[test]
+fn a_director_with_other_ethernet_addresses_serves_on() -> Result<()> {
+    if !permitted(a_director_with_other_ethernet_addresses_serves_on)? {
+        return Ok(());
+    }
+    for backend in Backend::that_work()? {
+        let topology = Topology::new(Options::default())?;
+        let _servers = topology.start_servers()?;
+        let director = start(&topology, backend, &[])?;
+        serve(&director, "-t", HTTP, "-m", HTTP_PORT)?;
+        get_each(&topology, HTTP.into(), 2)?;
+        for (interface, last) in [(DIRECTOR_SERVER_SIDE, 1), (DIRECTOR_CLIENT_SIDE, 2)] {
+            let announce = format!("ipv4/conf/{interface}/arp_notify");
+            topology.director().set_variables(&[(&announce, "1")])?;
+            topology.director().run_in(|| Netlink::open()?.mac(interface, [0x02, 0, 0, 0x77, 1, last]))??;
+            the_mirror_has_followed(&topology)?;
+            let answers = get_each(&topology, HTTP.into(), 2);
+            let answers = answers
+                .with_context(|| format!("{interface} has another address, over {}", backend.name()))?;
+            ensure!(answers.len() == 2 && answers[0] != answers[1], "{answers:?}");
+        }
+        no_drops(&topology)?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_new_address_of_the_director_is_left_to_the_kernel_at_once() -> Result<()> {
     const NEW: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 99);
     if !permitted(a_new_address_of_the_director_is_left_to_the_kernel_at_once)? {

@@ -171,6 +171,42 @@ fn marked_frames_are_told_apart_by_interface_and_rules_are_replaced() {
     assert_eq!(verdicts(&xdp), [program::PASS; 2]);
 }
 
+#[test]
+fn a_program_takes_frames_to_the_address_that_its_interface_has_now() {
+    const NEW: [u8; 6] = [0x02, 0, 0, 0, 0x77, 0x01];
+    if !allowed() {
+        return;
+    }
+    let Some(socket) = testbed::xdp_socket() else { return };
+    let mut xdp = Xdp::load(&[interface(), interface()]).expect("BPF is allowed");
+    for port in 0..2 {
+        xdp.register(PortId(port), 0, socket.as_fd()).expect("it is an AF_XDP socket");
+    }
+    let marked = cases().into_iter().find(|case| case.name == "marked: from a network").expect("a row").frame;
+    xdp.set_marked(&markings()).expect("the verifier accepts it");
+    let verdicts = |xdp: &Xdp, mac: [u8; 6]| {
+        let frame = [&mac, &marked[6..]].concat();
+        let run = |number: usize| xdp.interfaces[number].program.run(&frame, 1).expect("long enough").verdict;
+        [run(0) as i32, run(1) as i32]
+    };
+    assert_eq!(verdicts(&xdp, OUR_MAC), [TAKEN; 2]);
+    assert_eq!(verdicts(&xdp, NEW), [program::PASS; 2]);
+    for (macs, old, new) in [
+        ([OUR_MAC, NEW], [TAKEN, program::PASS], [program::PASS, TAKEN]),
+        ([NEW, NEW], [program::PASS; 2], [TAKEN; 2]),
+        // Both are gone, and nothing is known of them.
+        ([GONE; 2], [program::PASS; 2], [TAKEN; 2]),
+    ] {
+        xdp.set_macs(&macs).expect("the verifier accepts it");
+        assert_eq!((verdicts(&xdp, OUR_MAC), verdicts(&xdp, NEW)), (old, new), "{macs:02x?}");
+    }
+    // Rules that come later keep the addresses.
+    xdp.set_marked(&[]).expect("the verifier accepts it");
+    assert_eq!(verdicts(&xdp, NEW), [program::PASS; 2]);
+    xdp.set_marked(&markings()).expect("the verifier accepts it");
+    assert_eq!((verdicts(&xdp, OUR_MAC), verdicts(&xdp, NEW)), ([program::PASS; 2], [TAKEN; 2]));
+}
+
 /// As many as there can be, all worth as many instructions as a rule can have.
 #[test]
 fn the_verifier_is_done_with_all_rules_soon_and_so_is_the_program() {
