@@ -5,6 +5,8 @@
 //! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
 //! send itself.
 
+mod routes;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -12,13 +14,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
 use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Sorted, Vlan};
@@ -221,55 +222,7 @@ impl Mirror {
         let mut messages: Vec<RouteMessage> = v4.execute().try_collect().await?;
         let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
         messages.extend(v6);
-        let mut routes: Vec<(u32, Route)> =
-            messages.iter().filter_map(|message| Self::route(message, links, self.home)).collect();
-        // Of several routes to one prefix the kernel takes the one with the least metric.
-        routes.sort_by_key(|(metric, _)| *metric);
-        Ok(routes.into_iter().map(|(_, route)| route).collect())
-    }
-
-    fn route(message: &RouteMessage, links: &Links, home: Option<LinkId>) -> Option<(u32, Route)> {
-        let mut table = u32::from(message.header.table);
-        let any = match message.header.address_family {
-            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            _ => return None,
-        };
-        let (mut prefix, mut gateway, mut interface, mut metric) = (any, None, None, 0);
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Table(long) => table = *long,
-                RouteAttribute::Destination(to) => prefix = ip(to)?,
-                RouteAttribute::Gateway(via) => gateway = ip(via),
-                RouteAttribute::Oif(index) => interface = Some(*index),
-                RouteAttribute::Priority(priority) => metric = *priority,
-                // Of several ways the first through one of our links serves.
-                RouteAttribute::MultiPath(ways) => {
-                    let ours = ways.iter().find(|way| links.contains_key(&way.interface_index));
-                    interface = ours.map(|way| way.interface_index);
-                    gateway = ours.and_then(|way| {
-                        way.attributes.iter().find_map(|attribute| match attribute {
-                            RouteAttribute::Gateway(via) => ip(via),
-                            _ => None,
-                        })
-                    });
-                }
-                _ => {}
-            }
-        }
-        // What is the machine's own leads nowhere else, whatever other routes say.
-        let is_local =
-            table == u32::from(nix::libc::RT_TABLE_LOCAL) && message.header.kind == RouteType::Local;
-        if table != u32::from(RouteHeader::RT_TABLE_MAIN) && !is_local {
-            return None;
-        }
-        let link = match message.header.kind {
-            RouteType::Unicast => interface.and_then(|index| links.get(&index).copied()),
-            RouteType::Local => home,
-            _ => None,
-        };
-        let length = message.header.destination_prefix_length;
-        Some((metric, Route { prefix, length, gateway, link }))
+        Ok(routes::routes(&messages, links, self.home))
     }
 
     /// Those that are known, those that do not answer, those that are permanent.

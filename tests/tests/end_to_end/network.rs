@@ -9,6 +9,7 @@ use shunt_bench::director::Director;
 use shunt_bench::netlink::{MAIN, Netlink};
 use shunt_bench::topology::{
     DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, DIRECTOR_TO_SERVERS, FRONT, Options, Topology, VIP, server,
+    server6,
 };
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT};
 
@@ -157,6 +158,65 @@ fn a_new_route_is_followed_and_so_is_its_change() -> Result<()> {
         let answers = get_each(&topology, HTTP.into(), 3)?;
         ensure!(answers.iter().all(|&whose| whose == n), "by way of server {n}: {answers:?}");
     }
+    // By a router of the other family (RFC 5549), whose Ethernet address nobody knows yet.
+    if topology.has_ipv6() {
+        topology.director().run_in(|| Netlink::open()?.forget_neighbours(DIRECTOR_SERVER_SIDE))??;
+        topology.director().run_in(|| Netlink::open()?.route(FAR, server6(1)))??;
+        the_mirror_has_followed(&topology)?;
+        let answers = get_each(&topology, HTTP.into(), 3)?;
+        ensure!(answers == [1; 3], "by way of server 1's IPv6 address: {answers:?}");
+    }
+    director.stop()
+}
+
+#[test]
+fn a_route_of_several_ways_leads_by_one_that_has_a_carrier() -> Result<()> {
+    /// On both servers, but on no network.
+    const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+    /// A third interface of the director, straight to server 0, and what is at its ends.
+    const AISLE: &str = "a0";
+    const ENDS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 78, 0, 1), Ipv4Addr::new(10, 78, 0, 2)];
+    if !permitted(a_route_of_several_ways_leads_by_one_that_has_a_carrier)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    for namespace in topology.servers() {
+        namespace.run_in(|| Netlink::open()?.address("lo", FAR.into(), 32))??;
+    }
+    let here = &topology.servers()[0];
+    topology.director().run_in(|| -> Result<()> {
+        let netlink = Netlink::open()?;
+        netlink.veth(AISLE, AISLE, here, 1)?;
+        netlink.address(AISLE, ENDS[0].into(), 24)?;
+        netlink.up(AISLE)
+    })??;
+    here.run_in(|| -> Result<()> {
+        let netlink = Netlink::open()?;
+        netlink.address(AISLE, ENDS[1].into(), 24)?;
+        netlink.up(AISLE)
+    })??;
+    topology.director().run_in(|| -> Result<()> {
+        let netlink = Netlink::open()?;
+        netlink.wait_until_all_pass_packets()?;
+        netlink.spread_route(FAR, &[ENDS[1], server(1)])
+    })??;
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &["--interface", AISLE])?;
+    let service = HTTP.to_string();
+    director.ipvsadm(&["-A", "-t", &service, "-s", "rr"])?;
+    director.ipvsadm(&["-a", "-t", &service, "-r", &format!("{FAR}:{HTTP_PORT}"), "-m"])?;
+
+    let leads_to = |n: usize| -> Result<()> {
+        the_mirror_has_followed(&topology)?;
+        let answers = get_each(&topology, HTTP.into(), 3)?;
+        ensure!(answers.iter().all(|&whose| whose == n), "by way of server {n}: {answers:?}");
+        Ok(())
+    };
+    leads_to(0).context("both ways are there")?;
+    here.run_in(|| Netlink::open()?.down(AISLE))??;
+    eventually(PATIENCE, || leads_to(1)).context("the far end of the first is down")?;
+    here.run_in(|| Netlink::open()?.up(AISLE))??;
+    eventually(PATIENCE, || leads_to(0)).context("it is up again")?;
     director.stop()
 }
 
