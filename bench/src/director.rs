@@ -164,6 +164,16 @@ impl<'t> Director<'t> {
         Ok(())
     }
 
+    /// Ends it in the same way, and tells the end of its log.
+    pub fn end(mut self) -> Result<Vec<String>> {
+        let status = self.terminate()?;
+        let log = self.log.take().and_then(|log| log.join().ok()).unwrap_or_default();
+        if !status.success() {
+            bail!("the director ended with {status} after SIGTERM\n{log:#?}");
+        }
+        Ok(log.into())
+    }
+
     /// Whether it still runs; the error quotes its log.
     pub fn check(&mut self) -> Result<()> {
         match self.child.try_wait().context("waiting for the director")? {

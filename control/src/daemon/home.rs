@@ -22,7 +22,7 @@ use crate::rules::Rules;
 pub const NAME: &str = "shunt-home";
 
 /// The table of routes: "sh" in ASCII. Nobody else's, as far as anybody knows.
-const TABLE: u32 = 0x7368;
+pub const TABLE: u32 = 0x7368;
 
 /// The way home.
 pub struct Home {

@@ -5,6 +5,7 @@
 //! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
 //! send itself.
 
+mod policy;
 mod routes;
 
 use std::collections::{HashMap, HashSet};
@@ -20,7 +21,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteMessage};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use netlink_packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
 use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Sorted, Vlan};
 
@@ -62,6 +64,8 @@ pub struct View {
     pub failed: Vec<(u32, IpAddr)>,
     /// Neighbours that the kernel was told of for good. It must not be asked for them: since Linux 5.16 it forgets them then.
     pub permanent: HashSet<(LinkId, IpAddr)>,
+    /// A rule of routing that leads packets elsewhere than by the main table, in words.
+    pub policy: Option<String>,
 }
 
 /// The addresses of the machine.
@@ -96,8 +100,10 @@ impl Mirror {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Rule,
         ])
         .context("cannot open a netlink socket to follow addresses, routes and neighbours")?;
         tokio::spawn(connection);
@@ -168,7 +174,8 @@ impl Mirror {
             Some(home) => network.with_home(home),
             None => network,
         };
-        Ok(View { network, down, local, broadcasts, failed, permanent })
+        let policy = policy::foreign(&self.rules().await);
+        Ok(View { network, down, local, broadcasts, failed, permanent, policy })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
@@ -223,6 +230,16 @@ impl Mirror {
         let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
         messages.extend(v6);
         Ok(routes::routes(&messages, links, self.home))
+    }
+
+    /// The rules of routing, as far as the kernel tells: nothing depends on them.
+    async fn rules(&self) -> Vec<RuleMessage> {
+        let mut rules = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let all = self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
+            rules.extend(all.unwrap_or_default());
+        }
+        rules
     }
 
     /// Those that are known, those that do not answer, those that are permanent.

@@ -27,6 +27,7 @@ pub struct Watch {
     down: HashSet<String>,
     unreached: HashSet<IpAddr>,
     aloof: HashSet<String>,
+    policy: Option<String>,
     mtus: HashSet<(String, u16)>,
     oversized: Count,
     unrouted: Count,
@@ -71,9 +72,22 @@ impl Watch {
         self.mtus = long;
     }
 
+    /// A rule of routing that nothing was said of yet.
+    fn other_ways<'p>(&mut self, policy: &'p Option<String>) -> Option<&'p str> {
+        let is_new = self.policy != *policy;
+        self.policy.clone_from(policy);
+        policy.as_deref().filter(|_| is_new)
+    }
+
     /// Looks at the network and the rules after either has changed.
-    pub fn network(&mut self, View { network, down, .. }: &View, rules: &Rules) {
+    pub fn network(&mut self, View { network, down, policy, .. }: &View, rules: &Rules) {
         self.mtus(network);
+        if let Some(rule) = self.other_ways(policy) {
+            tracing::warn!(
+                "there are rules of routing (ip rule), and the director does not go by them: its packets take the main table's routes (ip \
+                 route) whatever they say. The first one is {rule}"
+            );
+        }
         for name in down.difference(&self.down) {
             tracing::warn!("{name} is not up; nothing goes through it until it is: ip link set {name} up");
         }
@@ -177,4 +191,21 @@ fn lacking(rules: &Rules) -> Vec<String> {
     lacking.sort();
     lacking.dedup();
     lacking
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_of_routing_is_spoken_of_once_and_again_when_it_is_another() {
+        let mut watch = Watch::default();
+        let [one, other] = ["IPv4's 100", "IPv4's 101"].map(|rule| Some(rule.to_owned()));
+        assert_eq!(watch.other_ways(&None), None);
+        assert_eq!(watch.other_ways(&one), one.as_deref());
+        assert_eq!(watch.other_ways(&one), None);
+        assert_eq!(watch.other_ways(&other), other.as_deref());
+        assert_eq!(watch.other_ways(&None), None);
+        assert_eq!(watch.other_ways(&one), one.as_deref());
+    }
 }

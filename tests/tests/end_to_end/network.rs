@@ -221,6 +221,41 @@ fn a_route_of_several_ways_leads_by_one_that_has_a_carrier() -> Result<()> {
 }
 
 #[test]
+fn rules_of_routing_are_spoken_of_if_there_are_any() -> Result<()> {
+    if !permitted(rules_of_routing_are_spoken_of_if_there_are_any)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let spoken = |director: Director| -> Result<Vec<String>> {
+        let log = director.end()?.into_iter();
+        Ok(log.filter(|line| line.contains("WARN") && line.contains("ip rule")).collect())
+    };
+    let add_rule = |table| {
+        topology
+            .director()
+            .run_in(move || Netlink::open()?.source_uses_table([10, 78, 0, 1].into(), table))?
+    };
+    // A rule of the director's own is none of them.
+    let director = start(&topology, Backend::AfPacket, &["--local-servers"])?;
+    let here = SocketAddrV4::new(DIRECTOR_TO_SERVERS, HTTP_PORT);
+    crate::ground::serve_at(&director, "-t", HTTP.into(), here.into(), &["-m"])?;
+    std::thread::sleep(Duration::from_millis(100));
+    let lines = spoken(director)?;
+    ensure!(lines.is_empty(), "{lines:#?}");
+
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    add_rule(1000)?;
+    // No snapshot comes of it that could be waited for.
+    std::thread::sleep(Duration::from_millis(200));
+    let lines = spoken(director)?;
+    ensure!(lines.len() == 1 && lines[0].contains("table 1000"), "{lines:#?}");
+
+    let lines = spoken(start(&topology, Backend::AfPacket, &[])?)?;
+    ensure!(lines.len() == 1 && lines[0].contains("table 1000"), "{lines:#?}");
+    Ok(())
+}
+
+#[test]
 fn a_server_with_another_ethernet_address_is_found_again() -> Result<()> {
     if !permitted(a_server_with_another_ethernet_address_is_found_again)? {
         return Ok(());
