@@ -24,7 +24,7 @@ use netlink_packet_route::route::{RouteAddress, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
-use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Route, Sorted, Vlan};
+use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Prefix, Sorted, Vlan};
 
 /// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
 /// takes about 1 ms to read.
@@ -58,6 +58,8 @@ pub struct View {
     pub down: HashSet<String>,
     /// The machine's own addresses.
     pub local: Vec<IpAddr>,
+    /// These, and networks that it answers for as a whole.
+    pub answered: Vec<Prefix>,
     /// The broadcast addresses of the networks that it is on.
     pub broadcasts: Vec<IpAddr>,
     /// Neighbours that do not answer, by interface index.
@@ -83,6 +85,11 @@ impl View {
     /// Whether an address is the machine's own.
     pub fn is_own(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.network.is_local(address)
+    }
+
+    /// Whether what is sent to an address on a network of the machine comes here.
+    pub fn answers_for(&self, address: IpAddr) -> bool {
+        self.is_own(address) || self.answered.iter().any(|prefix| prefix.contains(address))
     }
 }
 
@@ -166,7 +173,10 @@ impl Mirror {
         let indices = interfaces.iter().chain(vlans.iter().map(|vlan| &vlan.interface)).map(|i| i.index);
         let indices: Links = indices.zip((0..).map(LinkId)).collect();
         let (neighbours, failed, permanent) = self.neighbours(&indices).await?;
-        let network = Network::new(interfaces, self.routes(&indices).await?, neighbours)
+        let routes = self.routes().await?;
+        let answered = routes::own(&routes);
+        let routes = routes::routes(&routes, &indices, self.home);
+        let network = Network::new(interfaces, routes, neighbours)
             .with_vlans(vlans)
             .with_spread(self.spread.clone())
             .on_machine(local.iter().copied(), is_router());
@@ -175,7 +185,7 @@ impl Mirror {
             None => network,
         };
         let policy = policy::foreign(&self.rules().await);
-        Ok(View { network, down, local, broadcasts, failed, permanent, policy })
+        Ok(View { network, down, local, answered, broadcasts, failed, permanent, policy })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
@@ -223,13 +233,13 @@ impl Mirror {
         Ok(Addresses { local, broadcasts, first })
     }
 
-    async fn routes(&self, links: &Links) -> anyhow::Result<Vec<Route>> {
+    async fn routes(&self) -> anyhow::Result<Vec<RouteMessage>> {
         let v4 = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
         let v6 = self.handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build());
         let mut messages: Vec<RouteMessage> = v4.execute().try_collect().await?;
         let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
         messages.extend(v6);
-        Ok(routes::routes(&messages, links, self.home))
+        Ok(messages)
     }
 
     /// The rules of routing, as far as the kernel tells: nothing depends on them.

@@ -11,6 +11,7 @@ use shunt_dataplane::stats::Counters;
 
 use super::mirror::View;
 use crate::api::{Forwarding, ServerConfig, ServiceKey};
+use crate::ipvsadm::{address::Printed, save};
 use crate::publisher::Publisher;
 use crate::rules::{Rules, Service};
 
@@ -31,6 +32,8 @@ pub struct Watch {
     mtus: HashSet<(String, u16)>,
     oversized: Count,
     unrouted: Count,
+    /// Local addresses of FullNAT that the machine does not have.
+    strange: HashSet<(ServiceKey, IpAddr)>,
     exhausted: HashMap<(ServiceKey, IpAddr), u64>,
     /// Connections for which FullNAT found no local port.
     portless: u64,
@@ -72,6 +75,17 @@ impl Watch {
         self.mtus = long;
     }
 
+    /// Local addresses of FullNAT that the machine does not have, if nothing was said of them yet.
+    fn strange_locals(&mut self, view: &View, rules: &Rules) -> Vec<(ServiceKey, IpAddr)> {
+        let locals = rules
+            .services()
+            .flat_map(|service| service.locals.iter().map(|local| (service.config.key, *local)));
+        let strange: HashSet<_> = locals.filter(|(_, local)| !view.answers_for(*local)).collect();
+        let new = strange.difference(&self.strange).copied().collect();
+        self.strange = strange;
+        new
+    }
+
     /// A rule of routing that nothing was said of yet.
     fn other_ways<'p>(&mut self, policy: &'p Option<String>) -> Option<&'p str> {
         let is_new = self.policy != *policy;
@@ -80,8 +94,17 @@ impl Watch {
     }
 
     /// Looks at the network and the rules after either has changed.
-    pub fn network(&mut self, View { network, down, policy, .. }: &View, rules: &Rules) {
+    pub fn network(&mut self, view: &View, rules: &Rules) {
+        let View { network, down, policy, .. } = view;
         self.mtus(network);
+        for (service, local) in self.strange_locals(view, rules) {
+            let service = save::service_words(&service, &mut Printed::numeric());
+            tracing::warn!(
+                "{local}, a local address of the service {service}, is none of this machine's: unless a router sends here what FullNAT real \
+                 servers answer to it, their clients get nothing. Add it (ip address add {local} dev …), or use another (ipvsadm -Q {service} \
+                 -z {local})"
+            );
+        }
         if let Some(rule) = self.other_ways(policy) {
             tracing::warn!(
                 "there are rules of routing (ip rule), and the director does not go by them: its packets take the main table's routes (ip \
@@ -195,7 +218,39 @@ fn lacking(rules: &Rules) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use shunt_dataplane::service::Prefix;
+
     use super::*;
+    use crate::daemon::capabilities;
+
+    fn rules(lines: &[&str]) -> Rules {
+        Rules::restore(capabilities(), &lines.join("\n")).expect("good rules")
+    }
+
+    #[test]
+    fn a_local_address_that_the_machine_does_not_have_is_spoken_of_until_it_has_it() {
+        let mut watch = Watch::default();
+        let rules = rules(&[
+            "-A -t 10.9.0.1:80 -s rr",
+            "-P -t 10.9.0.1:80 -z 10.2.0.2",
+            "-P -t 10.9.0.1:80 -z 10.2.0.3",
+            "-P -t 10.9.0.1:80 -z 10.3.0.3",
+        ]);
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let has = |addresses: &[&str]| View {
+            network: Network::default().on_machine(addresses.iter().map(|text| address(text)), [true; 2]),
+            answered: vec![Prefix::new(address("10.3.0.0"), 24).expect("a prefix")],
+            ..View::default()
+        };
+        let mut strange = |addresses| {
+            let strange = watch.strange_locals(&has(addresses), &rules).into_iter();
+            strange.map(|(_, local)| local.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(strange(&["10.2.0.3"]), ["10.2.0.2"]);
+        assert_eq!(strange(&["10.2.0.3"]), [""; 0]);
+        assert_eq!(strange(&["10.2.0.2", "10.2.0.3"]), [""; 0]);
+        assert_eq!(strange(&["10.2.0.3"]), ["10.2.0.2"]);
+    }
 
     #[test]
     fn a_rule_of_routing_is_spoken_of_once_and_again_when_it_is_another() {

@@ -24,7 +24,7 @@ pub fn service(
     names: &mut Printed<'_>,
 ) -> io::Result<()> {
     let key = &entry.config.key;
-    let which = service_option(key, names);
+    let which = service_words(key, names);
     writeln!(out, "-A {which}{}", service_settings(&entry.config))?;
     for local in locals {
         // Never by name: a name would not be read back as an IPv6 address.
@@ -37,7 +37,8 @@ pub fn service(
     Ok(())
 }
 
-fn service_option(key: &ServiceKey, names: &mut Printed<'_>) -> String {
+/// The words by which a service is meant, such as `-t 192.0.2.1:80`.
+pub fn service_words(key: &ServiceKey, names: &mut Printed<'_>) -> String {
     match *key {
         ServiceKey::Address { protocol, address, port } => {
             let option = match protocol {

@@ -15,7 +15,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use shunt_bench::director::Director;
 use shunt_bench::namespace::Namespace;
-use shunt_bench::topology::{FRONT, Options, SERVERS, Topology, server, server6};
+use shunt_bench::topology::{FRONT, LOCAL, Options, SERVERS, Topology, VIP, server, server6};
+use shunt_bench::traffic::HTTP_PORT;
 use shunt_tests::segment::Segment;
 use tempfile::TempDir;
 
@@ -42,6 +43,24 @@ const TOLD: [(&[&str], u16); 4] = [
     (&["--proxy-protocol", "v1"], PROXIED),
     (&["--proxy-protocol", "v2"], PROXIED),
 ];
+
+#[test]
+fn a_local_address_that_the_director_does_not_have_is_spoken_of() -> Result<()> {
+    if !permitted(a_local_address_that_the_director_does_not_have_is_spoken_of)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    topology.lend_local_addresses()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let service = format!("{VIP}:{HTTP_PORT}");
+    director.ipvsadm(&["-A", "-t", &service])?;
+    director.ipvsadm(&["-P", "-t", &service, "-z", &LOCAL.to_string()])?;
+    director.ipvsadm(&["-P", "-t", &service, "-z", "10.2.0.222"])?;
+    let log = director.end()?.into_iter();
+    let lines: Vec<_> = log.filter(|line| line.contains("a local address of the service")).collect();
+    ensure!(lines.len() == 1 && lines[0].contains("10.2.0.222") && lines[0].contains(&service), "{lines:#?}");
+    Ok(())
+}
 
 #[test]
 fn nginx_learns_of_curl_over_af_xdp() -> Result<()> {

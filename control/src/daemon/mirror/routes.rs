@@ -12,7 +12,7 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType,
     RouteVia,
 };
-use shunt_dataplane::service::{LinkId, Route};
+use shunt_dataplane::service::{LinkId, Prefix, Route};
 
 use super::{Links, ip};
 
@@ -22,6 +22,19 @@ pub(super) fn routes(messages: &[RouteMessage], links: &Links, home: Option<Link
         messages.iter().filter_map(|message| route(message, links, home)).collect();
     routes.sort_by_key(|(rank, _)| *rank);
     routes.into_iter().map(|(_, route)| route).collect()
+}
+
+/// What is the machine's own by a dump of routes: its addresses, and networks that it answers for as a whole (`ip route add local`).
+pub(super) fn own(messages: &[RouteMessage]) -> Vec<Prefix> {
+    let local = messages.iter().filter(|message| message.header.kind == RouteType::Local);
+    let prefix = |message: &RouteMessage| {
+        let to = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(to) => ip(to),
+            _ => None,
+        });
+        Prefix::new(to?, message.header.destination_prefix_length)
+    };
+    local.filter_map(prefix).collect()
 }
 
 /// The place of a route among those to its prefix: the kernel takes the one with the least metric.
@@ -212,6 +225,13 @@ mod tests {
     fn a_route_of_a_type_of_service_hides_no_other() {
         let of_a_kind = to_far().output_interface(8).tos(0x10).build();
         assert_eq!(read(&[of_a_kind, by(7, 0, RouteFlags::empty())]), [through(0)]);
+    }
+
+    #[test]
+    fn networks_that_the_machine_answers_for_are_its_own() {
+        let local = to_far().table_id(255).kind(RouteType::Local).build();
+        let own = own(&[by(7, 0, RouteFlags::empty()), local]);
+        assert_eq!(own, [Prefix::new(FAR.into(), 24).expect("a prefix")]);
     }
 
     #[test]
