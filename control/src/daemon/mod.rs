@@ -594,7 +594,7 @@ impl Control {
             bail!("a worker has ended by itself; this is a bug in shunt, its last words are above");
         }
         self.ticks += 1;
-        self.watch.losses(self.engine.counters(), Instant::now());
+        self.watch.losses(self.engine.counters(), &self.rules, Instant::now());
         self.watch.local_ports(&self.publisher, &self.rules, self.engine.counters());
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;

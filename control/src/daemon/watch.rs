@@ -18,6 +18,9 @@ use crate::rules::{Rules, Service};
 /// How often a loss that goes on is spoken of.
 const REPEAT: Duration = Duration::from_secs(10);
 
+/// How many services one line names.
+const MOST_NAMED: usize = 8;
+
 /// Bytes of IP that fit one chunk of frame memory behind an Ethernet header and two VLAN tags.
 const LONGEST: usize = MAX_FRAME - ETHERNET - 8;
 
@@ -32,6 +35,8 @@ pub struct Watch {
     mtus: HashSet<(String, u16)>,
     oversized: Count,
     unrouted: Count,
+    unserved: Count,
+    crowded: Count,
     /// Local addresses of FullNAT that the machine does not have.
     strange: HashSet<(ServiceKey, IpAddr)>,
     exhausted: HashMap<(ServiceKey, IpAddr), u64>,
@@ -179,8 +184,34 @@ impl Watch {
         self.portless = portless;
     }
 
+    /// What is to be said of new connections that were refused, by the totals of counters.
+    fn refusals(&mut self, total: impl Fn(&str) -> u64, rules: &Rules, now: Instant) -> Vec<String> {
+        let mut complaints = Vec::new();
+        if let Some(packets) = self.crowded.news(total("drop.table_full"), now) {
+            complaints.push(format!(
+                "{packets} packets of new connections were dropped, the workers' tables being full (drop.table_full). Restart the director \
+                 with room for more: --connections N"
+            ));
+        }
+        if let Some(connections) = self.unserved.news(total("sched.no_server"), now) {
+            let weightless = weightless(rules);
+            let whose = match weightless.as_slice() {
+                [] => String::new(),
+                services => format!(" In {} no server has any weight.", the_first(services)),
+            };
+            complaints.push(format!(
+                "{connections} new connections were refused for want of a real server (sched.no_server).{whose} Look at servers' weights \
+                 (ipvsadm -Ln) and thresholds (ipvsadm -Ln --thresholds)"
+            ));
+        }
+        complaints
+    }
+
     /// Looks at the counters.
-    pub fn losses(&mut self, counters: &Counters, now: Instant) {
+    pub fn losses(&mut self, counters: &Counters, rules: &Rules, now: Instant) {
+        for complaint in self.refusals(|name| total(counters, name), rules, now) {
+            tracing::warn!("{complaint}");
+        }
         if let Some(frames) = self.oversized.news(total(counters, "port.rx_oversized"), now) {
             tracing::warn!(
                 "{frames} frames were longer than {LONGEST} bytes of IP and were dropped (port.rx_oversized). Somebody joins packets: switch \
@@ -197,6 +228,19 @@ impl Watch {
             );
         }
     }
+}
+
+/// The first of many, on one line.
+fn the_first(names: &[String]) -> String {
+    let (named, others) = names.split_at(names.len().min(MOST_NAMED));
+    let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+    named.join(", ") + &more
+}
+
+/// Services that have no server which new connections could go to.
+fn weightless(rules: &Rules) -> Vec<String> {
+    let services = rules.services().filter(|service| service.servers.iter().all(|server| server.weight == 0));
+    services.map(|service| save::service_words(&service.config.key, &mut Printed::numeric())).collect()
 }
 
 /// FullNAT's real servers whose service has no local address of their family.
@@ -250,6 +294,47 @@ mod tests {
         assert_eq!(strange(&["10.2.0.3"]), [""; 0]);
         assert_eq!(strange(&["10.2.0.2", "10.2.0.3"]), [""; 0]);
         assert_eq!(strange(&["10.2.0.3"]), ["10.2.0.2"]);
+    }
+
+    #[test]
+    fn refused_connections_are_spoken_of_once_in_a_while_with_what_to_do() {
+        let mut watch = Watch::default();
+        let rules = rules(&[
+            "-A -t 10.9.0.1:80 -s rr",
+            "-A -f 7 -s rr",
+            "-a -f 7 -r 10.1.0.11:0 -g -w 0",
+            "-A -u 10.9.0.1:53 -s rr",
+            "-a -u 10.9.0.1:53 -r 10.1.0.11:53 -g",
+        ]);
+        let begun = Instant::now();
+        let mut said = |table_full: u64, no_server: u64, seconds| {
+            let total = |name: &str| match name {
+                "drop.table_full" => table_full,
+                "sched.no_server" => no_server,
+                _ => unreachable!("{name} is no refusal"),
+            };
+            watch.refusals(total, &rules, begun + Duration::from_secs(seconds))
+        };
+        assert_eq!(said(0, 0, 0), [""; 0]);
+        let full = said(3, 0, 1);
+        assert!(full.len() == 1 && full[0].starts_with("3 packets") && full[0].contains("--connections"));
+        let nobody = said(4, 5, 2);
+        assert!(nobody.len() == 1 && nobody[0].starts_with("5 new connections"), "{nobody:?}");
+        assert!(nobody[0].contains("-t 10.9.0.1:80, -f 7 no server") && nobody[0].contains("thresholds"));
+        assert_eq!(said(5, 6, 9), [""; 0], "too soon");
+        let both = said(5, 6, 12);
+        assert!(
+            both.len() == 2 && both[0].starts_with("2 packets") && both[1].starts_with("1 new"),
+            "{both:?}"
+        );
+        assert_eq!(said(5, 6, 60), [""; 0], "it is over");
+    }
+
+    #[test]
+    fn a_line_names_a_few_and_counts_the_others() {
+        let names: Vec<_> = (1..=10).map(|n| n.to_string()).collect();
+        assert_eq!(the_first(&names[..2]), "1, 2");
+        assert_eq!(the_first(&names), "1, 2, 3, 4, 5, 6, 7, 8 and 2 more");
     }
 
     #[test]
