@@ -184,13 +184,24 @@ impl Watch {
         self.portless = portless;
     }
 
-    /// What is to be said of new connections that were refused, by the totals of counters.
+    /// What is to be said of what was refused, by the totals of counters.
     fn refusals(&mut self, total: impl Fn(&str) -> u64, rules: &Rules, now: Instant) -> Vec<String> {
         let mut complaints = Vec::new();
         if let Some(packets) = self.crowded.news(total("drop.table_full"), now) {
             complaints.push(format!(
                 "{packets} packets of new connections were dropped, the workers' tables being full (drop.table_full). Restart the director \
                  with room for more: --connections N"
+            ));
+        }
+        if let Some(packets) = self.unrouted.news(total("hop.no_route"), now) {
+            let mut unreached: Vec<_> = self.unreached.iter().map(IpAddr::to_string).collect();
+            unreached.sort();
+            // There may be a route again by now.
+            let whose =
+                if unreached.is_empty() { String::new() } else { format!(": {}", unreached.join(", ")) };
+            complaints.push(format!(
+                "{packets} packets were refused for want of a route to their real server (hop.no_route){whose}. Look at ip route, and whether \
+                 its interface is up and named with --interface"
             ));
         }
         if let Some(connections) = self.unserved.news(total("sched.no_server"), now) {
@@ -217,14 +228,6 @@ impl Watch {
                 "{frames} frames were longer than {LONGEST} bytes of IP and were dropped (port.rx_oversized). Somebody joins packets: switch \
                  gro and lro off here (ethtool -K IF gro off lro off); on veth and virtio, tso and gso at the sender, too (ethtool -K IF \
                  tso off gso off)"
-            );
-        }
-        if let Some(packets) = self.unrouted.news(total(counters, "hop.no_route"), now) {
-            let unreached: Vec<_> = self.unreached.iter().map(IpAddr::to_string).collect();
-            tracing::warn!(
-                "{packets} packets were refused for want of a route to their real server (hop.no_route): {}. Look at ip route, and whether \
-                 its interface is up and named with --interface",
-                unreached.join(", ")
             );
         }
     }
@@ -311,7 +314,7 @@ mod tests {
             let total = |name: &str| match name {
                 "drop.table_full" => table_full,
                 "sched.no_server" => no_server,
-                _ => unreachable!("{name} is no refusal"),
+                _ => 0,
             };
             watch.refusals(total, &rules, begun + Duration::from_secs(seconds))
         };
@@ -335,6 +338,22 @@ mod tests {
         let names: Vec<_> = (1..=10).map(|n| n.to_string()).collect();
         assert_eq!(the_first(&names[..2]), "1, 2");
         assert_eq!(the_first(&names), "1, 2, 3, 4, 5, 6, 7, 8 and 2 more");
+    }
+
+    #[test]
+    fn servers_without_a_route_are_named_as_long_as_they_have_none() {
+        let mut watch = Watch::default();
+        let begun = Instant::now();
+        let said = |watch: &mut Watch, no_route: u64, seconds| {
+            let total = |name: &str| if name == "hop.no_route" { no_route } else { 0 };
+            watch.refusals(total, &rules(&[]), begun + Duration::from_secs(seconds)).concat()
+        };
+        watch.unreached = ["10.1.0.12", "10.1.0.11"].map(|text| text.parse().expect("an address")).into();
+        let text = said(&mut watch, 1, 0);
+        assert!(text.contains("(hop.no_route): 10.1.0.11, 10.1.0.12. Look at ip route"), "{text}");
+        watch.unreached.clear();
+        let text = said(&mut watch, 3, 60);
+        assert!(text.starts_with("2 packets") && text.contains("(hop.no_route). Look at ip route"), "{text}");
     }
 
     #[test]
