@@ -15,6 +15,7 @@ pub mod backend;
 mod calls;
 mod claim;
 mod engine;
+mod first_rules;
 mod home;
 mod memory;
 mod mirror;
@@ -114,7 +115,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 
 async fn serve(options: Options) -> anyhow::Result<()> {
     // Everything that can be wrong with what was typed comes first, before anything is touched.
-    let rules = read_rules(&options)?;
+    let rules = first_rules::read(&options)?;
     let cores = choose_cores(&options)?;
     let home = if options.local_servers { Some(Home::open(cores.len()).await?) } else { None };
     if home.is_none()
@@ -230,11 +231,7 @@ impl Control {
         cores: Vec<usize>,
         home: Option<(Home, Vec<Tap>)>,
     ) -> anyhow::Result<Self> {
-        for service in rules.services() {
-            for server in &service.servers {
-                home::check(home.is_some(), &view, &service.config.key, server)?;
-            }
-        }
+        first_rules::check(options, &rules, home.is_some(), &view)?;
         let claim = Claim::stake(view.network.interfaces())?;
         let awake = options.wake_within.map(Awake::within).transpose()?;
         let (named, _) = view.network.interfaces().split_at(options.interfaces.len());
@@ -711,15 +708,6 @@ impl Drop for SocketFile {
         // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.0);
     }
-}
-
-fn read_rules(options: &Options) -> anyhow::Result<Rules> {
-    let Some(path) = &options.rules else { return Ok(Rules::new(capabilities())) };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read rules from {}", path.display()))?;
-    let rules = Rules::restore(capabilities(), &text).with_context(|| path.display().to_string())?;
-    rules.check_interfaces(&options.interfaces).with_context(|| path.display().to_string())?;
-    Ok(rules)
 }
 
 /// The VLANs whose frames are taken, by the port of the interface below and the kernel's index: those that have the Ethernet address of that interface.

@@ -5,8 +5,10 @@
 //! Unlike `ipvsadm -R` this is a transaction: the first line that is wrong is reported and nothing is kept. Lines
 //! that begin with `#`, after blanks, are comments.
 
+use std::fmt;
+
 use super::{Capabilities, Rules};
-use crate::api::Request;
+use crate::api::{Request, ServerKey, ServiceKey};
 use crate::ipvsadm::{
     address::{Names, SystemNames},
     parse::{Command, parse},
@@ -26,6 +28,33 @@ pub struct RestoreError {
     pub expected: String,
 }
 
+impl RestoreError {
+    /// That a server is refused for what shows only when all lines are read; `None` if no line adds it.
+    pub fn of_server(
+        text: &str,
+        service: &ServiceKey,
+        server: &ServerKey,
+        why: &dyn fmt::Display,
+    ) -> Option<RestoreError> {
+        let names = SystemNames::default();
+        (1..).zip(text.lines()).find_map(|(number, line)| match request(line, &names) {
+            Ok(Some(request)) if adds(&request, service, server) => {
+                Some(RestoreError::refused(number, line, &request, why))
+            }
+            _ => None,
+        })
+    }
+
+    fn refused(number: usize, line: &str, request: &Request, why: &dyn fmt::Display) -> RestoreError {
+        let why = format!("`{}' is refused: {why}", line.trim());
+        RestoreError { line: number, why, expected: fitting(request).to_owned() }
+    }
+}
+
+fn adds(request: &Request, service: &ServiceKey, server: &ServerKey) -> bool {
+    matches!(request, Request::AddServer(to, added) if to == service && added.key == *server)
+}
+
 pub(super) fn restore(capabilities: Capabilities, text: &str) -> Result<Rules, RestoreError> {
     let names = SystemNames::default();
     let mut rules = Rules::new(capabilities);
@@ -36,9 +65,9 @@ pub(super) fn restore(capabilities: Capabilities, text: &str) -> Result<Rules, R
             expected: expected.to_string(),
         };
         if let Some(request) = request(line, &names).map_err(wrong)? {
-            rules.apply(&request).map_err(|refusal| {
-                wrong((format!("`{}' is refused: {}", line.trim(), refusal.why), fitting(&request)))
-            })?;
+            rules
+                .apply(&request)
+                .map_err(|refusal| RestoreError::refused(number, line, &request, &refusal.why))?;
         }
     }
     Ok(rules)

@@ -10,7 +10,9 @@ use anyhow::{Result, ensure};
 use shunt_bench::director::SOCKET;
 use shunt_bench::machine::cores;
 use shunt_bench::privilege::{Privilege, current};
-use shunt_bench::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, Options, Topology, VIP};
+use shunt_bench::topology::{
+    DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, DIRECTOR_TO_SERVERS, Options, Topology, VIP,
+};
 use shunt_bench::traffic::HTTP_PORT;
 use shunt_dataplane::steer::{Interface, Preference, Xdp};
 
@@ -223,6 +225,13 @@ fn a_wrong_line_of_the_rules_is_named_and_nothing_is_touched() -> Result<()> {
             refused(&topology, both(&words)?, &[&path, number, "expected"])?;
         }
     }
+    // What shows only when the machine's addresses are known.
+    let ours = format!(
+        "{good}-a -t 10.9.0.1:80 -r 10.2.0.11:80 -m\n\n-a -t 10.9.0.1:80 -r {DIRECTOR_TO_SERVERS}:80 -m\n"
+    );
+    fs::write(&file, ours)?;
+    let words = ["--backend", "af-packet", "--rules", &path];
+    refused(&topology, both(&words)?, &[&path, "line 5", "--local-servers", "expected"])?;
     let words = ["--rules", "/nowhere/rules"];
     refused(&topology, both(&words)?, &["/nowhere/rules"])
 }
