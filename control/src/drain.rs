@@ -27,6 +27,9 @@ pub struct Options {
     pub deadline: Option<Duration>,
 }
 
+/// How addresses and ports are typed.
+const NUMBERS: &str = "in numbers, such as 192.0.2.1:80 or [2001:db8::1]:80";
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -111,11 +114,12 @@ fn find<'s>(all: &'s [ServiceEntry], typed: &str) -> anyhow::Result<&'s ServiceE
     let is_meant: Box<dyn Fn(&ServiceKey) -> bool> = match kind {
         Some("fwm" | "fwm6") => {
             let family = if kind == Some("fwm") { Family::Ipv4 } else { Family::Ipv6 };
-            let mark = rest.parse().with_context(|| format!("{rest} is no firewall mark; {what}"))?;
+            let mark = rest.parse().ok().with_context(|| format!("{rest} is no firewall mark; {what}"))?;
             Box::new(move |key| *key == ServiceKey::Mark { mark, family })
         }
         _ => {
-            let at: SocketAddr = rest.parse().with_context(|| format!("{typed}: {what}"))?;
+            let at: SocketAddr =
+                rest.parse().ok().with_context(|| format!("{typed} names no service: {what}; {NUMBERS}"))?;
             let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
             let protocol = protocol.into_iter().find(|protocol| kind == Some(protocol.name()));
             Box::new(move |key| match key {
@@ -140,8 +144,9 @@ fn server(service: &ServiceEntry, typed: &str) -> anyhow::Result<ServerKey> {
     if let Ok(at) = typed.parse::<SocketAddr>() {
         return Ok(ServerKey { address: at.ip(), port: at.port() });
     }
-    let address: IpAddr =
-        typed.parse().with_context(|| format!("{typed}: a real server is ADDRESS:PORT or ADDRESS"))?;
+    let address: IpAddr = typed.parse().ok().with_context(|| {
+        format!("{typed} names no real server: a real server is ADDRESS:PORT or ADDRESS; {NUMBERS}")
+    })?;
     let port = match service.config.key {
         ServiceKey::Address { port, .. } => port,
         ServiceKey::Mark { .. } => 0,

@@ -99,6 +99,11 @@ fn what_is_not_there_is_said_and_nothing_changes() {
     assert!(tried("web", "10.1.0.11").contains("a service is ADDRESS:PORT"));
     assert!(tried("10.9.0.1:80", "10.1.0.13").contains("has no real server 10.1.0.13:80"));
     assert!(tried("10.9.0.1:80", "rs1").contains("a real server is ADDRESS:PORT"));
+    assert!(tried("fwm:web", "10.1.0.11").contains("web is no firewall mark; a service is"));
+    for said in [tried("web", "rs1"), tried("10.9.0.1:80", "10.1.0.11:http"), tried("fwm:web", "rs1")] {
+        assert!(!said.contains("invalid"), "{said}");
+    }
+    assert!(tried("2001:db8::1:80", "rs1").ends_with("in numbers, such as 192.0.2.1:80 or [2001:db8::1]:80"));
     assert_eq!(bench.ipvsadm("-S -n").1, before);
     // Somebody changes his mind.
     send(&mut bench, 1000, "S");
