@@ -633,12 +633,18 @@ impl Control {
             .collect()
     }
 
+    /// How each interface is driven, or why it is not just now.
+    fn ways_now(&self) -> Vec<(String, String)> {
+        let now = |name: &String, way: &String| self.watch.hindrance(name).unwrap_or(way).to_owned();
+        self.ways.iter().map(|(name, way)| (name.clone(), now(name, way))).collect()
+    }
+
     fn status(&self) -> Status {
         let (memory_in_use, in_huge_pages) = memory::in_use();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             table_size: (self.capacity * self.cores.len()) as u64,
-            interfaces: self.ways.clone(),
+            interfaces: self.ways_now(),
             memory: format!("{} MiB of frames in {}", self.frames.bytes() >> 20, self.frames),
             frames: self.frames,
             tables: self.tables.clone(),

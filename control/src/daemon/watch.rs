@@ -184,6 +184,13 @@ impl Watch {
         self.portless = portless;
     }
 
+    /// In a word, why nothing goes through an interface, if it does not.
+    pub fn hindrance(&self, interface: &str) -> Option<&'static str> {
+        // One that is gone is not down besides.
+        let is = |set: &HashSet<String>| set.contains(interface);
+        if is(&self.gone) { Some("gone") } else { is(&self.down).then_some("down") }
+    }
+
     /// What is to be said of what was refused, by the totals of counters.
     fn refusals(&mut self, total: impl Fn(&str) -> u64, rules: &Rules, now: Instant) -> Vec<String> {
         let mut complaints = Vec::new();

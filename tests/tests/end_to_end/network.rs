@@ -360,6 +360,47 @@ fn an_interface_that_was_down_for_a_while_carries_on() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_is_down_or_gone_is_shown_as_that() -> Result<()> {
+    if !permitted(an_interface_that_is_down_or_gone_is_shown_as_that)? {
+        return Ok(());
+    }
+    for backend in Backend::that_work()? {
+        let topology = Topology::new(Options::default())?;
+        let mut director = start(&topology, backend, &[])?;
+        let at_begin = status(&topology)?.interfaces;
+        let here = || topology.director().run_in(Netlink::open)?;
+        let shown = |expected: &str| {
+            eventually(PATIENCE, || {
+                let shown = status(&topology)?.interfaces;
+                ensure!(shown[0] == at_begin[0], "{shown:?}");
+                ensure!(shown[1] == (DIRECTOR_SERVER_SIDE.to_owned(), expected.to_owned()), "{shown:?}");
+                Ok(())
+            })
+        };
+        shown(&at_begin[1].1)?;
+        ensure!(at_begin[1].1.starts_with(backend.name()), "{at_begin:?}");
+        here()?.down(DIRECTOR_SERVER_SIDE)?;
+        shown("down")?;
+        here()?.up(DIRECTOR_SERVER_SIDE)?;
+        shown(&at_begin[1].1)?;
+        here()?.remove(DIRECTOR_SERVER_SIDE)?;
+        shown("gone")?;
+
+        // The other one is looked after all the same.
+        let rule = ["mark", "add", "--destination", "10.10.0.0/16", "--mark", "1"];
+        director.ipvsadm(&["-A", "-f", "1"])?;
+        let added = director.shunt(&rule, "")?;
+        ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        let text = director.shunt(&["status"], "")?.stdout;
+        let line = format!("{DIRECTOR_SERVER_SIDE}: gone");
+        ensure!(String::from_utf8_lossy(&text).lines().any(|shown| shown == line), "no {line:?}");
+        director.check()?;
+        director.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_smaller_mtu_is_told_to_the_sender() -> Result<()> {
     const SMALL: usize = 1000;
     if !permitted(a_smaller_mtu_is_told_to_the_sender)? {
