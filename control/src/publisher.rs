@@ -80,12 +80,16 @@ struct Server {
     by_nat: bool,
     /// Whether connections may remain from when it was: a connection keeps its forwarding method.
     was_by_nat: bool,
+    /// Whether what comes from any of its ports may be a reply now.
+    every_port: bool,
+    /// Whether it may still be.
+    had_every_port: bool,
 }
 
 impl Server {
     fn remove(&mut self, now: Instant) {
         self.removed.get_or_insert(now);
-        self.by_nat = false;
+        (self.by_nat, self.every_port) = (false, false);
     }
 }
 
@@ -159,14 +163,13 @@ impl Publisher {
                 // By the rules for marks.
                 ServiceKey::Mark { .. } => None,
             };
-            let other_ports =
-                self.services.get(&key).is_some_and(|published| published.data.leads_to_other_ports());
             // What comes back from real servers: replies, or errors about the tunnels to them.
             let returns = service.servers.iter().flat_map(move |server| {
                 let ServerKey { address, port } = server.key;
+                let every_port = takes_every_port(&service.config, server).then_some(0);
                 let replies = translates_replies(server.forwarding).then(|| protocols(&key));
                 let replies = replies.into_iter().flatten().flat_map(move |&protocol| {
-                    let ports = [port].into_iter().chain(other_ports.then_some(0));
+                    let ports = [port].into_iter().chain(every_port);
                     ports.map(move |port| Target::RealServer { protocol, address, port })
                 });
                 let errors = match server.forwarding {
@@ -229,13 +232,16 @@ impl Publisher {
         for (service, servers) in &self.servers {
             for (key, server) in servers {
                 let load = counters.load(server.id);
-                if server.was_by_nat && !server.by_nat && load.active + load.inactive > 0 {
-                    // Connections may be to other ports, too: always of FTP's, whose service may have been persistent.
-                    let may_have_others = matches!(service, ServiceKey::Address { port: 0 | data::FTP, .. });
-                    let ports = [key.port].into_iter().chain(may_have_others.then_some(0));
-                    lingering.extend(ports.flat_map(|port| {
-                        protocols(service).iter().map(move |&protocol| (protocol, key.address, port))
-                    }));
+                if load.active + load.inactive == 0 {
+                    continue;
+                }
+                let replies =
+                    |port| protocols(service).iter().map(move |&protocol| (protocol, key.address, port));
+                if server.had_every_port && !server.every_port {
+                    lingering.extend(replies(0));
+                }
+                if server.was_by_nat && !server.by_nat {
+                    lingering.extend(replies(key.port));
                     let ServiceKey::Address { protocol, port, .. } = *service else { continue };
                     let data_port =
                         data::ftp_data_port(wire(protocol), port, data::Forwarding::Masq, key.port);
@@ -420,13 +426,18 @@ impl Publisher {
                     removed: None,
                     by_nat: false,
                     was_by_nat: false,
+                    every_port: false,
+                    had_every_port: false,
                 })
             }
         };
         known.removed = None;
         let load = counters.load(known.id);
         known.by_nat = translates_replies(config.forwarding);
-        known.was_by_nat = known.by_nat || known.was_by_nat && load.active + load.inactive > 0;
+        let is_used = load.active + load.inactive > 0;
+        known.was_by_nat = known.by_nat || known.was_by_nat && is_used;
+        known.every_port = takes_every_port(of, config);
+        known.had_every_port = known.every_port || known.had_every_port && is_used;
         if known.service != service {
             // The service was deleted and added again.
             let now = totals(counters, known.id);
@@ -437,12 +448,7 @@ impl Publisher {
             id: known.id,
             address: config.key.address,
             port: config.key.port,
-            forwarding: match config.forwarding {
-                Forwarding::Masq => data::Forwarding::Masq,
-                Forwarding::FullNat => data::Forwarding::FullNat,
-                Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
-                Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
-            },
+            forwarding: forwarding(config.forwarding),
             tunnel: match config.forwarding {
                 Forwarding::Tunnel(tunnel) => wrapping(tunnel),
                 _ => data::Tunnel::default(),
@@ -546,8 +552,24 @@ fn protocols(key: &ServiceKey) -> &'static [data::Protocol] {
     }
 }
 
+/// Whether what comes from any port of a real server may be a reply.
+fn takes_every_port(service: &ServiceConfig, server: &ServerConfig) -> bool {
+    let ServiceKey::Address { protocol, port, .. } = service.key else { return false };
+    let is_persistent_ftp = (protocol, port) == (Protocol::Tcp, data::FTP) && service.persistent.is_some();
+    data::takes_every_port(port == 0, is_persistent_ftp, forwarding(server.forwarding))
+}
+
 fn translates_replies(forwarding: Forwarding) -> bool {
     matches!(forwarding, Forwarding::Masq | Forwarding::FullNat)
+}
+
+fn forwarding(forwarding: Forwarding) -> data::Forwarding {
+    match forwarding {
+        Forwarding::Masq => data::Forwarding::Masq,
+        Forwarding::FullNat => data::Forwarding::FullNat,
+        Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
+        Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
+    }
 }
 
 fn wrapping(tunnel: Tunnel) -> data::Tunnel {

@@ -197,7 +197,7 @@ impl Bench {
         for (port, bytes) in tried {
             let outcome = self.frame(port, &bytes);
             match outcome.verdict {
-                Verdict::Keep(_) => self.kept.push((port, bytes)),
+                Verdict::Keep => self.kept.push((port, bytes)),
                 _ => sent.extend(outcome.sent),
             }
         }
@@ -236,36 +236,17 @@ impl Bench {
         }
     }
 
-    /// A later fragment has been kept for long enough.
-    pub fn give_up(&mut self, port: PortId, bytes: &[u8]) -> Outcome {
-        self.have_decided(port, self.tags_of(port), bytes, |director, packet, now| {
-            director.give_up(packet, now)
-        })
-    }
-
     fn look(&mut self, port: PortId, tags: Tags, bytes: &[u8]) -> Outcome {
-        self.have_decided(port, tags, bytes, |director, packet, now| {
-            let mut verdicts = Default::default();
-            director.burst(std::slice::from_mut(packet), None, now, &mut verdicts);
-            verdicts[0]
-        })
-    }
-
-    fn have_decided(
-        &mut self,
-        port: PortId,
-        tags: Tags,
-        bytes: &[u8],
-        decide: impl FnOnce(&mut Both, &mut Packet, Tick) -> Verdict,
-    ) -> Outcome {
         let bytes = [&bytes[..12], tags.bytes(), &bytes[12..]].concat();
         let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
-        let mut packet = Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port };
-        let verdict = decide(&mut self.director, &mut packet, self.now);
+        let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];
+        let mut verdicts = Default::default();
+        self.director.burst(&mut packets, None, self.now, &mut verdicts);
+        let verdict = verdicts[0];
         let mut sent: Vec<_> = self.director.extras().map(|(port, bytes)| (port, bytes.to_vec())).collect();
         if let Verdict::Forward(port) | Verdict::Reply(port) = verdict {
-            sent.push((port, packet.data().to_vec()));
+            sent.push((port, packets[0].data().to_vec()));
         }
         for (port, frame) in &mut sent {
             let tags = self.tags_of(*port);

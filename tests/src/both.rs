@@ -108,16 +108,6 @@ impl Both {
         assert!(self.director.extras().eq(self.long.extras()), "what the long way sends besides");
     }
 
-    /// See [`Director::give_up`].
-    pub fn give_up(&mut self, packet: &mut Packet, now: Tick) -> Verdict {
-        let mut chunk = *packet.chunk;
-        let mut copy = Packet { chunk: &mut chunk, start: packet.start, len: packet.len, port: packet.port };
-        let verdict = self.director.give_up(packet, now);
-        assert_eq!(verdict, self.long.give_up(&mut copy, now));
-        assert_eq!(packet.data(), copy.data());
-        verdict
-    }
-
     /// See [`Director::extras`].
     pub fn extras(&self) -> impl Iterator<Item = (PortId, &[u8])> {
         self.director.extras()

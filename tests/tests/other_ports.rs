@@ -35,9 +35,9 @@ fn ends(frame: &[u8]) -> [(Ipv4Addr, u16); 2] {
 
 #[test]
 fn replies_from_other_ports_are_steered() {
-    let is_steered = |service: &str, server: &str| {
+    let is_steered = |service: &str, server: &str, way: &str| {
         let address = service.split(" -p").next().unwrap();
-        let text = format!("-A {service} -s rr\n-a {address} -r {server} -m");
+        let text = format!("-A {service} -s rr\n-a {address} -r {server} {way}");
         let rules = Rules::restore(capabilities(), &text).unwrap();
         let mut publisher = Publisher::new(vec!["c0".to_owned(), "s0".to_owned()]);
         publisher.publish(&rules, &Counters::new(1).unwrap(), Instant::now()).unwrap();
@@ -45,11 +45,14 @@ fn replies_from_other_ports_are_steered() {
         publisher.targets(&rules).any(|target| target == all)
     };
     for (service, port, _) in CASES {
-        assert!(is_steered(service, &format!("10.1.0.11:{port}")), "{service}");
+        let server = format!("10.1.0.11:{port}");
+        assert!(is_steered(service, &server, "--fullnat"), "{service}");
+        // What an FTP server behind its router sends by itself stays the kernel's, and so do its data over TLS.
+        assert_eq!(is_steered(service, &server, "-m"), !service.contains(":21"), "{service}");
     }
-    assert!(!is_steered("-t 10.9.0.1:21", "10.1.0.11:21"));
-    assert!(!is_steered("-t 10.9.0.1:80 -p 60", "10.1.0.11:8080"));
-    assert!(!is_steered("-f 1 -p 60", "10.1.0.11:8080"));
+    assert!(!is_steered("-t 10.9.0.1:21", "10.1.0.11:21", "--fullnat"));
+    assert!(!is_steered("-t 10.9.0.1:80 -p 60", "10.1.0.11:8080", "-m"));
+    assert!(!is_steered("-f 1 -p 60", "10.1.0.11:8080", "-m"));
 }
 
 #[test]
@@ -82,7 +85,7 @@ fn they_are_translated_whichever_way_the_real_server_is_reached() {
 /// All that the real server sends is steered here then, and goes on.
 #[test]
 fn what_the_real_server_sends_by_itself_is_routed() {
-    for (service, port, _) in CASES {
+    for (service, port, _) in &CASES[1..] {
         let address = service.split(" -p").next().unwrap();
         let mut bench = Bench::default();
         assert_eq!(bench.ipvsadm(&format!("-A {service} -s rr")).0, 0);

@@ -215,8 +215,11 @@ fn sources(rules: &Rules, view: &View) -> HashSet<Source> {
             let own = |protocol| (server.key.address, What::Answers(protocol, server.key.port));
             let errors = errors(server.key.address).iter().map(|what| (server.key.address, *what));
             match (service.config.key, server.forwarding) {
-                (ServiceKey::Address { protocol, .. }, Forwarding::Masq) => {
+                (ServiceKey::Address { protocol, port, .. }, Forwarding::Masq) => {
                     sources.insert(own(protocol));
+                    if port == 0 {
+                        sources.insert((server.key.address, What::Answers(protocol, 0)));
+                    }
                     sources.extend(errors);
                 }
                 (ServiceKey::Address { protocol, address, port }, _) => {

@@ -565,8 +565,9 @@ impl Control {
     /// Tells the steering what of the network concerns it, if that has changed.
     fn steer_by(&mut self, view: &View) -> anyhow::Result<()> {
         self.leave_to_kernel(&view.local)?;
-        if view.network.vlans() != self.view.network.vlans() {
-            self.steering.set_vlans(&steered_vlans(&view.network))?;
+        let vlans = steered_vlans(&view.network);
+        if vlans != steered_vlans(&self.view.network) {
+            self.steering.set_vlans(&vlans)?;
         }
         let macs: Vec<_> = view.network.interfaces().iter().map(|interface| interface.mac).collect();
         self.steering.set_macs(&macs)?;

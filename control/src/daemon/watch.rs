@@ -196,8 +196,9 @@ impl Watch {
         let mut complaints = Vec::new();
         if let Some(packets) = self.crowded.news(total("drop.table_full"), now) {
             complaints.push(format!(
-                "{packets} packets of new connections were dropped, the workers' tables being full (drop.table_full). Restart the director \
-                 with room for more: --connections N"
+                "{packets} packets of new connections were dropped for want of room (drop.table_full). If there are nearly as many connections \
+                 as shunt status says there is room for, restart the director with room for more: --connections N. SIP's calls and what FTP's \
+                 servers speak of have tables of a fixed size"
             ));
         }
         if let Some(packets) = self.unrouted.news(total("hop.no_route"), now) {

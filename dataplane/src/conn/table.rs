@@ -404,6 +404,17 @@ impl<A: Address> Table<A> {
         self.conn_mut(id).marks.set(Marks::RETIRED, true);
     }
 
+    /// Has the request of a [displaced](Self::displace) connection found again, if that is still there. No other may have it. Says whether it is.
+    pub fn restore(&mut self, id: ConnId, request: &Tuple<A>, hash: u64) -> bool {
+        let conn = self.conn(id);
+        let is_there = conn.marks.has(Marks::RETIRED) && conn.request().is(request);
+        if is_there {
+            self.index.insert(hash, id.0, Direction::Request);
+            self.conn_mut(id).marks.set(Marks::RETIRED, false);
+        }
+        is_there
+    }
+
     /// Has a template found no more. It is listed without a port, and lives as long as it would have.
     pub fn retire(&mut self, id: ConnId) {
         self.displace(id);

@@ -40,9 +40,9 @@ pub fn may_begin<A>(meta: &Meta<A>, sysctls: &Sysctls) -> bool {
     !is_abrupt(meta) && (is_sloppy || asks_for_new(meta))
 }
 
-/// Whether a connection is only there for the later parts of a datagram that was scheduled by itself. The next datagram is scheduled anew.
+/// Whether a connection is only there for the later parts of a datagram that was scheduled by itself.
 #[inline]
-fn is_for_parts<A>(conn: &Conn<A>) -> bool {
+pub fn is_for_parts<A>(conn: &Conn<A>) -> bool {
     conn.protocol == UDP && conn.state == State::None
 }
 
@@ -50,9 +50,6 @@ fn is_for_parts<A>(conn: &Conn<A>) -> bool {
 /// `is_new_conn_expected`).
 #[inline]
 pub fn replaces<A: Address>(meta: &Meta<A>, conn: &Conn<A>, snapshot: &Snapshot) -> bool {
-    if is_for_parts(conn) {
-        return !meta.is_later_fragment();
-    }
     // What a control connection of FTP speaks of is on its real server and no other.
     if !asks_for_new(meta) || conn.marks.has(Marks::DATA) {
         return false;

@@ -27,7 +27,9 @@ impl<A: Near> Family<A> {
     ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
         let is_home = network.is_home(packet.port);
+        // Of datagrams in parts all of a real server's come here: later parts show no port.
         let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
+            || meta.fragment.is_some() && services.may_be_from_server(tuple.source, tuple.protocol)
             || is_from_data_port(shared, tuple);
         if is_servers && services.is_local(meta.tuple.destination) {
             return self.turn_away(shared, packet, meta, now);
@@ -35,19 +37,6 @@ impl<A: Near> Family<A> {
         if !(is_servers || is_home) || network.is_local(meta.tuple.destination) {
             return Verdict::Pass;
         }
-        self.route_on(shared, packet, meta, now)
-    }
-
-    /// Routes what was kept from the kernel, as that would have done.
-    pub(super) fn route_on(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        now: Tick,
-    ) -> Verdict {
-        let network = &shared.snapshot.network;
-        let is_home = network.is_home(packet.port);
         if !(is_home || network.forwards(meta.tuple.destination)) {
             return Verdict::Drop(Reason::NotWanted);
         }
@@ -64,7 +53,7 @@ impl<A: Near> Family<A> {
         if let Some(verdict) = self.call_out(shared, packet, meta, now) {
             return verdict;
         }
-        if is_refused_to_server(&shared.snapshot, meta) {
+        if !meta.is_later_fragment() && is_refused_to_server(&shared.snapshot, meta) {
             // The kernel asks IPVS when it has aged the packet, and quotes it so.
             forward::age(packet, meta);
             return self.refuse_as_router(shared, packet, meta, Problem::PortUnreachable, now);

@@ -79,7 +79,7 @@ impl<A: Near> Family<A> {
     /// only from now on.
     #[inline]
     pub(super) fn called_elsewhere(&mut self, shared: &Shared, hash: u64, id: ConnId) -> Option<WorkerId> {
-        if !self.is_of_call(id) {
+        if !self.may_be_called_elsewhere(shared, id) {
             return None;
         }
         let owner = shared.owner_elsewhere(hash)?;
@@ -87,10 +87,11 @@ impl<A: Near> Family<A> {
         Some(owner)
     }
 
-    /// Whether a connection is of a call's. Nothing tells this worker when another one takes such a connection's place, so each packet of its client's is to be asked about.
+    /// Whether a connection is of a call's, and there are other workers: nothing tells this one when one of those takes such a connection's place, so each packet of its client's is to
+    /// be asked about.
     #[inline]
-    pub(super) fn is_of_call(&self, id: ConnId) -> bool {
-        let template = self.conns.controller(id);
+    pub(super) fn may_be_called_elsewhere(&self, shared: &Shared, id: ConnId) -> bool {
+        let template = self.conns.controller(id).filter(|_| shared.directory.is_some());
         template.is_some_and(|template| self.call(self.conns.conn(template)).is_some())
     }
 }

@@ -176,11 +176,35 @@ impl<A: Near> Family<A> {
             return Verdict::hand_off(owner);
         }
         let conn = self.conns.conn(id);
+        if admission::is_for_parts(conn) && !meta.is_later_fragment() {
+            return self.schedule_beside(shared, packet, meta, hash, id, now);
+        }
         let is_replaced = admission::replaces(meta, conn, &shared.snapshot);
         if is_replaced || !shared.snapshot.services.has_dest(conn.dest) && conn.has_server() {
             return self.leave(shared, packet, meta, (hash, is_replaced), id, now);
         }
         self.deliver(shared, packet, meta, hash, id, now)
+    }
+
+    /// A datagram that is scheduled by itself, while later parts of another one of the same ends, `id`, may still come.
+    #[cold]
+    fn schedule_beside(
+        &mut self,
+        shared: &mut Shared,
+        packet: &mut Packet,
+        meta: &Meta<A>,
+        hash: u64,
+        id: ConnId,
+        now: Tick,
+    ) -> Verdict {
+        self.conns.displace(id);
+        let verdict = self.admit(shared, packet, meta, hash, now);
+        // If this one is whole, nothing of it stays. It may have cost the other one its place, if there was no room.
+        let is_free = self.conns.find(&meta.tuple, hash).is_none();
+        if is_free && self.conns.restore(id, &meta.tuple, hash) {
+            shared.announce(hash);
+        }
+        verdict
     }
 
     /// A packet of a connection that another one takes the place of, or whose real server was removed.

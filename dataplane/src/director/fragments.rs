@@ -3,12 +3,12 @@
 use super::ahead::Glance;
 use super::beyond::{self, Near};
 use super::family::Family;
-use super::{FirstPart, Shared, Verdict};
+use super::{Shared, Verdict};
 use crate::conn::Direction;
 use crate::conn::fragments::Fragments;
 use crate::packet::parse::Fragment;
-use crate::packet::{Meta, Packet, Tuple};
-use crate::service::{Snapshot, Tick};
+use crate::packet::{Meta, Packet};
+use crate::service::Tick;
 use crate::stats::Reason;
 
 impl<A: Near> Family<A> {
@@ -54,15 +54,11 @@ impl<A: Near> Family<A> {
                 if let Some(owner) = shared.owner_elsewhere(datagram) {
                     return Verdict::hand_off(owner);
                 }
-                let Tuple { source, destination, protocol, .. } = meta.tuple;
+                let tuple = &meta.tuple;
                 let services = &shared.snapshot.services;
-                return match services.may_concern(source, destination, protocol, packet.port) {
-                    true if services.may_be_from_server(source, protocol) => {
-                        Verdict::Keep(FirstPart::LateOrElsewhere)
-                    }
-                    true => Verdict::Keep(FirstPart::Late),
-                    false => Verdict::Pass,
-                };
+                let may_be_ours =
+                    services.may_concern(tuple.source, tuple.destination, tuple.protocol, packet.port);
+                return if may_be_ours { Verdict::Keep } else { Verdict::Pass };
             }
             Err(reason) => return Verdict::Drop(reason),
         };
@@ -73,12 +69,7 @@ impl<A: Near> Family<A> {
             None => match beyond::find(shared, &flow, hash) {
                 Some(id) => self.reply_across(far, shared, packet, meta, id, now),
                 // Of what a real server sends by itself the first part was routed.
-                None if shared.snapshot.services.is_masqueraded(
-                    flow.source,
-                    flow.source_port,
-                    flow.protocol,
-                ) =>
-                {
+                None if shared.snapshot.services.may_be_from_server(flow.source, flow.protocol) => {
                     self.stray(shared, packet, meta, &flow, now)
                 }
                 None => Verdict::Drop(Reason::FragmentTimeout),
@@ -90,22 +81,5 @@ impl<A: Near> Family<A> {
             shared.withdraw(datagram);
         }
         verdict
-    }
-    /// A part whose first one has not come in time. What a real server sends by itself is steered here by the port, which later parts do not show: all of those are. Where the
-    /// first part was not, the kernel has routed it, and this one goes the same way.
-    pub(super) fn give_up_part(
-        &mut self,
-        shared: &mut Shared,
-        packet: &mut Packet,
-        meta: &Meta<A>,
-        now: Tick,
-    ) -> Verdict {
-        let Tuple { source, destination, protocol, .. } = meta.tuple;
-        let Snapshot { services, network, .. } = &*shared.snapshot;
-        let is_to_us = || services.is_local(destination) || network.is_local(destination);
-        if !services.may_be_from_server(source, protocol) || is_to_us() {
-            return Verdict::Drop(Reason::FragmentTimeout);
-        }
-        self.route_on(shared, packet, meta, now)
     }
 }

@@ -56,7 +56,7 @@ use crate::conn::supplier;
 use crate::conn::table::Secret;
 use crate::packet::parse::NotOurs;
 use crate::packet::plain::{HeaderV4, HeaderV6};
-use crate::packet::{Meta, Packet, Parsed, Plain, V4, V6, parse};
+use crate::packet::{Meta, Packet, Plain, V4, V6};
 use crate::port::BURST;
 use crate::profile::{Stage, Stopwatch};
 use crate::service::{LinkId, PortId, Snapshot, Tick, WorkerId};
@@ -92,19 +92,10 @@ pub enum Verdict {
     HandOff(WorkerId, Known),
     /// The Ethernet address of a neighbour must be asked for; try again when it is known. The frame is as it came.
     Wait(LinkId, IpAddr),
-    /// A later fragment whose first has not come; try again in a moment, and in the end [give up](Director::give_up). The frame is as it came.
-    Keep(FirstPart),
+    /// A later fragment whose first has not come; try again in a moment. The frame is as it came.
+    Keep,
     /// An answer of an FTP server names a port whose frames do not come to the director yet; try again in a moment. The frame is as it came.
     Hold,
-}
-
-/// Where the first part of a later fragment's datagram is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstPart {
-    /// It has yet to come, to this worker or another.
-    Late,
-    /// Or the kernel has had it: the datagram is of a real server's, from whichever port.
-    LateOrElsewhere,
 }
 
 impl Verdict {
@@ -339,19 +330,6 @@ impl Director {
         }
     }
 
-    /// Decides about a later fragment whose first part has not come in time.
-    #[cold]
-    pub fn give_up(&mut self, packet: &mut Packet, now: Tick) -> Verdict {
-        self.shared.outbox.clear();
-        let verdict = match parse(packet.data()) {
-            Ok(Parsed::V4(meta)) => self.v4.give_up_part(&mut self.shared, packet, &meta, now),
-            Ok(Parsed::V6(meta)) => self.v6.give_up_part(&mut self.shared, packet, &meta, now),
-            Err(_) => Verdict::Drop(Reason::FragmentTimeout),
-        };
-        self.shared.count(verdict);
-        verdict
-    }
-
     #[inline(never)]
     fn decide_v4(&mut self, packet: &mut Packet, meta: &Meta<V4>, glance: &Glance, now: Tick) -> Verdict {
         if meta.is_whole_transport() {
@@ -478,7 +456,7 @@ impl Shared {
             Verdict::Pass => counters.count(Event::Passed, 1),
             Verdict::Drop(reason) => counters.drop(reason),
             // Tried again and again; the worker counts it once.
-            Verdict::Wait(..) | Verdict::Keep(_) | Verdict::Hold => {}
+            Verdict::Wait(..) | Verdict::Keep | Verdict::Hold => {}
         }
     }
 }

@@ -184,7 +184,7 @@ impl Pools {
                 let mut turn = turns.remove(&dest.id).unwrap_or_default();
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
-                let other_ports = service.leads_to_other_ports().then_some(0);
+                let other_ports = service.takes_every_port_of(dest).then_some(0);
                 for (local, port) in turn.locals.iter().flat_map(|local| {
                     [dest.port].into_iter().chain(other_ports).map(|port| (local.address, port))
                 }) {

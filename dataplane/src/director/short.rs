@@ -151,7 +151,8 @@ impl<A: Near> Family<A> {
     /// Lets the packets of a connection go the short way, if nothing about it is news to them.
     #[inline(never)]
     pub(super) fn ease(&mut self, shared: &Shared, id: ConnId) {
-        let is_steady = is_steady(self.conns.conn(id), &shared.snapshot) && !self.is_of_call(id);
+        let is_steady =
+            is_steady(self.conns.conn(id), &shared.snapshot) && !self.may_be_called_elsewhere(shared, id);
         self.conns.set_steady(id, is_steady);
     }
 

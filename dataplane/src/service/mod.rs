@@ -196,8 +196,10 @@ pub struct Services {
     masqueraded: HashMap<(IpAddr, u16, u8), bool>,
     /// Local addresses of FullNAT.
     locals: HashSet<IpAddr>,
-    /// Virtual addresses and NAT real servers by protocol, for packets without ports.
+    /// Virtual addresses by protocol, for packets without ports.
     addresses: HashSet<(IpAddr, u8)>,
+    /// The same of NAT real servers.
+    servers: HashSet<(IpAddr, u8)>,
     /// Whether there is a service of all ports of an address.
     has_any_port: bool,
     /// Whether there is a persistent service of FTP.
@@ -332,14 +334,25 @@ impl Service {
         self.one_packet && tuple.protocol == Protocol::Udp as u8
     }
 
-    /// Whether it is one of FTP whose clients' data connections go to their real servers too, by direct routing or a tunnel.
+    /// Whether it is one of FTP whose clients' data connections go to their real servers too, at the ports that those have named.
     pub fn is_persistent_ftp(&self) -> bool {
         self.port == FTP && self.protocol == Protocol::Tcp && self.persistence.is_some()
     }
 
-    /// Whether its connections also go to other ports of its real servers than their own: to those that clients choose, be it for FTP's data or because it is of all ports.
-    pub fn leads_to_other_ports(&self) -> bool {
-        self.mark.is_none() && (self.port == 0 || self.is_persistent_ftp())
+    /// Whether what comes from any port of a real server may be a reply, and is taken.
+    pub fn takes_every_port_of(&self, dest: &Dest) -> bool {
+        let is_of_all = self.port == 0 && self.mark.is_none();
+        takes_every_port(is_of_all, self.is_persistent_ftp(), dest.forwarding)
+    }
+}
+
+/// Whether what comes from any port of a real server may be a reply, of a service of all ports, or of persistent FTP, to which the server names a port. The latter's by NAT are not taken for
+/// it: the director is those servers' router, and what they send by themselves would go past the machine's own firewall and NAT.
+pub fn takes_every_port(is_of_all: bool, is_persistent_ftp: bool, forwarding: Forwarding) -> bool {
+    match forwarding {
+        Forwarding::Masq => is_of_all,
+        Forwarding::FullNat => is_of_all || is_persistent_ftp,
+        Forwarding::Route | Forwarding::Tunnel | Forwarding::Bypass => false,
     }
 }
 
@@ -357,10 +370,11 @@ impl Services {
                 tables.has_tunnels |= dest.forwarding == Forwarding::Tunnel;
                 for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
                     tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
-                    if service.leads_to_other_ports() {
+                    if service.takes_every_port_of(dest) {
                         tables.masqueraded.entry((dest.address, 0, *protocol as u8)).or_insert(false);
+                        tables.has_any_port = true;
                     }
-                    tables.addresses.insert((dest.address, *protocol as u8));
+                    tables.servers.insert((dest.address, *protocol as u8));
                 }
             }
             for dest in service.dests.iter().filter(|dest| service.is_called_by(dest)) {
@@ -371,7 +385,7 @@ impl Services {
                     *caller = (Arc::clone(&service), Arc::clone(dest));
                 }
             }
-            tables.has_any_port |= service.port == 0 || service.leads_to_other_ports();
+            tables.has_any_port |= service.port == 0;
             tables.has_ftp |= service.is_persistent_ftp();
             for (service, server) in service.ftp_data() {
                 tables.ftp.insert(service.0);
@@ -400,7 +414,7 @@ impl Services {
         for (protocol, address, port) in removed {
             self.has_any_port |= port == 0;
             self.masqueraded.entry((address, port, protocol as u8)).or_insert(false);
-            self.addresses.insert((address, protocol as u8));
+            self.servers.insert((address, protocol as u8));
         }
         self
     }
@@ -458,7 +472,7 @@ impl Services {
 
     /// Whether a packet without ports may be from a real server reached by NAT.
     pub fn may_be_from_server<A: Address>(&self, source: A, protocol: u8) -> bool {
-        self.addresses.contains(&(source.into(), protocol))
+        self.servers.contains(&(source.into(), protocol))
     }
 
     /// Every service.

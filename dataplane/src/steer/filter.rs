@@ -329,6 +329,11 @@ impl Family {
         rule(chain, &|r| self.accept_local(r));
         rule(chain, &|r| self.own(r, source, Some(0)).is_in(real_servers.exact).verdict(Verdict::Drop));
         rule(chain, &|r| self.own(r, source, None).is_in(real_servers.any).verdict(Verdict::Drop));
+        // A first fragment goes where the later ones go.
+        rule(chain, &|r| {
+            self.more_fragments(r);
+            self.own(r, source, None).is_in(real_servers.here).verdict(Verdict::Drop);
+        });
 
         // The same without ports.
         let chain = self.later_fragments;
@@ -375,6 +380,15 @@ impl Family {
             NFPROTO_IPV4 => rule.payload(Base::Network, 6, 2).mask(&[0x1f, 0xff]),
             // Without a fragment header this ends the rule.
             _ => rule.extension(FRAGMENT, 2, 2).mask(&[0xff, 0xf8]),
+        }
+        .differs(&[0, 0])
+    }
+
+    /// Goes on with fragments that others follow.
+    fn more_fragments<'l, 'r, 'a>(&self, rule: &'l mut Rule<'r, 'a>) -> &'l mut Rule<'r, 'a> {
+        match self.number {
+            NFPROTO_IPV4 => rule.payload(Base::Network, 6, 2).mask(&[0x20, 0]),
+            _ => rule.extension(FRAGMENT, 2, 2).mask(&[0, 1]),
         }
         .differs(&[0, 0])
     }

@@ -348,6 +348,9 @@ pub(super) fn cases() -> Vec<Case> {
     row("last fragment of GRE", Packet { fragment: LATER, protocol: 47, ..SYN }.frame(), PASSED, ROUTED);
     row("last fragment of ICMP", Packet { fragment: LATER, protocol: 1, ports: (0x0300, 0), ..SYN }.frame(), PASSED, ROUTED);
     row("last fragment to another address", Packet { fragment: LATER, destination: OTHER, ..SYN }.frame(), PASSED, ROUTED);
+    row("first fragment from a real server's other port", Packet { fragment: MORE_FRAGMENTS, ports: (1, 40_000), length: 24, ..REPLY }.frame(), TAKEN, ROUTED);
+    row("first fragment from a real server's other port to us", Packet { fragment: MORE_FRAGMENTS, ports: (1, 40_000), length: 24, destination: OURS, ..REPLY }.frame(), PASSED, NOT_ROUTED);
+    row("first fragment from a real server of TCP, in UDP", Packet { fragment: MORE_FRAGMENTS, protocol: 17, length: 24, ..REPLY }.frame(), PASSED, ROUTED);
     row("last fragment from a real server", Packet { fragment: LATER, ..REPLY }.frame(), TAKEN, ROUTED);
     row("last fragment from a real server to us", Packet { fragment: LATER, destination: OURS, ..REPLY }.frame(), PASSED, NOT_ROUTED);
     row("last fragment from a real server of TCP, in UDP", Packet { fragment: LATER, protocol: 17, ..REPLY }.frame(), PASSED, ROUTED);

@@ -22,7 +22,7 @@
 //! All keys are in one hash map, whose value says what the key is ([`roles`]). The key with port 0 is asked first and
 //! says whether asking for the port is worth it, so a frame that is not the director's costs two lookups, and one that
 //! is costs two to four. A later fragment has no port: it is taken by the key with port 0 alone, when its address has
-//! any target at all. An ICMP error asks for the far key first, with the port if it is UDP's, whether that is a tunnel's.
+//! any target at all, and so is a first one of a real server's, lest the kernel keep one part of a datagram and the director the rest. An ICMP error asks for the far key first, with the port if it is UDP's, whether that is a tunnel's.
 //! The rules that mark frames are no map: they are [instructions](marked), and when they change the program is replaced.
 //! An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`); the key's last byte tells it from that
 //! very address in an IPv6 header.
@@ -123,6 +123,13 @@ const END: Register = R7;
 /// Bits of the key with port 0 that suffice to take a frame.
 const SUFFICES: Register = R8;
 
+/// Of a packet with ports: what is there with every port.
+const WHOLE: i32 = (roles::SERVICE_ANY | roles::REAL_SERVER_ANY) as i32;
+/// Of a first fragment: the same, and any real server, for all parts of its datagrams must come the same way.
+const FIRST_FRAGMENT: i32 = WHOLE | roles::REAL_SERVER_HERE as i32;
+/// Of a later one, which shows no port: whatever is there.
+const LATER_FRAGMENT: i32 = (roles::SERVICE_HERE | roles::REAL_SERVER_HERE) as i32;
+
 // The stack: three keys, each at a multiple of eight, and the ports that go into two of them when their turn comes;
 // and two bytes that keep nothing for long.
 const NEAR: i16 = -24;
@@ -184,14 +191,19 @@ fn ipv4(a: &mut Assembler) {
     set_protocol(a);
 
     // A later fragment: its address decides. ICMP has no targets, so a fragment of ICMP passes at the lookup.
-    a.set(SUFFICES, (roles::SERVICE_HERE | roles::REAL_SERVER_HERE) as i32);
+    a.set(SUFFICES, LATER_FRAGMENT);
     a.store(Size::Word, R10, FAR_PORT, 0); // both ports: never asked for, but the verifier cannot know
     a.load(Size::Half, R1, HEADER, 6); // flags and fragment offset
     a.alu(Alu::And, R1, network_order([0x1f, 0xff])); // the offset
     a.branch(When::NotEqual, R1, 0, "decide");
 
-    a.set(SUFFICES, (roles::SERVICE_ANY | roles::REAL_SERVER_ANY) as i32);
+    a.set(SUFFICES, WHOLE);
     a.branch(When::Equal, R3, ICMP, "icmp");
+    a.load(Size::Half, R1, HEADER, 6);
+    a.alu(Alu::And, R1, network_order([0x20, 0])); // more fragments
+    a.branch(When::Equal, R1, 0, "whole");
+    a.set(SUFFICES, FIRST_FRAGMENT);
+    a.label("whole");
     pass_without_ports(a, "ports");
 
     a.label("ports");
@@ -220,7 +232,7 @@ fn ipv6(a: &mut Assembler) {
         a.store(Size::Word, R10, key + PORT, i32::from_ne_bytes([0, 0, 0, V6])); // no port, no protocol, the family
     }
 
-    a.set(SUFFICES, (roles::SERVICE_ANY | roles::REAL_SERVER_ANY) as i32);
+    a.set(SUFFICES, WHOLE);
     a.alu(Alu::Add, HEADER, 40); // over the fixed header
     a.branch(When::Equal, R3, TCP, "upper ports"); // what nearly all frames have there
     a.branch(When::Equal, R3, UDP, "upper ports");
@@ -238,7 +250,7 @@ fn ipv6(a: &mut Assembler) {
 
     // As with IPv4, its address decides.
     a.label("later fragment");
-    a.set(SUFFICES, (roles::SERVICE_HERE | roles::REAL_SERVER_HERE) as i32);
+    a.set(SUFFICES, LATER_FRAGMENT);
     a.store(Size::Word, R10, FAR_PORT, 0); // both ports: never asked for, but the verifier cannot know
     set_protocol(a);
     a.jump("decide");
@@ -273,6 +285,10 @@ fn extension(a: &mut Assembler, round: u8) {
     a.alu(Alu::And, R1, network_order([0xff, 0xf8])); // the offset
     a.branch(When::NotEqual, R1, 0, "later fragment");
     a.set(R2, 8); // its length byte is reserved
+    a.load(Size::Half, R1, HEADER, 2);
+    a.alu(Alu::And, R1, network_order([0, 1])); // more fragments
+    a.branch(When::Equal, R1, 0, ("over", round));
+    a.set(SUFFICES, FIRST_FRAGMENT);
 
     // The verifier follows every range that R2 can have on its own, in every round: three kinds to the power of eight
     // rounds, half a second to load. Through a place on the stack that is not at a multiple of eight it comes back as
@@ -288,6 +304,7 @@ fn extension(a: &mut Assembler, round: u8) {
 /// An ICMPv6 error: as `icmp`, where what follows the embedded packet's fixed header is its transport header, or that of a fragment.
 fn icmpv6(a: &mut Assembler) {
     a.label("icmpv6");
+    a.set(SUFFICES, WHOLE);
     check_room(a, 8 + 40); // the ICMPv6 header, and the embedded fixed header
     a.load(Size::Byte, R1, HEADER, 0); // the type
     a.branch(When::Greater, R1, 127, "pass"); // RFC 4443 2.1: no error; echo, neighbour discovery, multicast listeners

@@ -5,7 +5,6 @@
 
 use arrayvec::ArrayVec;
 
-use crate::director::FirstPart;
 use crate::port::Frame;
 use crate::service::Tick;
 
@@ -16,9 +15,6 @@ const MOST: usize = 64;
 /// Milliseconds a fragment is kept. Reordering on the way is a matter of milliseconds; the kernel keeps all parts for 30 s because it waits for
 /// the last one, not for the first.
 const PATIENCE: u32 = 1_000;
-
-/// The same, of what a real server has sent if the first part may never come here.
-const SHORT_PATIENCE: u32 = 200;
 
 /// Milliseconds between two tries.
 pub const PAUSE: u32 = 1;
@@ -52,13 +48,9 @@ impl Kept {
         self.tried = now;
         std::mem::take(&mut self.entries)
     }
-}
 
-/// Whether a frame that came at `since` has been kept long enough.
-pub fn is_overdue(first: FirstPart, since: Tick, now: Tick) -> bool {
-    let patience = match first {
-        FirstPart::Late => PATIENCE,
-        FirstPart::LateOrElsewhere => SHORT_PATIENCE,
-    };
-    now.since(since) >= patience
+    /// Whether a fragment that came at `since` has been kept long enough.
+    pub fn is_overdue(since: Tick, now: Tick) -> bool {
+        now.since(since) >= PATIENCE
+    }
 }

@@ -24,13 +24,13 @@ use crossbeam::utils::CachePadded;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::conn::memory::prefetch;
-use crate::director::{Director, FirstPart, Known, Verdict};
+use crate::director::{Director, Known, Verdict};
 use crate::packet::Packet;
 use crate::port::{BURST, Burst, Frame, Losses, Pool, Port};
 use crate::profile::{Stage, Stopwatch};
 use crate::service::{Epoch, LinkId, PortId, Tick, WorkerId};
 use crate::stats::{Counters, Event, Reason};
-use kept::{Kept, is_overdue};
+use kept::Kept;
 use link::{Answer, Command, Link};
 use ring::{Receiver, Sender};
 use waiting::{Ask, Waiting};
@@ -266,11 +266,11 @@ impl Worker {
             let verdicts = self.judge(&mut burst, None, now);
             for (frame, verdict) in burst.into_iter().zip(verdicts) {
                 match verdict {
-                    Verdict::Keep(first) if is_overdue(first, since, now) => self.give_up(frame, now),
-                    Verdict::Hold if is_overdue(FirstPart::Late, since, now) => {
-                        self.lose(frame, Reason::FtpTimeout)
+                    Verdict::Keep if Kept::is_overdue(since, now) => {
+                        self.lose(frame, Reason::FragmentTimeout)
                     }
-                    Verdict::Keep(_) | Verdict::Hold => self.keep(frame, since),
+                    Verdict::Hold if Kept::is_overdue(since, now) => self.lose(frame, Reason::FtpTimeout),
+                    Verdict::Keep | Verdict::Hold => self.keep(frame, since),
                     verdict => self.settle(frame, &verdict, now),
                 }
             }
@@ -379,8 +379,8 @@ impl Worker {
             // The director has counted these two.
             Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
             Verdict::HandOff(owner, known) => self.hand_off(frame, owner, known),
-            Verdict::Keep(first) => self.keep_part(frame, first, now),
-            Verdict::Hold => self.hold(frame, now),
+            Verdict::Keep => self.keep_new(frame, Event::FragmentWaited, now),
+            Verdict::Hold => self.keep_new(frame, Event::FtpWaited, now),
             Verdict::Wait(link, neighbour) => self.wait_new(frame, (link, neighbour), now),
         }
     }
@@ -398,31 +398,9 @@ impl Worker {
     }
 
     #[cold]
-    fn keep_part(&mut self, frame: Frame, first: FirstPart, now: Tick) {
-        self.counters.worker(self.id).count(Event::FragmentWaited, 1);
-        match self.kept.push(frame, now) {
-            Ok(()) => {}
-            Err(frame) if first == FirstPart::LateOrElsewhere => self.give_up(frame, now),
-            Err(frame) => self.lose(frame, Reason::FragmentQueueFull),
-        }
-    }
-
-    #[cold]
-    fn hold(&mut self, frame: Frame, now: Tick) {
-        self.counters.worker(self.id).count(Event::FtpWaited, 1);
+    fn keep_new(&mut self, frame: Frame, why: Event, now: Tick) {
+        self.counters.worker(self.id).count(why, 1);
         self.keep(frame, now);
-    }
-
-    /// Does what is left to do about a later fragment whose first part has not come.
-    fn give_up(&mut self, mut frame: Frame, now: Tick) {
-        let memory = self.pool.memory();
-        let (start, len, port) = (frame.start(), frame.len(), PortId(frame.port));
-        let mut packet = Packet { chunk: memory.chunk(&mut frame), start, len, port };
-        let verdict = self.director.give_up(&mut packet, now);
-        let (start, len) = (packet.start, packet.len);
-        frame.set_data(start, len);
-        self.send_extras();
-        self.settle(frame, &verdict, now);
     }
 
     #[cold]

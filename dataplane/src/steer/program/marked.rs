@@ -58,7 +58,8 @@ fn rule(a: &mut Assembler, Marked { pattern, is_taken }: &Marked, next: (&'stati
         a.branch(When::NotEqual, R1, i32::from(protocol as u8), next);
     }
     if !pattern.has_every_port() {
-        let fragments = (roles::SERVICE_HERE | roles::REAL_SERVER_HERE) as i32;
+        // That suffices of later ones alone.
+        let fragments = roles::SERVICE_HERE as i32;
         match is_taken {
             true => a.branch(When::AnyBitOf, SUFFICES, fragments, there),
             false => a.branch(When::AnyBitOf, SUFFICES, fragments, next),
