@@ -161,6 +161,8 @@ impl<A: Near> Family<A> {
             virtual_port: tuple.destination_port,
             protocol: tuple.protocol,
             forwarding: Forwarding::Bypass,
+            // As below.
+            state: if tuple.protocol == UDP { State::Udp } else { State::None },
             dest: DestId::NOBODY,
             last_seen: now,
             timeout: EMBRYO,

@@ -292,7 +292,7 @@ fn extension(a: &mut Assembler, round: u8) {
 
     // The verifier follows every range that R2 can have on its own, in every round: three kinds to the power of eight
     // rounds, half a second to load. Through a place on the stack that is not at a multiple of eight it comes back as
-    // any 16 bits, so the three are one again (3,158 instructions followed, 2.7 ms). The longest header has 2048 bytes,
+    // any 16 bits, so the three are one again (some 3,200 instructions followed, 3 ms). The longest header has 2048 bytes,
     // so the mask only tells the verifier that HEADER stays within the reach of packets.
     a.label(("over", round));
     a.store(Size::Half, R10, SCRATCH, R2);
