@@ -32,6 +32,7 @@ fn dest(n: u32) -> Arc<Dest> {
         upper_threshold: 0,
         lower_threshold: 0,
         mss: None,
+        every_port: false,
     })
 }
 

@@ -448,7 +448,12 @@ impl Publisher {
             id: known.id,
             address: config.key.address,
             port: config.key.port,
-            forwarding: forwarding(config.forwarding),
+            forwarding: match config.forwarding {
+                Forwarding::Masq => data::Forwarding::Masq,
+                Forwarding::FullNat => data::Forwarding::FullNat,
+                Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
+                Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
+            },
             tunnel: match config.forwarding {
                 Forwarding::Tunnel(tunnel) => wrapping(tunnel),
                 _ => data::Tunnel::default(),
@@ -464,6 +469,7 @@ impl Publisher {
             upper_threshold: config.upper_threshold,
             lower_threshold: config.lower_threshold,
             mss: of.mss,
+            every_port: known.every_port,
         }
     }
 
@@ -552,24 +558,21 @@ fn protocols(key: &ServiceKey) -> &'static [data::Protocol] {
     }
 }
 
-/// Whether what comes from any port of a real server may be a reply.
+/// Whether what comes from any port of a real server may be a reply, and is taken: of a service of all ports, or of persistent FTP, to which the server names a port. The latter's by NAT are
+/// not taken for it: the director is those servers' router, and what they send by themselves would go past the machine's own firewall and NAT.
 fn takes_every_port(service: &ServiceConfig, server: &ServerConfig) -> bool {
     let ServiceKey::Address { protocol, port, .. } = service.key else { return false };
+    let is_of_all = port == 0;
     let is_persistent_ftp = (protocol, port) == (Protocol::Tcp, data::FTP) && service.persistent.is_some();
-    data::takes_every_port(port == 0, is_persistent_ftp, forwarding(server.forwarding))
+    match server.forwarding {
+        Forwarding::Masq => is_of_all,
+        Forwarding::FullNat => is_of_all || is_persistent_ftp,
+        Forwarding::Route | Forwarding::Tunnel(_) | Forwarding::Local => false,
+    }
 }
 
 fn translates_replies(forwarding: Forwarding) -> bool {
     matches!(forwarding, Forwarding::Masq | Forwarding::FullNat)
-}
-
-fn forwarding(forwarding: Forwarding) -> data::Forwarding {
-    match forwarding {
-        Forwarding::Masq => data::Forwarding::Masq,
-        Forwarding::FullNat => data::Forwarding::FullNat,
-        Forwarding::Tunnel(_) => data::Forwarding::Tunnel,
-        Forwarding::Route | Forwarding::Local => data::Forwarding::Route,
-    }
 }
 
 fn wrapping(tunnel: Tunnel) -> data::Tunnel {

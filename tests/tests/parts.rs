@@ -78,7 +78,11 @@ fn own(service: &str, server: &str, port: u16) -> (Bench, [Vec<u8>; 2]) {
 
 #[test]
 fn what_a_real_server_sends_by_itself_goes_on_in_parts_too() {
-    for (service, server, port) in [("-u 10.9.0.1:53", "10.1.0.11:53", 53), ("-f 1", "10.1.0.11:0", 40_000)] {
+    for (service, server, port) in [
+        ("-u 10.9.0.1:53", "10.1.0.11:53", 53),
+        ("-u 10.9.0.1:53", "10.1.0.11:53", 40_000),
+        ("-f 1", "10.1.0.11:0", 40_000),
+    ] {
         let (mut bench, parts) = own(service, server, port);
         for part in &parts {
             let (by, sent) = bench.frame(SERVERS, part).only();

@@ -21,13 +21,17 @@ fn bench(service: &str) -> Bench {
     bench
 }
 
+/// A message in a frame.
+fn datagram(macs: ([u8; 6], [u8; 6]), from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), message: &str) -> Vec<u8> {
+    let mut datagram = [from.1, to.1, 8 + message.len() as u16, 0].map(u16::to_be_bytes).concat();
+    datagram.extend(message.as_bytes());
+    frame(macs, from.0, to.0, 17, datagram, 6)
+}
+
 /// Sends a message; gives the real server's number, or why it was dropped.
 fn send(bench: &mut Bench, client: u8, from: u16, to: u16, message: &str) -> Result<u8, Verdict> {
     let client = Ipv4Addr::new(10, 0, 0, client);
-    let length = 8 + message.len() as u16;
-    let mut datagram = [from, to, length, 0].map(u16::to_be_bytes).concat();
-    datagram.extend(message.as_bytes());
-    let bytes = frame((client_mac(client), C0), client, VIP, 17, datagram, 6);
+    let bytes = datagram((client_mac(client), C0), (client, from), (VIP, to), message);
     let outcome = bench.frame(CLIENTS, &bytes);
     match outcome.verdict {
         Verdict::Forward(_) => Ok(outcome.only().1[5] - 10),
@@ -96,56 +100,61 @@ fn a_proxys_many_calls_are_told_apart() {
 fn a_call_is_one_workers_also_when_its_server_begins_it() {
     let mut handed = 0;
     for n in 0..20 {
-        let call = format!("{n}@h");
+        let name = format!("{n}@h");
         let verdicts = [true, false].map(|from_server| {
             let mut bench = Bench::of_worker(0, 2);
             assert_eq!(bench.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip").0, 0);
             assert_eq!(bench.ipvsadm("-a -u 10.9.0.1:5060 -r 10.1.0.11:5060 -m").0, 0);
             let (server, client) = (Ipv4Addr::new(10, 1, 0, 11), Ipv4Addr::new(10, 0, 0, 2));
-            let message = invite(&call);
-            let mut datagram = [5060, 5060, 8 + message.len() as u16, 0].map(u16::to_be_bytes).concat();
-            datagram.extend(message.as_bytes());
             let (port, bytes) = match from_server {
-                true => (SERVERS, frame((server_mac(server), S0), server, client, 17, datagram, 6)),
-                false => (CLIENTS, frame((client_mac(client), C0), client, VIP, 17, datagram, 6)),
+                true => (SERVERS, call((server_mac(server), S0), server, (client, 5060), &name)),
+                false => (CLIENTS, asked(client, &name)),
             };
             matches!(bench.frame(port, &bytes).verdict, Verdict::HandOff(WorkerId(1), _))
         });
-        assert_eq!(verdicts[0], verdicts[1], "{call}");
+        assert_eq!(verdicts[0], verdicts[1], "{name}");
         handed += usize::from(verdicts[0]);
     }
     assert!((1..20).contains(&handed), "{handed} of 20 are the other worker's");
 }
 
-/// A datagram of a call's in a frame.
+/// The first message of a call.
 fn call(macs: ([u8; 6], [u8; 6]), from: Ipv4Addr, to: (Ipv4Addr, u16), call: &str) -> Vec<u8> {
-    let message = invite(call);
-    let mut datagram = [5060, to.1, 8 + message.len() as u16, 0].map(u16::to_be_bytes).concat();
-    datagram.extend(message.as_bytes());
-    frame(macs, from, to.0, 17, datagram, 6)
+    datagram(macs, (from, 5060), to, &invite(call))
+}
+
+/// Two workers of a service that goes by calls, with these real servers.
+fn rig(servers: &[u8]) -> Rig {
+    let mut rig = Rig::new(2);
+    rig.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip");
+    for n in servers {
+        rig.ipvsadm(&format!("-a -u 10.9.0.1:5060 -r 10.1.0.{n}:5060 -m"));
+    }
+    rig
+}
+
+/// What a client asks in a call.
+fn asked(client: Ipv4Addr, name: &str) -> Vec<u8> {
+    call((client_mac(client), C0), client, (VIP, 5060), name)
+}
+
+/// A call of a client's that a worker keeps.
+fn kept_by(worker: u8, client: Ipv4Addr, name: &str) -> String {
+    let is_kept =
+        |name: &String| rig(&[11]).deliver(0, CLIENTS, &asked(client, name)).worker == WorkerId(worker);
+    (0..).map(|n| format!("{name}{n}@h")).find(is_kept).unwrap()
 }
 
 /// A call that finds no room leaves no word of itself: two workers would hand what comes of it to each other for ever.
 #[test]
 fn a_call_that_finds_no_room_is_nobodys() {
     let (server, client) = (Ipv4Addr::new(10, 1, 0, 11), Ipv4Addr::new(10, 0, 0, 2));
-    let rig = || {
-        let mut rig = Rig::new(2);
-        rig.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip");
-        rig.ipvsadm("-a -u 10.9.0.1:5060 -r 10.1.0.11:5060 -m");
-        rig.ipvsadm("-A -u 10.9.0.1:53 -s rr");
-        rig.ipvsadm("-a -u 10.9.0.1:53 -r 10.1.0.12:53 -m");
-        rig
-    };
-    let asked = |name: &str| call((client_mac(client), C0), client, (VIP, 5060), name);
     let called = |to: u16, name: &str| call((server_mac(server), S0), server, (client, to), name);
-    let kept_by = |worker| {
-        let is_kept = |name: &String| rig().deliver(0, CLIENTS, &asked(name)).worker == WorkerId(worker);
-        (0..).map(|n| format!("{n}@h")).find(is_kept).unwrap()
-    };
-    let [first, second] = [0, 1].map(kept_by);
+    let [first, second] = [0, 1].map(|worker| kept_by(worker, client, "a"));
 
-    let mut rig = rig();
+    let mut rig = rig(&[11]);
+    rig.ipvsadm("-A -u 10.9.0.1:53 -s rr");
+    rig.ipvsadm("-a -u 10.9.0.1:53 -r 10.1.0.12:53 -m");
     // Makes the call's template; then the worker's table fills up.
     assert!(matches!(rig.deliver(0, SERVERS, &called(5061, &first)).verdict, Verdict::Forward(_)));
     let fill = |n| udp((client_mac(client), C0), (client, n), (VIP, 53));
@@ -162,7 +171,7 @@ fn a_call_that_finds_no_room_is_nobodys() {
     assert_eq!(rig.owner(&answer), None);
     // Another call of the same ports, which the other worker keeps.
     rig.wait(Duration::from_secs(1000));
-    let delivery = rig.deliver(1, CLIENTS, &asked(&second));
+    let delivery = rig.deliver(1, CLIENTS, &asked(client, &second));
     assert!(matches!(delivery.verdict, Verdict::Forward(_)), "{delivery:?}");
 }
 
@@ -170,31 +179,18 @@ fn a_call_that_finds_no_room_is_nobodys() {
 #[test]
 fn a_client_answers_the_last_who_called() {
     let client = Ipv4Addr::new(10, 0, 0, 2);
-    let rig = || {
-        let mut rig = Rig::new(2);
-        rig.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip");
-        for n in [11, 12] {
-            rig.ipvsadm(&format!("-a -u 10.9.0.1:5060 -r 10.1.0.{n}:5060 -m"));
-        }
-        rig
-    };
-    let asked = |name: &str| call((client_mac(client), C0), client, (VIP, 5060), name);
-    let kept_by = |worker, name: &str| {
-        let is_kept = |name: &String| rig().deliver(0, CLIENTS, &asked(name)).worker == WorkerId(worker);
-        (0..).map(|n| format!("{name}{n}@h")).find(is_kept).unwrap()
-    };
     for keeper in [0, 1] {
-        let (first, second) = (kept_by(0, "a"), kept_by(keeper, "b"));
-        let mut rig = rig();
-        let older = rig.deliver(0, CLIENTS, &asked(&first)).bytes[5];
+        let (first, second) = (kept_by(0, client, "a"), kept_by(keeper, client, "b"));
+        let mut rig = rig(&[11, 12]);
+        let older = rig.deliver(0, CLIENTS, &asked(client, &first)).bytes[5];
         // Steady, if it may be.
-        rig.deliver(0, CLIENTS, &asked(&first));
+        rig.deliver(0, CLIENTS, &asked(client, &first));
         let caller = 23 - older;
         let server = Ipv4Addr::new(10, 1, 0, caller);
         let called = call((server_mac(server), S0), server, (client, 5060), &second);
         assert_eq!(rig.deliver(1, SERVERS, &called).worker, WorkerId(keeper));
         for worker in [1, 0, 0, 1] {
-            let answer = rig.deliver(worker, CLIENTS, &asked(&second));
+            let answer = rig.deliver(worker, CLIENTS, &asked(client, &second));
             assert_eq!((answer.bytes[5], answer.worker), (caller, WorkerId(keeper)));
         }
         // The older one's real server is still heard.

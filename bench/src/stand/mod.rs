@@ -114,6 +114,7 @@ fn dest(forwarding: Forwarding, first_id: u32, n: u8) -> Dest {
         upper_threshold: 0,
         lower_threshold: 0,
         mss: None,
+        every_port: false,
     }
 }
 

@@ -53,7 +53,7 @@ impl<A: Near> Family<A> {
         if let Some(verdict) = self.call_out(shared, packet, meta, now) {
             return verdict;
         }
-        if !meta.is_later_fragment() && is_refused_to_server(&shared.snapshot, meta) {
+        if is_refused_to_server(&shared.snapshot, meta) {
             // The kernel asks IPVS when it has aged the packet, and quotes it so.
             forward::age(packet, meta);
             return self.refuse_as_router(shared, packet, meta, Problem::PortUnreachable, now);
@@ -228,11 +228,12 @@ impl<A: Near> Family<A> {
     }
 }
 
-/// Whether a NAT real server is to be told that what it sends belongs to no connection (`nat_icmp_send`).
+/// Whether a NAT real server is to be told that what it sends belongs to no connection (`nat_icmp_send`). Of a later fragment it is not: that shows no port.
 pub(super) fn is_refused_to_server<A: Address>(snapshot: &Snapshot, meta: &Meta<A>) -> bool {
     let Tuple { source, source_port, protocol, .. } = meta.tuple;
     snapshot.sysctls.nat_icmp_send != 0
         && protocol != A::ICMP
+        && !meta.is_later_fragment()
         && !admission::is_abrupt(meta)
         && snapshot.services.has_nat_server(source, source_port, protocol)
 }

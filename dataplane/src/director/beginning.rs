@@ -161,8 +161,7 @@ impl<A: Near> Family<A> {
             virtual_port: tuple.destination_port,
             protocol: tuple.protocol,
             forwarding: Forwarding::Bypass,
-            // As below.
-            state: if tuple.protocol == UDP { State::Udp } else { State::None },
+            state: first_state(tuple.protocol),
             dest: DestId::NOBODY,
             last_seen: now,
             timeout: EMBRYO,
@@ -218,8 +217,7 @@ impl<A: Near> Family<A> {
             forwarding,
             marks,
             dest: dest.id,
-            // There is no other.
-            state: if tuple.protocol == UDP { State::Udp } else { State::None },
+            state: first_state(tuple.protocol),
             last_seen: now,
             timeout: EMBRYO,
             ..Conn::default()
@@ -308,6 +306,11 @@ impl<A: Near> Family<A> {
             }
         }
     }
+}
+
+/// The state of a connection before its first packet has been tracked. UDP's have one only.
+fn first_state(protocol: u8) -> State {
+    if protocol == UDP { State::Udp } else { State::None }
 }
 
 /// Whether a packet that no real server takes goes to where it is addressed (`ip_vs_leave`). It is made for caches that a mark's service leads everybody's requests

@@ -184,15 +184,11 @@ impl Pools {
                 let mut turn = turns.remove(&dest.id).unwrap_or_default();
                 let of_its_family = |local: &&Arc<Local>| local.address.is_ipv4() == dest.address.is_ipv4();
                 turn.change(service.locals.iter().filter(of_its_family), self.worker);
-                let other_ports = service.takes_every_port_of(dest).then_some(0);
-                for (local, port) in turn.locals.iter().flat_map(|local| {
-                    [dest.port].into_iter().chain(other_ports).map(|port| (local.address, port))
-                }) {
+                for port in [dest.port].into_iter().chain(dest.every_port.then_some(0)) {
                     let server = (dest.address, port);
-                    wanted.extend(service.protocols().iter().map(|p| Way {
-                        protocol: *p as u8,
-                        local,
-                        server,
+                    wanted.extend(turn.locals.iter().flat_map(|local| {
+                        let local = local.address;
+                        service.protocols().iter().map(move |p| Way { protocol: *p as u8, local, server })
                     }));
                 }
                 self.turns.insert(dest.id, turn);
@@ -455,6 +451,7 @@ mod tests {
             lower_threshold: 0,
             tell: Default::default(),
             mss: None,
+            every_port: false,
         });
         let (scheduler_name, scheduler) = sched::by_name("rr").unwrap();
         let service = Service {

@@ -126,6 +126,7 @@ mod tests {
                 upper_threshold: 0,
                 lower_threshold: 0,
                 mss: None,
+                every_port: false,
             })
         };
         let dests: Vec<_> = (1..).zip(weights).map(dest).collect();

@@ -174,6 +174,7 @@ mod bench {
             upper_threshold: 0,
             lower_threshold: 0,
             mss: None,
+            every_port: false,
         }
     }
 

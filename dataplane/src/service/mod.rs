@@ -281,6 +281,8 @@ pub struct Dest {
     pub lower_threshold: u32,
     /// The largest segment that either end may announce, in bytes. Its service's.
     pub mss: Option<u16>,
+    /// Whether connections go to other ports of it, too, and what comes from any of them is taken.
+    pub every_port: bool,
 }
 
 /// Milliseconds a connection lives in each state when nothing more comes.
@@ -338,22 +340,6 @@ impl Service {
     pub fn is_persistent_ftp(&self) -> bool {
         self.port == FTP && self.protocol == Protocol::Tcp && self.persistence.is_some()
     }
-
-    /// Whether what comes from any port of a real server may be a reply, and is taken.
-    pub fn takes_every_port_of(&self, dest: &Dest) -> bool {
-        let is_of_all = self.port == 0 && self.mark.is_none();
-        takes_every_port(is_of_all, self.is_persistent_ftp(), dest.forwarding)
-    }
-}
-
-/// Whether what comes from any port of a real server may be a reply, of a service of all ports, or of persistent FTP, to which the server names a port. The latter's by NAT are not taken for
-/// it: the director is those servers' router, and what they send by themselves would go past the machine's own firewall and NAT.
-pub fn takes_every_port(is_of_all: bool, is_persistent_ftp: bool, forwarding: Forwarding) -> bool {
-    match forwarding {
-        Forwarding::Masq => is_of_all,
-        Forwarding::FullNat => is_of_all || is_persistent_ftp,
-        Forwarding::Route | Forwarding::Tunnel | Forwarding::Bypass => false,
-    }
 }
 
 impl Services {
@@ -370,7 +356,7 @@ impl Services {
                 tables.has_tunnels |= dest.forwarding == Forwarding::Tunnel;
                 for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
                     tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
-                    if service.takes_every_port_of(dest) {
+                    if dest.every_port {
                         tables.masqueraded.entry((dest.address, 0, *protocol as u8)).or_insert(false);
                         tables.has_any_port = true;
                     }

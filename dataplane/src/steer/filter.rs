@@ -316,7 +316,7 @@ impl Family {
         // Frames whose own header does not decide.
         let chain = self.steer;
         rule(chain, &|r| {
-            self.fragment_offset(r).verdict(Verdict::Goto(self.later_fragments));
+            self.fragment(r, OFFSET).verdict(Verdict::Goto(self.later_fragments));
         });
         rule(chain, &|r| {
             self.icmp_error(r).verdict(Verdict::Goto(self.icmp_error));
@@ -331,7 +331,7 @@ impl Family {
         rule(chain, &|r| self.own(r, source, None).is_in(real_servers.any).verdict(Verdict::Drop));
         // A first fragment goes where the later ones go.
         rule(chain, &|r| {
-            self.more_fragments(r);
+            self.fragment(r, MORE);
             self.own(r, source, None).is_in(real_servers.here).verdict(Verdict::Drop);
         });
 
@@ -374,21 +374,16 @@ impl Family {
         });
     }
 
-    /// Goes on with later fragments.
-    fn fragment_offset<'l, 'r, 'a>(&self, rule: &'l mut Rule<'r, 'a>) -> &'l mut Rule<'r, 'a> {
+    /// Goes on with packets that have any of these bits in the word about fragments, as IPv4 and IPv6 have them.
+    fn fragment<'l, 'r, 'a>(
+        &self,
+        rule: &'l mut Rule<'r, 'a>,
+        [v4, v6]: [[u8; 2]; 2],
+    ) -> &'l mut Rule<'r, 'a> {
         match self.number {
-            NFPROTO_IPV4 => rule.payload(Base::Network, 6, 2).mask(&[0x1f, 0xff]),
+            NFPROTO_IPV4 => rule.payload(Base::Network, 6, 2).mask(&v4),
             // Without a fragment header this ends the rule.
-            _ => rule.extension(FRAGMENT, 2, 2).mask(&[0xff, 0xf8]),
-        }
-        .differs(&[0, 0])
-    }
-
-    /// Goes on with fragments that others follow.
-    fn more_fragments<'l, 'r, 'a>(&self, rule: &'l mut Rule<'r, 'a>) -> &'l mut Rule<'r, 'a> {
-        match self.number {
-            NFPROTO_IPV4 => rule.payload(Base::Network, 6, 2).mask(&[0x20, 0]),
-            _ => rule.extension(FRAGMENT, 2, 2).mask(&[0, 1]),
+            _ => rule.extension(FRAGMENT, 2, 2).mask(&v6),
         }
         .differs(&[0, 0])
     }
@@ -549,6 +544,10 @@ const EMBEDDED: u32 = 8;
 
 /// The kind of an IPv6 fragment header.
 const FRAGMENT: u8 = 44;
+
+/// Where a fragment stands in its datagram, in IPv4 and in IPv6; and that others follow.
+const OFFSET: [[u8; 2]; 2] = [[0x1f, 0xff], [0xff, 0xf8]];
+const MORE: [[u8; 2]; 2] = [[0x20, 0], [0, 1]];
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
 const NFPROTO_IPV4: u8 = 2;

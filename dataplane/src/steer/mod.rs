@@ -2,8 +2,8 @@
 //!
 //! The director owns the frames of its services and nothing else: requests to a service's address and port, or with its mark; for NAT,
 //! what a real server sends from its service port, or from any where a service is of all ports, or in fragments, to an
-//! address that is not the machine's own; for tunnels, ICMP errors about the outer packets. Everything else stays with the kernel, so ARP, neighbour discovery, SSH, BGP and ping to a
-//! VIP work as before.
+//! address that is not the machine's own; for tunnels, ICMP errors about the outer packets. Everything else stays with the
+//! kernel, so ARP, neighbour discovery, SSH, BGP and ping to a VIP work as before.
 //!
 //! There are two ways to take a frame, one for each kind of port:
 //! [`xdp`]: an XDP program redirects it to the worker's AF_XDP socket, and the kernel never sees it;

@@ -22,7 +22,8 @@
 //! All keys are in one hash map, whose value says what the key is ([`roles`]). The key with port 0 is asked first and
 //! says whether asking for the port is worth it, so a frame that is not the director's costs two lookups, and one that
 //! is costs two to four. A later fragment has no port: it is taken by the key with port 0 alone, when its address has
-//! any target at all, and so is a first one of a real server's, lest the kernel keep one part of a datagram and the director the rest. An ICMP error asks for the far key first, with the port if it is UDP's, whether that is a tunnel's.
+//! any target at all, and so is a first one of a real server's, lest the kernel keep one part of a datagram and the
+//! director the rest. An ICMP error asks for the far key first, with the port if it is UDP's, whether that is a tunnel's.
 //! The rules that mark frames are no map: they are [instructions](marked), and when they change the program is replaced.
 //! An address is 16 bytes, IPv4 is mapped (`::ffff:a.b.c.d`); the key's last byte tells it from that
 //! very address in an IPv6 header.

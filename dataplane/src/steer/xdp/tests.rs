@@ -2,7 +2,7 @@
 //! every frame with every byte changed, against a model that is obviously right.
 
 use std::io::ErrorKind::{ConnectionRefused, TimedOut};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use proptest::collection::vec;
@@ -138,16 +138,22 @@ fn released_targets_pass_again_and_others_stay() {
     }
 }
 
+/// Programs of two interfaces, whose frames go to this socket.
+fn on_two_interfaces(socket: BorrowedFd<'_>) -> Xdp {
+    let mut xdp = Xdp::load(&[interface(), interface()]).expect("BPF is allowed");
+    for port in 0..2 {
+        xdp.register(PortId(port), 0, socket).expect("it is an AF_XDP socket");
+    }
+    xdp
+}
+
 #[test]
 fn marked_frames_are_told_apart_by_interface_and_rules_are_replaced() {
     if !allowed() {
         return;
     }
     let Some(socket) = testbed::xdp_socket() else { return };
-    let mut xdp = Xdp::load(&[interface(), interface()]).expect("BPF is allowed");
-    for port in 0..2 {
-        xdp.register(PortId(port), 0, socket.as_fd()).expect("it is an AF_XDP socket");
-    }
+    let mut xdp = on_two_interfaces(socket.as_fd());
     let frame = cases().into_iter().find(|case| case.name == "marked: from a network").expect("a row").frame;
     let verdicts = |xdp: &Xdp| {
         let run = |number: usize| xdp.interfaces[number].program.run(&frame, 1).expect("long enough").verdict;
@@ -178,10 +184,7 @@ fn a_program_takes_frames_to_the_address_that_its_interface_has_now() {
         return;
     }
     let Some(socket) = testbed::xdp_socket() else { return };
-    let mut xdp = Xdp::load(&[interface(), interface()]).expect("BPF is allowed");
-    for port in 0..2 {
-        xdp.register(PortId(port), 0, socket.as_fd()).expect("it is an AF_XDP socket");
-    }
+    let mut xdp = on_two_interfaces(socket.as_fd());
     let marked = cases().into_iter().find(|case| case.name == "marked: from a network").expect("a row").frame;
     xdp.set_marked(&markings()).expect("the verifier accepts it");
     let verdicts = |xdp: &Xdp, mac: [u8; 6]| {
