@@ -12,7 +12,7 @@ use shunt_bench::stand::{VIP, client};
 use shunt_dataplane::forward::{dr, nat, tunnel};
 use shunt_dataplane::packet::checksum::Sum;
 use shunt_dataplane::packet::plain::{HeaderV4, Translation};
-use shunt_dataplane::packet::{Meta, Packet, Parsed, Plain, V4, parse};
+use shunt_dataplane::packet::{Extent, Meta, Packet, Parsed, Plain, V4, parse};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{Hop, PortId, Tunnel};
@@ -30,10 +30,12 @@ fn parsing(c: &mut Criterion) {
             b.iter(|| frames.iter().for_each(|frame| _ = black_box(parse(black_box(frame)))));
         });
         let mut chunks: Vec<_> = frames.iter().map(chunk).collect();
+        let mut extent = Extent::new(HEADROOM, FRAME, PortId(0));
         group.bench_function(format!("plain {name}"), |b| {
             b.iter(|| {
                 for chunk in &mut chunks {
-                    black_box(Plain::<HeaderV4>::of(black_box(&packet(chunk))).map(Plain::tuple));
+                    let packet = Packet { chunk, extent: &mut extent };
+                    black_box(Plain::<HeaderV4>::of(black_box(&packet)).map(Plain::tuple));
                 }
             });
         });
@@ -45,10 +47,6 @@ fn chunk(frame: &[u8; FRAME]) -> [u8; CHUNK] {
     let mut chunk = [0; CHUNK];
     chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(frame);
     chunk
-}
-
-fn packet(chunk: &mut [u8; CHUNK]) -> Packet<'_> {
-    Packet { chunk, start: HEADROOM, len: FRAME, port: PortId(0) }
 }
 
 /// A burst of frames that can be rewritten again and again.
@@ -91,7 +89,8 @@ fn rewriting(c: &mut Criterion) {
                 for (chunk, meta) in chunks.iter_mut().zip(&metas) {
                     // Its time to live would run out.
                     chunk[HEADROOM + 22] = 64;
-                    rewrite(&mut packet(chunk), black_box(meta));
+                    let mut extent = Extent::new(HEADROOM, FRAME, PortId(0));
+                    rewrite(&mut Packet { chunk, extent: &mut extent }, black_box(meta));
                 }
             });
         });

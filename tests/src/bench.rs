@@ -18,7 +18,7 @@ use shunt::rules::{Change, Rules};
 use shunt_dataplane::conn::State;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{Parts, Place, Verdict, Wish};
-use shunt_dataplane::packet::{Packet, Tags};
+use shunt_dataplane::packet::{Extent, Packet, Tags};
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::{
     Epoch, Interface, LinkId, Neighbour, Network, PortId, Route, Snapshot, Sysctls, Tick, Timeouts, Vlan,
@@ -240,7 +240,8 @@ impl Bench {
         let bytes = [&bytes[..12], tags.bytes(), &bytes[12..]].concat();
         let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
-        let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: bytes.len(), port }];
+        let mut extent = Extent::new(HEADROOM, bytes.len(), port);
+        let mut packets = [Packet { chunk: &mut chunk, extent: &mut extent }];
         let mut verdicts = Default::default();
         self.director.burst(&mut packets, None, self.now, &mut verdicts);
         let verdict = verdicts[0];

@@ -20,7 +20,7 @@ use shunt_dataplane::conn::paths::Paths;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::conn::{Conn, State};
 use shunt_dataplane::director::{Known, Parts, Verdict, Wish};
-use shunt_dataplane::packet::{Packet, Tuple, V4};
+use shunt_dataplane::packet::{Extent, Packet, Tuple, V4};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM, MAX_FRAME};
 use shunt_dataplane::service::{
@@ -239,7 +239,8 @@ impl Rig {
     fn look(&mut self, worker: usize, port: PortId, frame: &[u8], handed: Option<Known>) -> Delivery {
         let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
-        let mut packets = [Packet { chunk: &mut chunk, start: HEADROOM, len: frame.len(), port }];
+        let mut extent = Extent::new(HEADROOM, frame.len(), port);
+        let mut packets = [Packet { chunk: &mut chunk, extent: &mut extent }];
         let mut verdicts = Default::default();
         let handed = handed.as_ref().map(std::slice::from_ref);
         self.directors[worker].burst(&mut packets, handed, self.now, &mut verdicts);
@@ -256,9 +257,11 @@ impl Rig {
     pub fn burst(&mut self, frames: &[Vec<u8>]) -> Vec<(Verdict, Vec<u8>)> {
         let mut chunks = vec![[0xee; CHUNK]; frames.len().min(BURST)];
         let mut packets: Vec<Packet> = Vec::new();
-        for (chunk, frame) in chunks.iter_mut().zip(frames) {
+        let mut extents: Vec<_> =
+            frames.iter().map(|frame| Extent::new(HEADROOM, frame.len(), CLIENTS)).collect();
+        for ((chunk, extent), frame) in chunks.iter_mut().zip(&mut extents).zip(frames) {
             chunk[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
-            packets.push(Packet { chunk, start: HEADROOM, len: frame.len(), port: CLIENTS });
+            packets.push(Packet { chunk, extent });
         }
         let mut verdicts = Default::default();
         self.directors[0].burst(&mut packets, None, self.now, &mut verdicts);

@@ -12,7 +12,7 @@ use shunt_dataplane::director::Verdict;
 use shunt_dataplane::forward::reset;
 use shunt_dataplane::packet::protocol::SCTP;
 use shunt_dataplane::packet::tags::{QINQ, Tags, VLAN};
-use shunt_dataplane::packet::{Packet, Parsed, parse};
+use shunt_dataplane::packet::{Extent, Packet, Parsed, parse};
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::service::PortId;
 use shunt_dataplane::stats::Reason;
@@ -282,7 +282,8 @@ fn play(bench: &mut Bench, case: &str, step: &Value) -> Result<(), String> {
 fn reset(segment: &[u8]) -> Vec<u8> {
     let mut chunk = [0; CHUNK];
     chunk[HEADROOM..HEADROOM + segment.len()].copy_from_slice(segment);
-    let mut packet = Packet { chunk: &mut chunk, start: HEADROOM, len: segment.len(), port: HOME };
+    let mut extent = Extent::new(HEADROOM, segment.len(), HOME);
+    let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
     let Ok(Parsed::V4(meta)) = parse(packet.data()) else { panic!("no packet of IPv4: {}", to_hex(segment)) };
     reset::answer(&mut packet, &meta);
     packet.data().to_vec()

@@ -15,7 +15,7 @@ use arrayvec::ArrayVec;
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::table::Secret;
 use shunt_dataplane::director::{Director, Parts, Verdict};
-use shunt_dataplane::packet::Packet;
+use shunt_dataplane::packet::{Extent, Packet};
 use shunt_dataplane::port::BURST;
 use shunt_dataplane::port::frame::{CHUNK, HEADROOM};
 use shunt_dataplane::sched;
@@ -253,12 +253,14 @@ impl Stand {
     /// When the director does not forward them all.
     pub fn burst(&mut self, port: PortId, turn: usize, bytes: &[[u8; FRAME]]) -> Duration {
         let chunks = &mut self.chunks[turn % BURSTS * BURST..][..bytes.len()];
+        let mut extents = [Extent::new(HEADROOM, FRAME, port); BURST];
         let mut packets: ArrayVec<Packet, BURST> = chunks
             .iter_mut()
+            .zip(&mut extents)
             .zip(bytes)
-            .map(|(chunk, bytes)| {
+            .map(|((chunk, extent), bytes)| {
                 chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(bytes);
-                Packet { chunk, start: HEADROOM, len: FRAME, port }
+                Packet { chunk, extent }
             })
             .collect();
         let mut verdicts = ArrayVec::new();

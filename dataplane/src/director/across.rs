@@ -61,7 +61,7 @@ impl<A: Near> Family<A> {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
-        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port)) {
+        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port())) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         far.track(shared, id, meta, Direction::Reply, now);

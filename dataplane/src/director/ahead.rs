@@ -165,7 +165,7 @@ impl Seen {
         self.others.v6[usize::from(place)]
     }
 
-    /// Looks at a burst's packets, of which the first may be `known`, and asks for the index lines of all.
+    /// Looks at a burst's packets and asks for the index lines of all. Of each something may be `known`, if it was handed over.
     #[inline]
     pub fn look(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
         if !known.is_empty() {
@@ -193,12 +193,12 @@ impl Seen {
         self.hashes[last].iter().for_each(|hash| conns.prefetch_index(*hash));
     }
 
-    /// Looks at packets of which another worker knows something, at those of which it does not, too.
+    /// Looks at packets of which another worker may know something.
     #[inline(never)]
     fn recall(&mut self, families: Families, packets: &mut [Packet], known: &[Known]) {
+        debug_assert_eq!(packets.len(), known.len());
         packets.iter().take(AHEAD).for_each(|packet| prefetch(packet.first_line()));
-        for n in 0..packets.len() {
-            let known = known.get(n).copied().unwrap_or_default();
+        for (n, known) in known.iter().enumerate() {
             let Some(candidate) = known.candidate() else {
                 self.has_hashes = true;
                 families.0.conns.prefetch_index(known.0);

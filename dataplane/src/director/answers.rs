@@ -26,7 +26,7 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Verdict {
         let Snapshot { services, network, .. } = &*shared.snapshot;
-        let is_home = network.is_home(packet.port);
+        let is_home = network.is_home(packet.port());
         // Of datagrams in parts all of a real server's come here: later parts show no port.
         let is_servers = services.is_masqueraded(tuple.source, tuple.source_port, tuple.protocol)
             || meta.fragment.is_some() && services.may_be_from_server(tuple.source, tuple.protocol)
@@ -157,7 +157,7 @@ impl<A: Near> Family<A> {
     fn count_answer(&self, shared: &Shared, packet: &mut Packet, verdict: Verdict, id: ConnId) {
         if matches!(verdict, Verdict::Reply(_)) {
             let headers = ETHERNET + Tags::of(packet.data()).len();
-            shared.mine().dest(self.conns.conn(id).dest).count_out((packet.len - headers) as u64);
+            shared.mine().dest(self.conns.conn(id).dest).count_out((packet.len() - headers) as u64);
         }
     }
 
@@ -178,7 +178,7 @@ impl<A: Near> Family<A> {
         let network = &shared.snapshot.network;
         let back = network.route(meta.tuple.source.into()).and_then(|route| route.link);
         match network
-            .link(back.unwrap_or(packet.port.into()))
+            .link(back.unwrap_or(packet.port().into()))
             .and_then(|(interface, ..)| interface.address_towards(&meta.tuple.source.into()))
             .and_then(|address| A::of(*address))
         {
@@ -209,7 +209,7 @@ impl<A: Near> Family<A> {
         let network = &shared.snapshot.network;
         let sender = meta.tuple.source.into();
         self.hops.hop(network, sender).unwrap_or_else(|_| {
-            let port = packet.port;
+            let port = packet.port();
             let came = packet.data();
             let mut macs = [0; 12];
             macs[..6].copy_from_slice(&came[6..12]);

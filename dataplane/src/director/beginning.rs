@@ -55,7 +55,7 @@ impl<A: Near> Family<A> {
         if speaks_ftp && let Some(verdict) = self.expected(shared, packet, meta, hash, now) {
             return verdict;
         }
-        let Some(service) = services.services.find_for(tuple, packet.port) else {
+        let Some(service) = services.services.find_for(tuple, packet.port()) else {
             if speaks_ftp && let Some(verdict) = self.stray_of_ftp(shared, packet, meta) {
                 return verdict;
             }

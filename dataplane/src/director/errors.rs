@@ -41,7 +41,7 @@ impl<A: Near> Family<A> {
                 return Verdict::hand_off(owner);
             }
             let snapshot = Arc::clone(&shared.snapshot);
-            let Some(service) = snapshot.services.find_for(&turned, packet.port) else {
+            let Some(service) = snapshot.services.find_for(&turned, packet.port()) else {
                 return self.stray(shared, packet, meta, &turned, now);
             };
             if snapshot.sysctls.schedule_icmp == 0 {

@@ -339,7 +339,7 @@ impl<A: Near> Family<A> {
             Err(why) => return why.into(),
         };
         // To the real server the director is a router, and a router looks at this before anything else.
-        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port)) {
+        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port())) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         let heard;

@@ -57,7 +57,7 @@ impl<A: Near> Family<A> {
                 let tuple = &meta.tuple;
                 let services = &shared.snapshot.services;
                 let may_be_ours =
-                    services.may_concern(tuple.source, tuple.destination, tuple.protocol, packet.port);
+                    services.may_concern(tuple.source, tuple.destination, tuple.protocol, packet.port());
                 return if may_be_ours { Verdict::Keep } else { Verdict::Pass };
             }
             Err(reason) => return Verdict::Drop(reason),

@@ -54,7 +54,7 @@ impl<A: Near> Family<A> {
     #[inline]
     pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
         let network = ETHERNET + hop.tags.len();
-        match packet.len <= network + usize::from(hop.mtu) {
+        match packet.len() <= network + usize::from(hop.mtu) {
             true => Verdict::Forward(hop.port),
             false => self.send_in_pieces(shared, packet, network, hop),
         }

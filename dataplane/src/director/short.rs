@@ -98,7 +98,7 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) -> Option<PortId> {
         let (id, direction) = glance.likely.candidate()?;
-        let arrival = packet.port;
+        let arrival = packet.port();
         let plain = Plain::<A::Header>::again(packet)?;
         let conn = self.conns.conn_as_is(id);
         if conn.remaining(now) == 0 || plain.hops_left() <= 1 {
@@ -246,7 +246,7 @@ fn to_client<A: Near>(plain: &mut Plain<A::Header>, conn: &Conn<A>, hop: &Hop) -
 /// Drops Ethernet padding, and puts the hop's VLAN tags on.
 #[inline(always)]
 fn frame(packet: &mut Packet, length: u16, hop: &Hop) {
-    packet.len = ETHERNET + usize::from(length);
+    packet.set_len(ETHERNET + usize::from(length));
     if !hop.tags.is_empty() {
         forward::address(packet, hop);
     }

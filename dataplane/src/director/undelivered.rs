@@ -95,7 +95,7 @@ impl<A: Near> Family<A> {
         // As when the director itself refuses a packet: from the virtual address.
         icmp::answer(packet, &inner, problem, inner.tuple.destination);
         let counters = shared.mine().dest(conn.dest);
-        counters.count_out((packet.len - ETHERNET) as u64);
+        counters.count_out((packet.len() - ETHERNET) as u64);
         address(packet, &hop);
         Some(Verdict::Reply(hop.port))
     }

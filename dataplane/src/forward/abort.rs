@@ -39,8 +39,7 @@ pub fn answer<A: Address>(packet: &mut Packet, meta: &Meta<A>) -> Option<()> {
     let tag = be32(message, 4);
 
     // Two headers and a chunk's, no longer than what they answer, go where that begins, VLAN tags dropped.
-    packet.start += network - ETHERNET;
-    packet.len = ETHERNET + A::HEADER + ANSWER;
+    packet.set_extent(packet.start() + network - ETHERNET, ETHERNET + A::HEADER + ANSWER);
     let data = packet.data();
     put16(data, 12, A::ETHERTYPE);
     let (ip, answer) = data[ETHERNET..].split_at_mut(A::HEADER);

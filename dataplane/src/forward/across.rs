@@ -70,7 +70,7 @@ pub fn translate<A: Address, B: Address>(
             return false;
         }
     }
-    let transport = packet.start + usize::from(meta.transport);
+    let transport = packet.start() + usize::from(meta.transport);
     let length = usize::from(meta.end - meta.transport);
     head(packet, transport, length, meta.tuple.protocol, &onward, (source, destination), hop)
 }
@@ -87,8 +87,7 @@ fn head<B: Address>(
 ) -> bool {
     let header = B::onward_header(onward);
     let Some(start) = transport.checked_sub(ETHERNET + header) else { return false };
-    packet.start = start;
-    packet.len = ETHERNET + header + length;
+    packet.set_extent(start, ETHERNET + header + length);
     let data = packet.data();
     put16(data, 12, B::ETHERTYPE);
     B::write_onward(&mut data[ETHERNET..ETHERNET + header], length, protocol, onward, source, destination);
@@ -158,7 +157,7 @@ pub fn error<A: Address, B: Address>(
         id: 0,
     };
     // A message that has grown may reach further than the frame did; there is room for it behind a header of the new family.
-    let transport = (packet.start + usize::from(meta.transport)).max(ETHERNET + B::HEADER);
+    let transport = (packet.start() + usize::from(meta.transport)).max(ETHERNET + B::HEADER);
     if transport + length > packet.chunk.len() {
         return false;
     }

@@ -137,8 +137,8 @@ pub fn rewrite<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, correction: 
 
 /// Puts other bytes into a segment behind its header. `false` when there is no room.
 fn replace<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, header: usize, part: &Part) -> bool {
-    let data = packet.start + usize::from(meta.transport) + header;
-    let (from, to, end) = (data + part.from, data + part.to, packet.start + usize::from(meta.end));
+    let data = packet.start() + usize::from(meta.transport) + header;
+    let (from, to, end) = (data + part.from, data + part.to, packet.start() + usize::from(meta.end));
     let new_end = end - (to - from) + part.text.len();
     if new_end > packet.chunk.len() {
         return false;
@@ -148,7 +148,7 @@ fn replace<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, header: usize, p
     let by = (new_end as u16).wrapping_sub(end as u16);
     meta.end = meta.end.wrapping_add(by);
     // What Ethernet padded the frame with is gone.
-    packet.len = usize::from(meta.end);
+    packet.set_len(usize::from(meta.end));
 
     let (source, destination) = (meta.tuple.source, meta.tuple.destination);
     let (ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));

@@ -117,7 +117,7 @@ impl Cut {
         let mut piece = [0; CHUNK];
         let piece = &mut piece[..self.length(last)];
         self.write(packet.data(), last, piece);
-        packet.len = piece.len();
+        packet.set_len(piece.len());
         packet.data().copy_from_slice(piece);
     }
 }
@@ -151,6 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::packet::Extent;
     use crate::service::PortId;
 
     /// A frame around an IP packet with this header.
@@ -182,7 +183,8 @@ mod tests {
             .collect();
         let mut chunk = [0; CHUNK];
         chunk[100..100 + frame.len()].copy_from_slice(frame);
-        let mut packet = Packet { chunk: &mut chunk, start: 100, len: frame.len(), port: PortId(0) };
+        let mut extent = Extent::new(100, frame.len(), PortId(0));
+        let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
         cut.keep_last(&mut packet);
         pieces.push(packet.data().to_vec());
         pieces

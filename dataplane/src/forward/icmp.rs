@@ -56,11 +56,10 @@ pub fn answer<A: Address>(packet: &mut Packet, meta: &Meta<A>, problem: Problem,
     let headers = ETHERNET + A::HEADER + HEADER;
     let quoted = usize::from(meta.length()).min(A::LONGEST_ERROR - A::HEADER - HEADER);
     // The quote stays where it is when there is room before it, as there is in every frame that a port received.
-    let at = packet.start + usize::from(meta.network);
+    let at = packet.start() + usize::from(meta.network);
     let quote = at.max(headers);
     packet.chunk.copy_within(at..at + quoted, quote);
-    packet.start = quote - headers;
-    packet.len = headers + quoted;
+    packet.set_extent(quote - headers, headers + quoted);
 
     let data = packet.data();
     put16(data, 12, A::ETHERTYPE);

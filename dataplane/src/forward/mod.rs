@@ -69,8 +69,7 @@ pub fn is_too_big<A: Address>(packet: &mut Packet, meta: &Meta<A>, mtu: u16) -> 
 #[inline(always)]
 fn frame<A: Address>(packet: &mut Packet, meta: &Meta<A>, hop: &Hop) {
     let tags = usize::from(meta.network) - ETHERNET;
-    packet.len = usize::from(meta.end) - tags;
-    packet.start += tags;
+    packet.set_extent(packet.start() + tags, usize::from(meta.end) - tags);
     let Some(header) = packet.data().first_chunk_mut::<ETHERNET>() else { return };
     header[..12].copy_from_slice(&hop.macs);
     put16(header, 12, A::ETHERTYPE);
@@ -92,12 +91,12 @@ pub fn address(packet: &mut Packet, hop: &Hop) {
 #[cold]
 fn tag(packet: &mut Packet, tags: &Tags) {
     // There is room before the frame, as there is before every frame that a port received.
-    if packet.start < tags.len() {
-        packet.chunk.copy_within(packet.start..packet.start + packet.len, tags.len());
-        packet.start = tags.len();
+    let (mut start, len) = (packet.start(), packet.len());
+    if start < tags.len() {
+        packet.chunk.copy_within(start..start + len, tags.len());
+        start = tags.len();
     }
-    packet.start -= tags.len();
-    packet.len += tags.len();
+    packet.set_extent(start - tags.len(), len + tags.len());
     packet.data()[12..12 + tags.len()].copy_from_slice(tags.bytes());
 }
 

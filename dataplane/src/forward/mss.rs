@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
     use crate::packet::checksum::{Sum, pseudo_header};
-    use crate::packet::{CHUNK, Parsed, V4, parse};
+    use crate::packet::{CHUNK, Extent, Parsed, V4, parse};
     use crate::service::PortId;
 
     /// A SYN over IPv4 with these options, and bytes after them.
@@ -125,7 +125,8 @@ mod tests {
         let mut chunk = [0; CHUNK];
         chunk[..frame.len()].copy_from_slice(frame);
         let Ok(Parsed::V4(meta)) = parse(frame) else { panic!("a SYN") };
-        let mut packet = Packet { chunk: &mut chunk, start: 0, len: frame.len(), port: PortId(0) };
+        let mut extent = Extent::new(0, frame.len(), PortId(0));
+        let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
         clamp(&mut packet, &meta, most);
         packet.data().to_vec()
     }

@@ -70,14 +70,14 @@ pub fn header(version: Version, client: (IpAddr, u16), service: (IpAddr, u16)) -
 /// Puts the header into a segment without data. `false` when there is no room.
 pub fn ride<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, header: &Header, mtu: u16) -> bool {
     let more = header.len() as u16;
-    let end = packet.start + usize::from(meta.end);
+    let end = packet.start() + usize::from(meta.end);
     if meta.length() + more > mtu || end + header.len() > packet.chunk.len() {
         return false;
     }
     // What Ethernet padded the frame with is overwritten.
     packet.chunk[end..end + header.len()].copy_from_slice(header);
     meta.end += more;
-    packet.len = usize::from(meta.end);
+    packet.set_len(usize::from(meta.end));
     let (ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));
     let old = be16(segment, 12);
     segment[13] |= tcp_flags::PSH;

@@ -28,8 +28,7 @@ pub fn answer<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
         + u32::from(meta.flags & tcp_flags::FIN != 0);
 
     // The answer is two bare headers, no longer than what it answers, and goes where that begins, VLAN tags dropped.
-    packet.start += network - ETHERNET;
-    packet.len = ETHERNET + A::HEADER + SEGMENT;
+    packet.set_extent(packet.start() + network - ETHERNET, ETHERNET + A::HEADER + SEGMENT);
     let data = packet.data();
     put16(data, 12, A::ETHERTYPE);
     let (ip, answer) = data[ETHERNET..].split_at_mut(A::HEADER);

@@ -35,13 +35,12 @@ pub fn insert<A: Address>(packet: &mut Packet, meta: &mut Meta<A>, (address, por
     let end = usize::from(meta.end) - header_at;
     let fits =
         header >= OPTIONS && header + more <= LONGEST && header <= end && meta.length() + length <= mtu;
-    if !fits || packet.start < more {
+    if !fits || packet.start() < more {
         return;
     }
-    let from = packet.start;
+    let from = packet.start();
     packet.chunk.copy_within(from..from + header_at + OPTIONS, from - more);
-    packet.start -= more;
-    packet.len += more;
+    packet.set_extent(from - more, packet.len() + more);
     meta.end += length;
 
     let (ip, segment) = ip(packet, meta).split_at_mut(usize::from(meta.transport - meta.network));

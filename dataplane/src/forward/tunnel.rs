@@ -110,7 +110,7 @@ pub fn request<A: Address>(
     let header = ip(packet, meta);
     A::age(header, Change::default());
     let onward = onward::<A>(header, id);
-    let inner = (packet.start + usize::from(meta.network), usize::from(meta.length()));
+    let inner = (packet.start() + usize::from(meta.network), usize::from(meta.length()));
     match way {
         Way::V4(ends) => encase::<A, V4>(packet, inner, &onward, (tunnel, flow), ends, hop),
         Way::V6(ends) => encase::<A, V6>(packet, inner, &onward, (tunnel, flow), ends, hop),
@@ -127,7 +127,7 @@ pub fn plain_request<H: Header, O: Address>(
     mtu: u16,
     (flow, id): (u64, impl FnOnce() -> u16),
 ) -> Option<()> {
-    let inner = packet.start + ETHERNET;
+    let inner = packet.start() + ETHERNET;
     let plain = Plain::<H>::again(packet)?;
     let length = usize::from(plain.length());
     if O::HEADER + wrapping(tunnel) + length > usize::from(mtu) {
@@ -164,12 +164,12 @@ fn encase<A: Address, O: Address>(
 ) {
     let before = ETHERNET + O::HEADER + wrapping(tunnel);
     // The inner packet stays where it is when there is room before it, as there is in every frame that a port received.
-    packet.start = inner.checked_sub(before).unwrap_or_else(|| {
+    let start = inner.checked_sub(before).unwrap_or_else(|| {
         packet.chunk.copy_within(inner..inner + length, before);
         0
     });
-    packet.len = before + length;
-    if let Some(frame) = packet.chunk.get_mut(packet.start..) {
+    packet.set_extent(start, before + length);
+    if let Some(frame) = packet.chunk.get_mut(start..) {
         write::<A, O>(frame, wrapping(tunnel) + length, tunnel, onward, ends, hop, flow);
     }
     if !hop.tags.is_empty() {
@@ -294,7 +294,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::{CHUNK, Parsed, parse};
+    use crate::packet::{CHUNK, Extent, Parsed, parse};
     use crate::service::PortId;
 
     const OWN_V4: V4 = V4(3);
@@ -318,7 +318,8 @@ mod tests {
     fn wrapped(frame: &[u8], tunnel: Tunnel, ends: Ends) -> Vec<u8> {
         let mut chunk = [0; CHUNK];
         chunk[128..128 + frame.len()].copy_from_slice(frame);
-        let mut packet = Packet { chunk: &mut chunk, start: 128, len: frame.len(), port: PortId(0) };
+        let mut extent = Extent::new(128, frame.len(), PortId(0));
+        let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
         let hop = Hop { mtu: 1500, own_v4: OWN_V4, own_v6: OWN_V6, ..Hop::default() };
         let way = Way::by(&hop, ends.destination).unwrap();
         match parse(frame) {

@@ -17,34 +17,106 @@ pub use parse::{Meta, Parsed, parse};
 pub use plain::Plain;
 pub use tags::Tags;
 
+use crate::service::PortId;
+
 /// Bytes in a chunk. AF_XDP wants a power of two of at least 2048 that divides a page; 2048 holds a full Ethernet
 /// frame with VLAN tags (1522) behind its headroom, and 4096 would halve the frames a cache can hold.
 pub const CHUNK: usize = 2048;
 
-/// A frame in its chunk of memory. The data is `chunk[start..start + len]`; what lies around it is free for
-/// outer headers and replies.
+/// Where a frame lies in its chunk of memory, and the port it came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Extent {
+    start: u16,
+    len: u16,
+    /// The port it came in by.
+    pub port: PortId,
+}
+
+impl Extent {
+    /// A frame of `len` bytes that begins at `start`.
+    ///
+    /// # Panics
+    /// When that does not lie inside a chunk.
+    pub const fn new(start: usize, len: usize, port: PortId) -> Self {
+        assert!(start + len <= CHUNK, "data outside its chunk");
+        Self { start: start as u16, len: len as u16, port }
+    }
+
+    /// Made again of its parts.
+    #[inline]
+    pub(crate) fn from_parts(start: u16, len: u16, port: PortId) -> Self {
+        Self { start, len, port }
+    }
+
+    /// Where the frame begins.
+    #[inline]
+    pub fn start(self) -> usize {
+        self.start.into()
+    }
+
+    /// The frame's bytes.
+    #[allow(clippy::len_without_is_empty, reason = "an empty frame is a free frame; nobody asks")]
+    #[inline]
+    pub fn len(self) -> usize {
+        self.len.into()
+    }
+}
+
+/// A frame in its chunk of memory. What lies around it is free for outer headers and replies.
+// It borrows where it lies, too, so that whoever has the frame need not be told when that has changed.
 #[derive(Debug)]
 pub struct Packet<'a> {
     /// The whole chunk.
     pub chunk: &'a mut [u8; CHUNK],
-    /// Where the frame begins.
-    pub start: usize,
-    /// The frame's bytes.
-    pub len: usize,
-    /// The port it came in by.
-    pub port: crate::service::PortId,
+    /// Where in it the frame lies.
+    pub extent: &'a mut Extent,
 }
 
 impl Packet<'_> {
+    /// Where the frame begins.
+    #[inline]
+    pub fn start(&self) -> usize {
+        self.extent.start()
+    }
+
+    /// The frame's bytes.
+    #[allow(clippy::len_without_is_empty, reason = "an empty frame is a free frame; nobody asks")]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.extent.len()
+    }
+
+    /// The port it came in by.
+    #[inline]
+    pub fn port(&self) -> PortId {
+        self.extent.port
+    }
+
+    /// Says where the frame lies now. It must lie inside its chunk.
+    #[inline]
+    pub fn set_extent(&mut self, start: usize, len: usize) {
+        debug_assert!(start + len <= CHUNK, "data outside its chunk");
+        (self.extent.start, self.extent.len) = (start as u16, len as u16);
+    }
+
+    /// The frame is as long as this now.
+    #[inline]
+    pub fn set_len(&mut self, len: usize) {
+        debug_assert!(self.start() + len <= CHUNK, "data outside its chunk");
+        self.extent.len = len as u16;
+    }
+
     /// The frame.
     pub fn data(&mut self) -> &mut [u8] {
-        &mut self.chunk[self.start..self.start + self.len]
+        let (start, len) = (self.start(), self.len());
+        &mut self.chunk[start..start + len]
     }
 
     /// The line that the frame begins on, to be fetched: it was written by another core, or by the NIC.
     #[inline]
     pub fn first_line(&self) -> *const u8 {
-        self.chunk.as_ptr().wrapping_add(self.start)
+        self.chunk.as_ptr().wrapping_add(self.start())
     }
 }
 

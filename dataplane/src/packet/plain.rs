@@ -113,22 +113,23 @@ impl<H: Header> Plain<H> {
     /// The headers of a plain frame with a datagram, or a segment that is wanted.
     #[inline(always)]
     fn of_wanted<'a>(packet: &'a Packet, is_wanted: impl Fn(&Self) -> bool) -> Option<&'a Self> {
-        let (plain, _) = Self::ref_from_prefix(packet.chunk.get(packet.start..)?).ok()?;
+        let start = packet.start();
+        let plain = Self::ref_from_bytes(packet.chunk.get(start..start + size_of::<Self>())?).ok()?;
         let least = match plain.ip.protocol() {
             TCP if is_wanted(plain) => 20,
             UDP => 8,
             _ => return None,
         };
         let length = usize::from(plain.ip.length());
-        let is_whole = least + size_of::<H>() <= length && ETHERNET + length <= packet.len;
+        let is_whole = least + size_of::<H>() <= length && ETHERNET + length <= packet.len();
         (is_whole && plain.ethertype.get() == H::Address::ETHERTYPE && plain.ip.is_sound()).then_some(plain)
     }
 
     /// The headers of a frame that is [known](Self::of) to be plain.
     #[inline]
     pub fn again<'a>(packet: &'a mut Packet) -> Option<&'a mut Self> {
-        let (plain, _) = Self::mut_from_prefix(packet.chunk.get_mut(packet.start..)?).ok()?;
-        Some(plain)
+        let start = packet.start();
+        Self::mut_from_bytes(packet.chunk.get_mut(start..start + size_of::<Self>())?).ok()
     }
 
     /// What [`parse`](super::parse()) says of it.
@@ -377,7 +378,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::checksum::{Change, Sum};
-    use super::super::{CHUNK, Parsed, parse, put16, tags};
+    use super::super::{CHUNK, Extent, Parsed, parse, put16, tags};
     use super::*;
     use crate::service::PortId;
 
@@ -428,7 +429,8 @@ mod tests {
     }
 
     fn agrees<H: Header>(chunk: &mut [u8; CHUNK], len: usize, long: Option<Meta<H::Address>>) {
-        let packet = Packet { chunk, start: 64, len, port: PortId(0) };
+        let mut extent = Extent::new(64, len, PortId(0));
+        let packet = Packet { chunk, extent: &mut extent };
         match (Plain::<H>::of(&packet), long) {
             (Some(plain), long) => assert_eq!(Some(plain.meta()), long),
             (None, Some(meta)) => {
@@ -480,7 +482,8 @@ mod tests {
         let tagged = [&[2; 12][..], &tags::VLAN.to_be_bytes(), &[0, 7, 8, 0, 0x45], &[0; 100]].concat();
         let mut chunk = [0; CHUNK];
         chunk[..tagged.len()].copy_from_slice(&tagged);
-        let packet = Packet { chunk: &mut chunk, start: 0, len: tagged.len(), port: PortId(0) };
+        let mut extent = Extent::new(0, tagged.len(), PortId(0));
+        let packet = Packet { chunk: &mut chunk, extent: &mut extent };
         assert!(Plain::<HeaderV4>::of(&packet).is_none());
     }
 }

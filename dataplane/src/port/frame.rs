@@ -21,7 +21,8 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::conn::memory::{Backing, advise};
 pub use crate::packet::CHUNK;
-use crate::service::WorkerId;
+use crate::packet::{Extent, Packet};
+use crate::service::{PortId, WorkerId};
 use crate::worker::ring::{self, Receiver, Sender};
 
 /// Free bytes before a received frame, so that a tunnel's outer headers can be put in front of it. AF_XDP puts 256 bytes of its own
@@ -30,6 +31,9 @@ pub const HEADROOM: usize = 256;
 
 /// The longest frame that one chunk can hold.
 pub const MAX_FRAME: usize = CHUNK - HEADROOM;
+
+/// Of a free frame.
+const EMPTY: Extent = Extent::new(HEADROOM, 0, PortId(0));
 
 /// Tells memories apart. A process makes one, its tests some thousands.
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
@@ -46,16 +50,14 @@ pub struct FrameMemory {
 ///
 /// Not `Clone`: two tokens for one chunk would be two mutable views of the same bytes. It knows its memory, for in another one its chunk may
 /// have a token already.
-// In this order the first three are most of a word for a ring, as they lie.
+// In this order its beginning is most of a word for a ring, as it lies.
 #[derive(Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Frame {
     chunk: u32,
-    start: u16,
-    len: u16,
+    /// Its port is meaningless while it is free.
+    extent: Extent,
     memory: u32,
-    /// The [`PortId`](crate::service::PortId) of the interface that the frame came in by, which the worker writes here; meaningless while it is free.
-    pub port: u8,
 }
 
 /// A worker's free frames.
@@ -121,13 +123,7 @@ impl FrameMemory {
             // Room for all that there are: what others have given must not be in need of memory.
             let mut free = Vec::with_capacity(frames as usize);
             let chunks = worker * per_worker..(worker + 1) * per_worker;
-            free.extend(chunks.map(|chunk| Frame {
-                memory: id,
-                chunk,
-                start: HEADROOM as u16,
-                len: 0,
-                port: 0,
-            }));
+            free.extend(chunks.map(|chunk| Frame { memory: id, chunk, extent: EMPTY }));
             let accounts = giving.into_iter().zip(taking);
             let accounts = accounts.map(|(giving, taking)| Account { owed: 0, giving, taking }).collect();
             Pool { memory: Arc::clone(&memory), free, accounts, slack }
@@ -152,21 +148,26 @@ impl FrameMemory {
 
     /// The whole chunk of a frame. The frame's data is `chunk[frame.start()..][..frame.len()]`.
     pub fn chunk<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8; CHUNK] {
+        self.packet(frame).chunk
+    }
+
+    /// A frame as the director sees it.
+    #[inline]
+    pub fn packet<'a>(&'a self, frame: &'a mut Frame) -> Packet<'a> {
         assert!(frame.memory == self.id, "a frame of another memory");
         debug_assert!(frame.chunk < self.frames, "a token that this memory did not make");
         let offset = frame.chunk as usize * CHUNK;
         // SAFETY: the frame is one of this memory's (checked above), so its chunk lies inside the mapping, which lives as long as `self`. Tokens
         // are unique (created once per chunk, not Clone, and made again of what one was turned into, once: `reclaim`, `from_word`) and `frame` is borrowed mutably for as
-        // long as the slice lives, so no other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
+        // long as the packet lives, so no other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
         #[allow(unsafe_code)]
-        unsafe {
-            &mut *self.map.as_mut_ptr().add(offset).cast::<[u8; CHUNK]>()
-        }
+        let chunk = unsafe { &mut *self.map.as_mut_ptr().add(offset).cast::<[u8; CHUNK]>() };
+        Packet { chunk, extent: &mut frame.extent }
     }
 
     /// The data of a frame.
     pub fn data<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
-        let (start, len) = (frame.start as usize, frame.len as usize);
+        let (start, len) = (frame.start(), frame.len());
         &mut self.chunk(frame)[start..start + len]
     }
 
@@ -176,22 +177,28 @@ impl FrameMemory {
     /// Callers must pass each lent frame's offset once: this is the other half of [`Frame::lend`].
     pub(super) fn reclaim(&self, offset: u64, len: u32) -> Option<Frame> {
         let chunk = u32::try_from(offset / CHUNK as u64).ok().filter(|c| *c < self.frames)?;
-        let start = (offset % CHUNK as u64) as u16;
-        let frame = Frame { memory: self.id, chunk, start, len: len as u16, port: 0 };
-        (start as usize + len as usize <= CHUNK).then_some(frame)
+        let (start, len) = ((offset % CHUNK as u64) as usize, len as usize);
+        let is_inside = start.checked_add(len).is_some_and(|end| end <= CHUNK);
+        is_inside.then(|| Frame { memory: self.id, chunk, extent: Extent::new(start, len, PortId(0)) })
     }
 }
 
 impl Frame {
     /// Where the data begins in the chunk.
     pub fn start(&self) -> usize {
-        self.start as usize
+        self.extent.start()
     }
 
     /// Bytes of data.
     #[allow(clippy::len_without_is_empty, reason = "an empty frame is a free frame; nobody asks")]
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.extent.len()
+    }
+
+    /// Notes the interface that it came in by.
+    #[inline]
+    pub fn came_by(&mut self, port: PortId) {
+        self.extent.port = port;
     }
 
     /// Says where the data now lies in the chunk.
@@ -199,33 +206,28 @@ impl Frame {
     /// # Panics
     /// When it would not lie inside the chunk.
     pub fn set_data(&mut self, start: usize, len: usize) {
-        assert!(start + len <= CHUNK, "data outside its chunk");
-        (self.start, self.len) = (start as u16, len as u16);
+        self.extent = Extent::new(start, len, self.extent.port);
     }
 
     /// Gives the frame up to the kernel: the offset of its data in the memory, and its length.
     pub(super) fn lend(self) -> (u64, u32) {
-        (self.chunk as u64 * CHUNK as u64 + self.start as u64, self.len as u32)
+        (self.chunk as u64 * CHUNK as u64 + self.start() as u64, self.len() as u32)
     }
 
     /// The token as a word, for a ring between workers, and the memory it is of.
     #[inline]
     pub(crate) fn into_word(self) -> (u32, u64) {
-        let place = u64::from(self.start) << 32 | u64::from(self.len) << 48;
         // A chunk's number has 24 bits.
-        (self.memory, place | u64::from(self.port) << 24 | u64::from(self.chunk))
+        let chunk = u64::from(self.extent.port.0) << 24 | u64::from(self.chunk);
+        (self.memory, chunk | (self.start() as u64) << 32 | (self.len() as u64) << 48)
     }
 
     /// The token again. Callers must pass each pair of [`into_word`](Self::into_word) once, and no other: [`FrameMemory::chunk`] relies on that.
     #[inline]
     pub(crate) fn from_word(memory: u32, word: u64) -> Self {
-        Self {
-            memory,
-            chunk: word as u32 & 0xff_ffff,
-            port: (word >> 24) as u8,
-            start: (word >> 32) as u16,
-            len: (word >> 48) as u16,
-        }
+        let port = PortId((word >> 24) as u8);
+        let extent = Extent::from_parts((word >> 32) as u16, (word >> 48) as u16, port);
+        Self { memory, chunk: word as u32 & 0xff_ffff, extent }
     }
 }
 
@@ -245,7 +247,7 @@ impl Pool {
 
     /// Takes a frame back, whosever it was.
     pub fn give(&mut self, mut frame: Frame) {
-        (frame.start, frame.len) = (HEADROOM as u16, 0);
+        frame.extent = EMPTY;
         self.free.push(frame);
     }
 
@@ -297,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_frame_survives_the_way_through_a_word() {
-        let frame = || Frame { memory: 9, chunk: 0xabcdef, start: 2047, len: 1514, port: 7 };
+        let frame = || Frame { memory: 9, chunk: 0xabcdef, extent: Extent::new(500, 1514, PortId(7)) };
         let (memory, word) = frame().into_word();
         assert_eq!(Frame::from_word(memory, word), frame());
     }

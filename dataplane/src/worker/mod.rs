@@ -16,6 +16,7 @@ pub mod link;
 pub mod ring;
 mod waiting;
 
+use std::iter::once;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -253,7 +254,7 @@ impl Worker {
             queue.receive(&mut self.pool, &mut burst);
             worked |= !burst.is_empty();
             for frame in &mut burst {
-                frame.port = interface.0;
+                frame.came_by(*interface);
             }
             self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
             self.process(&mut burst, None, now);
@@ -271,7 +272,7 @@ impl Worker {
                     }
                     Verdict::Hold if Kept::is_overdue(since, now) => self.lose(frame, Reason::FtpTimeout),
                     Verdict::Keep | Verdict::Hold => self.keep(frame, since),
-                    verdict => self.settle(frame, &verdict, now),
+                    verdict => self.settle_unusual(frame, verdict, now),
                 }
             }
             self.end_burst(1);
@@ -318,8 +319,10 @@ impl Worker {
         self.director.watch().lap(Stage::Receive);
         let packets = burst.len();
         let verdicts = self.judge(burst, handed, now);
-        for (frame, verdict) in burst.drain(..).zip(&verdicts) {
-            self.settle(frame, verdict, now);
+        let (mut frames, mut verdicts) = (burst.drain(..), &verdicts[..]);
+        while !verdicts.is_empty() {
+            let settled = self.settle(&mut frames, verdicts, now);
+            verdicts = &verdicts[settled..];
         }
         self.end_burst(packets);
     }
@@ -335,23 +338,14 @@ impl Worker {
     fn judge(&mut self, burst: &mut Burst, handed: Option<&[Known]>, now: Tick) -> ArrayVec<Verdict, BURST> {
         let memory = self.pool.memory();
         let mut verdicts = ArrayVec::new();
-        let mut packets: ArrayVec<Packet, BURST> = burst
-            .iter_mut()
-            .map(|frame| {
-                let (start, len, port) = (frame.start(), frame.len(), PortId(frame.port));
-                Packet { chunk: memory.chunk(frame), start, len, port }
-            })
-            .collect();
+        let mut packets: ArrayVec<Packet, BURST> =
+            burst.iter_mut().map(|frame| memory.packet(frame)).collect();
         // Those that were handed over the director need not read so soon, and asks for them itself.
         if handed.is_none() {
             packets.iter().for_each(|packet| prefetch(packet.first_line()));
         }
         self.director.burst(&mut packets, handed, now, &mut verdicts);
-        let places: ArrayVec<(usize, usize), BURST> = packets.iter().map(|p| (p.start, p.len)).collect();
         drop(packets);
-        for (frame, (start, len)) in burst.iter_mut().zip(places) {
-            frame.set_data(start, len);
-        }
         self.send_extras();
         verdicts
     }
@@ -366,34 +360,61 @@ impl Worker {
             };
             frame.set_data(frame.start(), bytes.len());
             self.pool.memory().data(&mut frame).copy_from_slice(bytes);
-            self.queue(frame, port);
+            self.queue(once(frame), port);
         }
     }
 
-    /// Does what the director has decided about a frame.
+    /// Does what the director has decided about the first frame, and about those after it that go the same usual way. Says how many those are.
     // Inlined, and what is seldom decided is a call: the others need not save for it what they do not use.
     #[inline(always)]
-    fn settle(&mut self, frame: Frame, verdict: &Verdict, now: Tick) {
-        match *verdict {
-            Verdict::Forward(port) | Verdict::Reply(port) => self.queue(frame, port),
+    fn settle(&mut self, frames: &mut impl Iterator<Item = Frame>, verdicts: &[Verdict], now: Tick) -> usize {
+        match verdicts[0] {
+            Verdict::Forward(port) => {
+                let is_same =
+                    |verdict: &&Verdict| matches!(verdict, Verdict::Forward(other) if *other == port);
+                let count = verdicts.iter().take_while(is_same).count();
+                self.queue(frames.take(count), port);
+                count
+            }
+            Verdict::HandOff(owner, _) => {
+                let known = verdicts.iter().map_while(|verdict| match verdict {
+                    Verdict::HandOff(other, known) if *other == owner => Some(known.into_word()),
+                    _ => None,
+                });
+                self.hand_off(known.zip(frames).map(|(known, frame)| (frame, known)), owner)
+            }
+            verdict => {
+                frames.take(1).for_each(|frame| self.settle_unusual(frame, verdict, now));
+                1
+            }
+        }
+    }
+
+    fn settle_unusual(&mut self, frame: Frame, verdict: Verdict, now: Tick) {
+        match verdict {
+            Verdict::Forward(port) | Verdict::Reply(port) => self.queue(once(frame), port),
             // The director has counted these two.
             Verdict::Pass | Verdict::Drop(_) => self.pool.give(frame),
-            Verdict::HandOff(owner, known) => self.hand_off(frame, owner, known),
+            Verdict::HandOff(owner, known) => _ = self.hand_off(once((frame, known.into_word())), owner),
             Verdict::Keep => self.keep_new(frame, Event::FragmentWaited, now),
             Verdict::Hold => self.keep_new(frame, Event::FtpWaited, now),
             Verdict::Wait(link, neighbour) => self.wait_new(frame, (link, neighbour), now),
         }
     }
 
-    /// Has a frame go out by an interface with the next ones.
+    /// Has frames go out by an interface with the next ones.
     #[inline(always)]
-    fn queue(&mut self, frame: Frame, interface: PortId) {
+    fn queue(&mut self, mut frames: impl Iterator<Item = Frame>, interface: PortId) {
         let port = self.ways_out[usize::from(interface.0)];
-        if let Err(full) = self.out[port].try_push(frame) {
+        loop {
+            let out = &mut self.out[port];
+            let room = out.remaining_capacity();
+            out.extend(frames.by_ref().take(room));
+            let Some(next) = frames.next() else { return };
             self.director.watch().lap(Stage::Sort);
             self.transmit(port);
             self.director.watch().lap(Stage::Send);
-            self.out[port].push(full.element());
+            self.out[port].push(next);
         }
     }
 
@@ -423,16 +444,16 @@ impl Worker {
         }
     }
 
+    /// Sends frames to their owner, with what is known of them. Says how many there were.
     #[inline(always)]
-    fn hand_off(&mut self, frame: Frame, owner: WorkerId, known: Known) {
-        let peer = self.peers.to.get_mut(usize::from(owner.0)).and_then(Option::as_mut);
-        let refused = match peer {
-            Some(peer) => peer.sender.send(frame, known.into_word()).err(),
-            None => Some(frame),
+    fn hand_off(&mut self, frames: impl Iterator<Item = (Frame, u64)>, owner: WorkerId) -> usize {
+        let Some(Some(peer)) = self.peers.to.get_mut(usize::from(owner.0)) else {
+            return frames.map(|(frame, _)| self.lose(frame, Reason::HandoffFull)).count();
         };
-        if let Some(frame) = refused {
-            self.lose(frame, Reason::HandoffFull);
-        }
+        peer.sender.send_all(frames, |frame| {
+            self.counters.worker(self.id).drop(Reason::HandoffFull);
+            self.pool.give(frame);
+        })
     }
 
     /// Sends what waits to go out by a port; what does not fit even after a flush is lost.
@@ -508,7 +529,7 @@ impl Worker {
                 for (frame, verdict) in burst.into_iter().zip(verdicts) {
                     match verdict {
                         Verdict::Wait(link, address) => self.wait(frame, (link, address), since, now),
-                        verdict => self.settle(frame, &verdict, now),
+                        verdict => self.settle_unusual(frame, verdict, now),
                     }
                 }
                 self.end_burst(1);

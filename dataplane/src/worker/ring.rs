@@ -5,6 +5,7 @@
 //! once a batch rather than once a frame. What is private is aligned to two lines, as processors fetch them in pairs: all workers' ends are made by one
 //! thread, side by side, and an end is written each turn.
 
+use std::iter::once;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -85,29 +86,49 @@ impl Sender {
     ///
     /// # Panics
     /// When the frame is of another memory than the first one sent.
-    #[inline(always)]
     pub fn send(&mut self, frame: Frame, note: u64) -> Result<(), Frame> {
-        if self.tail.wrapping_sub(self.known_head) == self.shared.slots.len() && self.is_full() {
-            return Err(frame);
-        }
-        let (memory, word) = frame.into_word();
-        if self.memory != memory {
-            self.learn(memory);
-        }
-        if let Err(full) = self.pending.try_push((word, note)) {
-            self.settle();
-            self.pending.push(full.element());
-        }
-        self.tail = self.tail.wrapping_add(1);
-        Ok(())
+        let mut back = None;
+        self.send_all(once((frame, note)), |refused| back = Some(refused));
+        back.map_or(Ok(()), Err)
     }
 
-    /// Whether the receiver has taken none of the frames that fill the ring.
-    #[cold]
-    fn is_full(&mut self) -> bool {
-        // Acquire: the receiver has read the slots it gives up.
-        self.known_head = self.shared.head.load(Ordering::Acquire);
-        self.tail.wrapping_sub(self.known_head) == self.shared.slots.len()
+    /// The same with several frames, of which those that find the ring full are `refused`. Says how many there were.
+    #[inline(always)]
+    pub fn send_all(
+        &mut self,
+        frames: impl Iterator<Item = (Frame, u64)>,
+        mut refused: impl FnMut(Frame),
+    ) -> usize {
+        let room = self.room();
+        let (mut sent, mut count) = (0, 0);
+        for (frame, note) in frames {
+            count += 1;
+            if sent == room {
+                refused(frame);
+                continue;
+            }
+            let (memory, word) = frame.into_word();
+            if self.memory != memory {
+                self.learn(memory);
+            }
+            if let Err(full) = self.pending.try_push((word, note)) {
+                self.settle(self.tail.wrapping_add(sent));
+                self.pending.push(full.element());
+            }
+            sent += 1;
+        }
+        self.tail = self.tail.wrapping_add(sent);
+        count
+    }
+
+    /// Slots that are free, at least. That it knows of fewer than a burst's is no reason to say so.
+    #[inline(always)]
+    fn room(&mut self) -> usize {
+        if self.tail.wrapping_sub(self.known_head) + BURST > self.shared.slots.len() {
+            // Acquire: the receiver has read the slots it gives up.
+            self.known_head = self.shared.head.load(Ordering::Acquire);
+        }
+        self.shared.slots.len() - self.tail.wrapping_sub(self.known_head)
     }
 
     /// Notes the memory of the first frame.
@@ -119,15 +140,17 @@ impl Sender {
         self.shared.memory.store(memory, Ordering::Relaxed);
     }
 
-    /// Puts what is pending into its slots.
+    /// Puts what is pending into its slots, the last ones before `tail`.
     #[inline(never)]
-    fn settle(&mut self) {
-        let slots = &self.shared.slots;
-        let first = self.tail.wrapping_sub(self.pending.len());
-        for (n, &(word, note)) in self.pending.iter().enumerate() {
-            let slot = &slots[first.wrapping_add(n) & (slots.len() - 1)];
-            slot.frame.store(word, Ordering::Relaxed);
-            slot.note.store(note, Ordering::Relaxed);
+    fn settle(&mut self, tail: usize) {
+        let slots = &self.shared.slots[..];
+        let first = tail.wrapping_sub(self.pending.len()) & (slots.len() - 1);
+        let (to_end, from_begin) = self.pending.split_at(self.pending.len().min(slots.len() - first));
+        for (slots, pending) in [(&slots[first..], to_end), (slots, from_begin)] {
+            for (slot, (word, note)) in slots.iter().zip(pending) {
+                slot.frame.store(*word, Ordering::Relaxed);
+                slot.note.store(*note, Ordering::Relaxed);
+            }
         }
         self.pending.clear();
     }
@@ -136,7 +159,7 @@ impl Sender {
     pub fn publish(&mut self) -> usize {
         let news = self.tail.wrapping_sub(self.published);
         if news > 0 {
-            self.settle();
+            self.settle(self.tail);
             self.published = self.tail;
             // Release: the slots, and the frames' bytes, are written before the receiver can see the index.
             self.shared.tail.store(self.tail, Ordering::Release);
