@@ -320,8 +320,9 @@ fn quote_is_adjusted(before: &Packet, after: &Packet) -> Result<(), String> {
     must(sum(old) == sum(new), "the quoted transport checksum")
 }
 
-/// Blanks the checksums, which are compared by meaning.
+/// Blanks the checksums, which are compared by meaning, and the reserved bit, which a packet loses when it is cut up (`ip_frag_next`).
 fn mask(packet: &mut [u8], header: usize) {
+    packet[6] &= 0x7f;
     packet[10..12].fill(0);
     let protocol = packet[9];
     let at = header + checksum_at(protocol);
