@@ -74,6 +74,8 @@ reasons! {
     StrayIcmp = "drop.stray_icmp",
     /// An ICMP error about a tunnel's packet that is of no use to the packet's sender.
     AbsorbedIcmp = "drop.absorbed_icmp",
+    /// A packet that would begin a connection, from an address that nobody who sent it can have: loopback, a group's, the machine's own (IPv4).
+    ImpossibleSource = "drop.impossible_source",
     /// The connection table is full.
     TableFull = "drop.table_full",
     /// A new connection that was refused to shed load (`drop_packet`).

@@ -3,8 +3,8 @@
 use crate::conn::{Conn, Marks, State};
 use crate::packet::parse::{chunks, tcp_flags};
 use crate::packet::protocol::{SCTP, TCP, UDP};
-use crate::packet::{Address, Meta};
-use crate::service::{Snapshot, Sysctls};
+use crate::packet::{Address, Meta, V4};
+use crate::service::{Network, PortId, Snapshot, Sysctls};
 
 /// The bit of `conn_reuse_mode` for connections whose replies are not seen.
 const REUSE_HALF_CLOSED: i32 = 2;
@@ -38,6 +38,15 @@ pub fn may_begin<A>(meta: &Meta<A>, sysctls: &Sysctls) -> bool {
         _ => return true,
     };
     !is_abrupt(meta) && (is_sloppy || asks_for_new(meta))
+}
+
+/// Whether nobody can have sent from this address what came in by a port. A router drops it before IPVS sees it (`ip_route_input_slow`, `ipv6_rcv`), and whoever answers it answers nobody.
+// Inlined, it makes a call of what takes more instructions as one.
+#[inline(never)]
+pub fn is_impossible<A: Address>(source: A, network: &Network, port: PortId) -> bool {
+    // Of IPv6 the kernel does not mind its own.
+    let is_own = || A::ETHERTYPE == V4::ETHERTYPE && network.is_local(source) && !network.is_home(port);
+    source.is_no_source() || is_own()
 }
 
 /// Whether a connection is only there for the later parts of a datagram that was scheduled by itself.

@@ -61,6 +61,9 @@ impl<A: Near> Family<A> {
             }
             return self.stray(shared, packet, meta, tuple, now);
         };
+        if admission::is_impossible(tuple.source, &services.network, packet.port()) {
+            return Verdict::Drop(Reason::ImpossibleSource);
+        }
         if is_refused_to_server(&services, meta) {
             return self.refuse(shared, packet, meta, Problem::PortUnreachable, None, now);
         }

@@ -406,7 +406,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Brings a connection into a state, with its timeout and counters.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enter(&mut self, shared: &Shared, id: ConnId, new: State) {
         let conn = self.conns.conn(id);
         let timeout = shared.snapshot.timeouts.of(new);

@@ -51,7 +51,7 @@ impl<A: Near> Family<A> {
     }
 
     /// Sends a finished packet by a hop, in pieces if it is too long for it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send(&mut self, shared: &mut Shared, packet: &mut Packet, hop: &Hop) -> Verdict {
         let network = ETHERNET + hop.tags.len();
         match packet.len() <= network + usize::from(hop.mtu) {

@@ -63,6 +63,9 @@ pub trait Address:
     #[must_use]
     fn masked(self, mask: Self) -> Self;
 
+    /// Whether no host has it that sends by a wire: loopback, a group's; of IPv4 also everybody's and this network's (RFC 1122 §3.2.1.3).
+    fn is_no_source(self) -> bool;
+
     /// The address folded into 64 bits, injectively where it fits.
     fn word(self) -> u64;
 
@@ -189,6 +192,11 @@ impl Address for V4 {
     #[inline]
     fn write(self, bytes: &mut [u8], at: usize) {
         put32(bytes, at, self.0);
+    }
+
+    #[inline]
+    fn is_no_source(self) -> bool {
+        matches!(self.0 >> 24, 0 | 127 | 224..=239) || self.0 == u32::MAX
     }
 
     #[inline]
@@ -363,6 +371,11 @@ impl Address for V6 {
     #[inline]
     fn write(self, bytes: &mut [u8], at: usize) {
         bytes[at..at + 16].copy_from_slice(&self.0.to_be_bytes());
+    }
+
+    fn is_no_source(self) -> bool {
+        let address = Ipv6Addr::from_bits(self.0);
+        address.is_loopback() || address.is_multicast()
     }
 
     #[inline]

@@ -102,6 +102,8 @@ pub struct Network {
     routes: [Vec<(u8, HashMap<IpAddr, Route>)>; 2],
     neighbours: HashMap<(LinkId, IpAddr), Neighbour>,
     local: HashSet<IpAddr>,
+    /// How those end: nearly all others are ruled out by that.
+    endings: u64,
     forwards: [bool; 2],
     home: Option<LinkId>,
     spread: Option<Arc<Sorted>>,
@@ -152,6 +154,7 @@ impl Network {
     #[must_use]
     pub fn on_machine(mut self, local: impl IntoIterator<Item = IpAddr>, forwards: [bool; 2]) -> Self {
         self.local = local.into_iter().collect();
+        self.endings = self.local.iter().fold(0, |endings, address| endings | ending(*address));
         self.forwards = forwards;
         self
     }
@@ -175,8 +178,10 @@ impl Network {
     }
 
     /// Whether an address is the machine's own.
+    #[inline]
     pub fn is_local(&self, address: impl Into<IpAddr>) -> bool {
-        self.local.contains(&address.into())
+        let address = address.into();
+        self.endings & ending(address) != 0 && self.local.contains(&address)
     }
 
     /// Whether the machine is a router for an address's family (`net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`).
@@ -256,6 +261,16 @@ impl Interface {
     pub fn address_towards(&self, other: &IpAddr) -> Option<&IpAddr> {
         self.addresses[family(*other)].as_ref()
     }
+}
+
+/// A bit for the last bits of an address.
+#[inline]
+fn ending(address: IpAddr) -> u64 {
+    let last = match address {
+        IpAddr::V4(v4) => v4.to_bits() as u8,
+        IpAddr::V6(v6) => v6.to_bits() as u8,
+    };
+    1 << (last & 63)
 }
 
 /// The place of an address's family in a pair.
