@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use shunt_dataplane::director::Verdict;
+use shunt_dataplane::service::WorkerId;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP, VIP6};
 use shunt_tests::frames::{C0, S0, checksum, client_mac, frame, server_mac};
 
@@ -68,6 +69,47 @@ fn datagrams_are_scheduled_one_by_one_after_one_in_parts() {
     bench.wait(Duration::from_secs(10));
     assert!(bench.connections().is_empty());
     assert!(bench.loads().iter().all(|(_, _, active, inactive)| active + inactive == 0));
+}
+
+/// The id of a part's datagram.
+fn with_id(mut part: Vec<u8>, id: u16) -> Vec<u8> {
+    part[18..20].copy_from_slice(&id.to_be_bytes());
+    part[24..26].fill(0);
+    let sum = checksum(&part[14..34]);
+    part[24..26].copy_from_slice(&sum.to_be_bytes());
+    part
+}
+
+#[test]
+fn parts_of_two_datagrams_of_one_client_s_port_each_go_where_their_first_went() {
+    let mut bench = bench(&[
+        "-A -u 10.9.0.1:53 -s rr --ops",
+        "-a -u 10.9.0.1:53 -r 10.1.0.11:53 -g",
+        "-a -u 10.9.0.1:53 -r 10.1.0.12:53 -g",
+    ]);
+    let parts = cut(&datagram((client_mac(CLIENT), C0), (CLIENT, 5000), (VIP, 53)));
+    let mut server_of = |part: usize, id| bench.frame(CLIENTS, &with_id(parts[part].clone(), id)).only().1[5];
+    let [first, second] = [1, 2].map(|id| server_of(0, id));
+    assert_ne!(first, second);
+    assert_eq!([1, 2].map(|id| server_of(1, id)), [first, second]);
+}
+
+/// Whoever hands the first part of a datagram over hands over the others at once, behind it: the owner may not have said yet that it is its own.
+#[test]
+fn parts_follow_the_first_to_another_worker_in_order() {
+    let handed = (2..30).filter(|n| {
+        let mut bench = Bench::of_worker(0, 2);
+        assert_eq!(bench.ipvsadm("-A -u 10.9.0.1:53 -s rr -p 100").0, 0);
+        assert_eq!(bench.ipvsadm("-a -u 10.9.0.1:53 -r 10.1.0.11:53 -g").0, 0);
+        let client = Ipv4Addr::new(10, 0, 0, *n);
+        let parts = cut(&datagram((client_mac(client), C0), (client, 5000), (VIP, 53)));
+        let [first, later] = parts.map(|part| bench.frame(CLIENTS, &part).verdict);
+        // A client's template may be this worker's, too.
+        let is_handed = matches!(first, Verdict::HandOff(WorkerId(1), _));
+        assert_eq!(matches!(later, Verdict::HandOff(WorkerId(1), _)), is_handed, "{first:?}, then {later:?}");
+        is_handed
+    });
+    assert!((1..28).contains(&handed.count()));
 }
 
 /// What the NAT real server of a service sends to the client by itself, from a port.

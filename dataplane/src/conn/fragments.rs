@@ -8,9 +8,10 @@
 //! A datagram that is whole is forgotten at once, as by the kernel: what has its id after that is of another one, whose sender has come round.
 
 use super::parts::{Kind, Parts};
+use super::{ConnId, Direction};
 use crate::packet::parse::Fragment;
 use crate::packet::{Address, Meta, Tuple};
-use crate::service::Tick;
+use crate::service::{Tick, WorkerId};
 use crate::stats::Reason;
 
 /// Milliseconds an entry counts: the kernel's own patience (`net.ipv4.ipfrag_time`, RFC 8200 §4.5 has 60 s). Longer, and an id may
@@ -22,12 +23,20 @@ pub const PATIENCE: u32 = 30_000;
 const SETS: usize = 2048;
 const WAYS: usize = 4;
 
-#[derive(Clone, Copy, Default)]
+/// Where the first fragment of a datagram went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way<A> {
+    /// Out, by a flow, as on the wire; and the connection it was of, if it was of one. Another datagram's may have taken that one's place meanwhile, where each is scheduled by itself.
+    Out(Tuple<A>, Option<(ConnId, Direction)>),
+    /// To another worker. Who has handed the first one over need not wait until that says so, and the parts stay in order.
+    To(WorkerId),
+}
+
+#[derive(Clone, Copy)]
 struct Entry<A> {
     /// Addresses, protocol and id, as a tuple whose ports are the id.
     key: Tuple<A>,
-    /// The flow that the first fragment belongs to, as on the wire.
-    flow: Tuple<A>,
+    way: Way<A>,
     /// Which of its fragments were sent.
     parts: Parts,
     since: Tick,
@@ -47,7 +56,14 @@ pub struct Fragments<A> {
 
 impl<A: Address> Default for Fragments<A> {
     fn default() -> Self {
-        Self { sets: vec![[Entry::default(); WAYS]; SETS].into() }
+        let none = Entry {
+            key: Tuple::default(),
+            way: Way::Out(Tuple::default(), None),
+            parts: Parts::default(),
+            since: Tick(0),
+            used: false,
+        };
+        Self { sets: vec![[none; WAYS]; SETS].into() }
     }
 }
 
@@ -64,20 +80,20 @@ impl<A: Address> Fragments<A> {
         }
     }
 
-    /// The flow of a fragment's datagram, if the first one has been seen. `None` for one that begins a datagram.
+    /// The way of a fragment's datagram, if the first one has been seen. `None` for one that begins a datagram.
     ///
     /// # Errors
     /// Says why the fragment must not be sent.
-    pub fn flow(
+    pub fn way(
         &mut self,
         key: &Tuple<A>,
         hash: u64,
         part: &Fragment,
         now: Tick,
-    ) -> Result<Option<Tuple<A>>, Reason> {
+    ) -> Result<Option<Way<A>>, Reason> {
         let Some(entry) = self.find(key, hash, now) else { return Ok(None) };
         match entry.parts.kind(part) {
-            Kind::New => Ok(Some(entry.flow)),
+            Kind::New => Ok(Some(entry.way)),
             Kind::Duplicate => Err(Reason::FragmentDuplicate),
             Kind::Scattered => Err(Reason::FragmentScattered),
             Kind::Overlap => {
@@ -92,7 +108,7 @@ impl<A: Address> Fragments<A> {
         &mut self,
         key: Tuple<A>,
         hash: u64,
-        flow: Tuple<A>,
+        way: Way<A>,
         first: &Fragment,
         now: Tick,
     ) -> Option<Tuple<A>> {
@@ -104,7 +120,7 @@ impl<A: Address> Fragments<A> {
         let at = own.or_else(free).unwrap_or_else(oldest);
         let mut parts = Parts::default();
         parts.add(first);
-        let old = std::mem::replace(&mut set[at], Entry { key, flow, parts, since: now, used: true });
+        let old = std::mem::replace(&mut set[at], Entry { key, way, parts, since: now, used: true });
         (old.used && old.key != key).then_some(old.key)
     }
 
@@ -133,8 +149,15 @@ mod tests {
         Tuple { source: V4(1), destination: V4(2), source_port: 0, destination_port: id, protocol: 17 ^ 0x40 }
     }
 
-    fn flow(port: u16) -> Tuple<V4> {
-        Tuple { source: V4(1), destination: V4(2), source_port: port, destination_port: 53, protocol: 17 }
+    fn by(port: u16) -> Way<V4> {
+        let flow = Tuple {
+            source: V4(1),
+            destination: V4(2),
+            source_port: port,
+            destination_port: 53,
+            protocol: 17,
+        };
+        Way::Out(flow, None)
     }
 
     fn part(offset: u16, more: bool) -> Fragment {
@@ -146,12 +169,12 @@ mod tests {
         let mut fragments = Fragments::default();
         let (first, last, now) = (part(0, true), part(10, false), Tick(u32::MAX - 500));
         for port in [1000, 2000] {
-            assert_eq!(fragments.flow(&key(1), HASH, &first, now), Ok(None));
-            assert_eq!(fragments.remember(key(1), HASH, flow(port), &first, now), None);
-            assert_eq!(fragments.flow(&key(1), HASH, &first, now), Err(Reason::FragmentDuplicate));
-            assert_eq!(fragments.flow(&key(1), HASH, &last, now), Ok(Some(flow(port))));
+            assert_eq!(fragments.way(&key(1), HASH, &first, now), Ok(None));
+            assert_eq!(fragments.remember(key(1), HASH, by(port), &first, now), None);
+            assert_eq!(fragments.way(&key(1), HASH, &first, now), Err(Reason::FragmentDuplicate));
+            assert_eq!(fragments.way(&key(1), HASH, &last, now), Ok(Some(by(port))));
             assert!(fragments.sent(&key(1), HASH, &last, now));
-            let ahead = fragments.flow(&key(1), HASH, &last, now);
+            let ahead = fragments.way(&key(1), HASH, &last, now);
             assert_eq!(ahead, Ok(None), "of another one, whose first is still to come");
         }
     }
@@ -160,29 +183,25 @@ mod tests {
     fn an_overlap_ends_a_datagram_until_it_is_forgotten() {
         let mut fragments = Fragments::default();
         let (first, overlap, last, now) = (part(0, true), part(9, true), part(10, false), Tick(0));
-        fragments.remember(key(1), HASH, flow(1000), &first, now);
+        fragments.remember(key(1), HASH, by(1000), &first, now);
         for part in [overlap, last, first] {
             let late = now.plus(PATIENCE - 1);
-            assert_eq!(fragments.flow(&key(1), HASH, &part, late), Err(Reason::FragmentOverlap));
+            assert_eq!(fragments.way(&key(1), HASH, &part, late), Err(Reason::FragmentOverlap));
         }
-        assert_eq!(fragments.flow(&key(1), HASH, &first, now.plus(PATIENCE)), Ok(None));
+        assert_eq!(fragments.way(&key(1), HASH, &first, now.plus(PATIENCE)), Ok(None));
     }
 
     #[test]
     fn a_full_set_displaces_the_oldest_unless_one_is_over() {
         let mut fragments = Fragments::default();
         for id in 0..WAYS as u16 {
-            assert_eq!(fragments.remember(key(id), HASH, flow(id), &part(0, true), Tick(id.into())), None);
+            assert_eq!(fragments.remember(key(id), HASH, by(id), &part(0, true), Tick(id.into())), None);
         }
         let now = Tick(100);
-        assert_eq!(fragments.remember(key(8), HASH, flow(8), &part(0, true), now), Some(key(0)));
+        assert_eq!(fragments.remember(key(8), HASH, by(8), &part(0, true), now), Some(key(0)));
         assert!(fragments.sent(&key(2), HASH, &part(10, false), now));
-        assert_eq!(
-            fragments.remember(key(9), HASH, flow(9), &part(0, true), now),
-            None,
-            "where one was whole"
-        );
-        assert_eq!(fragments.flow(&key(1), HASH, &part(10, true), now), Ok(Some(flow(1))));
-        assert_eq!(fragments.flow(&key(8), HASH, &part(10, true), now), Ok(Some(flow(8))));
+        assert_eq!(fragments.remember(key(9), HASH, by(9), &part(0, true), now), None, "where one was whole");
+        assert_eq!(fragments.way(&key(1), HASH, &part(10, true), now), Ok(Some(by(1))));
+        assert_eq!(fragments.way(&key(8), HASH, &part(10, true), now), Ok(Some(by(8))));
     }
 }

@@ -229,6 +229,11 @@ impl<A: Address> Table<A> {
         Some((ConnId(slot), direction))
     }
 
+    /// Whether the packets of this tuple are still those of a connection that go this way.
+    pub fn is_at(&self, id: ConnId, direction: Direction, tuple: &Tuple<A>) -> bool {
+        self.is_of(id.0, direction, tuple)
+    }
+
     /// Whether the packets that go this way on the connection at a place have this tuple.
     #[inline]
     fn is_of(&self, slot: u32, direction: Direction, tuple: &Tuple<A>) -> bool {

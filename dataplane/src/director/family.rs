@@ -142,7 +142,7 @@ impl<A: Near> Family<A> {
     }
 
     #[inline]
-    fn if_alive(
+    pub(super) fn if_alive(
         &mut self,
         shared: &mut Shared,
         found: (ConnId, Direction),

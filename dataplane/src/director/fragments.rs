@@ -5,7 +5,7 @@ use super::beyond::{self, Near};
 use super::family::Family;
 use super::{Shared, Verdict};
 use crate::conn::Direction;
-use crate::conn::fragments::Fragments;
+use crate::conn::fragments::{Fragments, Way};
 use crate::packet::parse::Fragment;
 use crate::packet::{Meta, Packet};
 use crate::service::Tick;
@@ -23,15 +23,20 @@ impl<A: Near> Family<A> {
     ) -> Verdict {
         let key = Fragments::key(meta, part);
         let datagram = self.conns.hash(&key);
-        if let Err(reason) = self.fragments.flow(&key, datagram, part, now) {
+        if let Err(reason) = self.fragments.way(&key, datagram, part, now) {
             return Verdict::Drop(reason);
         }
         let verdict = self.packet(far, shared, packet, meta, glance, now);
-        if let Verdict::Forward(_) = verdict {
-            shared.claim(datagram);
-            if let Some(displaced) = self.fragments.remember(key, datagram, meta.tuple, part, now) {
-                shared.withdraw(self.conns.hash(&displaced));
+        let way = match verdict {
+            Verdict::Forward(_) => {
+                shared.claim(datagram);
+                Way::Out(meta.tuple, self.conns.find(&meta.tuple, glance.hash))
             }
+            Verdict::HandOff(owner, _) => Way::To(owner),
+            _ => return verdict,
+        };
+        if let Some(displaced) = self.fragments.remember(key, datagram, way, part, now) {
+            shared.withdraw(self.conns.hash(&displaced));
         }
         verdict
     }
@@ -48,9 +53,14 @@ impl<A: Near> Family<A> {
     ) -> Verdict {
         let key = Fragments::key(meta, part);
         let datagram = self.conns.hash(&key);
-        let flow = match self.fragments.flow(&key, datagram, part, now) {
-            Ok(Some(flow)) => flow,
-            Ok(None) => {
+        let (flow, place) = match self.fragments.way(&key, datagram, part, now) {
+            Ok(Some(Way::Out(flow, place))) => (flow, place),
+            // What was handed over is not handed on: two who each take the other for the owner would go on for ever.
+            Ok(Some(Way::To(owner))) if !shared.handed => {
+                self.fragments.sent(&key, datagram, part, now);
+                return Verdict::hand_off(owner);
+            }
+            Ok(_) => {
                 if let Some(owner) = shared.owner_elsewhere(datagram) {
                     return Verdict::hand_off(owner);
                 }
@@ -63,7 +73,9 @@ impl<A: Near> Family<A> {
             Err(reason) => return Verdict::Drop(reason),
         };
         let hash = self.conns.hash(&flow);
-        let verdict = match self.find(shared, &flow, hash, now) {
+        let is_there = |(id, direction): &_| self.conns.is_at(*id, *direction, &flow);
+        let found = place.filter(is_there).or_else(|| self.conns.find(&flow, hash));
+        let verdict = match found.and_then(|found| self.if_alive(shared, found, now)) {
             Some((id, Direction::Request)) => self.request(shared, packet, meta, hash, id, now),
             Some((id, Direction::Reply)) => self.reply(shared, packet, meta, id, now),
             None => match beyond::find(shared, &flow, hash) {

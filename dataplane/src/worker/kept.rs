@@ -8,9 +8,9 @@ use arrayvec::ArrayVec;
 use crate::port::Frame;
 use crate::service::Tick;
 
-/// Frames kept at once: one datagram of 64 KiB is 45 of them. Reordering puts few ahead of their first; more than this is a flood, and is
-/// dropped under a counter.
-const MOST: usize = 64;
+/// Frames kept at once: one datagram of 64 KiB is 45 of them. Reordering puts few ahead of their first, another worker's delay those of some datagrams; more than
+/// this is a flood, and is dropped under a counter.
+const MOST: usize = 256;
 
 /// Milliseconds a fragment is kept. Reordering on the way is a matter of milliseconds; the kernel keeps all parts for 30 s because it waits for
 /// the last one, not for the first.
