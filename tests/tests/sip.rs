@@ -95,6 +95,25 @@ fn a_proxys_many_calls_are_told_apart() {
     assert_eq!(again[..1000], first[..1000]);
 }
 
+/// Calls of a client that look alike have places next to each other. Where one is over its place is free, and the others are found behind it.
+#[test]
+fn a_call_keeps_its_server_when_another_that_looks_alike_is_over() {
+    let mut bench = bench("10.9.0.1:5060");
+    let calls: Vec<String> = (0..1000).map(|n| format!("{n}@proxy")).collect();
+    let mut port = 1000;
+    let mut say = |bench: &mut Bench, call| {
+        port += 1;
+        send(bench, 2, port, 5060, &invite(call))
+    };
+    let first: Vec<_> = calls.iter().map(|call| say(&mut bench, call)).collect();
+    for seconds in [280, 120] {
+        bench.wait(Duration::from_secs(seconds));
+        for (call, server) in calls.iter().zip(&first).skip(1).step_by(2) {
+            assert_eq!(say(&mut bench, call), *server, "{call} after {seconds} s");
+        }
+    }
+}
+
 /// Of two workers one keeps a call, whoever begins it: there its messages are handed, and nowhere else.
 #[test]
 fn a_call_is_one_workers_also_when_its_server_begins_it() {

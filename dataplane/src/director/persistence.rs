@@ -112,15 +112,19 @@ impl<A: Near> Family<A> {
         call: Option<&[u8]>,
         now: Tick,
     ) -> Result<Option<ConnId>, Reason> {
+        let mut free = None;
         for _ in 0..if call.is_some() { ALIKE } else { 1 } {
             let hash = self.conns.hash(&key.tuple);
             match self.find(shared, &key.tuple, hash, now) {
-                None => return Ok(None),
                 Some((id, _)) if self.call(self.conns.conn(id)) == call => return Ok(Some(id)),
-                Some(_) => key.tuple.source_port = key.tuple.source_port.wrapping_add(1),
+                Some(_) => {}
+                // Another call may have been here, and this one's be behind it.
+                None => free = free.or(Some(key.tuple.source_port)),
             }
+            key.tuple.source_port = key.tuple.source_port.wrapping_add(1);
         }
-        Err(Reason::TableFull)
+        key.tuple.source_port = free.ok_or(Reason::TableFull)?;
+        Ok(None)
     }
 
     /// The Call-ID of a template's call.
