@@ -6,7 +6,7 @@ use std::time::Duration;
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
-use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp};
+use shunt_tests::frames::{C0, S0, client_mac, flags, server_mac, tcp, udp};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 11);
 
@@ -111,4 +111,28 @@ fn entries_that_look_unused_are_dropped_when_that_is_asked_for() {
     bench.wait(Duration::from_secs(34));
     assert_eq!(count(&bench, "SYN_RECV"), 0);
     assert_eq!(count(&bench, "ESTABLISHED"), 10);
+}
+
+/// A one-packet service's have no connection at any time.
+#[test]
+fn templates_that_are_in_use_are_not_dropped() {
+    let mut bench = Bench::default();
+    bench.sysctl("drop_entry", 3).unwrap();
+    assert_eq!(bench.ipvsadm("-A -u 10.9.0.1:53 -s rr -p 2000 -o").0, 0);
+    for n in [11, 12, 13] {
+        assert_eq!(bench.ipvsadm(&format!("-a -u 10.9.0.1:53 -r 10.1.0.{n}:53 -g")).0, 0);
+    }
+    let ask = |bench: &mut Bench, n| {
+        let client = Ipv4Addr::new(10, 0, 0, n);
+        bench.frame(CLIENTS, &udp((client_mac(client), C0), (client, 1053), (VIP, 53))).only().1[5]
+    };
+    // No multiple of the servers: who is scheduled anew comes to another one.
+    let servers = |bench: &mut Bench| [2, 3, 4, 5, 6, 7, 8].map(|n| ask(bench, n));
+    let first = servers(&mut bench);
+    for _ in 0..10 {
+        bench.wait(Duration::from_secs(20));
+        assert_eq!(servers(&mut bench), first);
+    }
+    bench.wait(Duration::from_secs(100));
+    assert_eq!(bench.connections(), []);
 }

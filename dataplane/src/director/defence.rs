@@ -81,7 +81,7 @@ impl Defence {
     /// Whether a connection that may be in use is dropped (`todrop_entry`).
     fn gives_up<A: Address>(&mut self, conn: &Conn<A>, now: Tick) -> bool {
         let packets = usize::from(conn.in_packets);
-        if now.since(conn.last_seen) < SILENT || packets == 0 || packets > 8 {
+        if !is_silent(conn, now) || packets == 0 || packets > 8 {
             return false;
         }
         self.spared[packets] = self.spared[packets].saturating_sub(1);
@@ -96,12 +96,18 @@ impl Defence {
     fn drops<A: Address>(&mut self, conn: &Conn<A>, now: Tick) -> bool {
         match conn.state {
             _ if conn.controls() > 0 => false,
-            State::None if conn.is_template() => true,
+            // That of a one-packet service has no connections while it is in use, too.
+            State::None if conn.is_template() => is_silent(conn, now),
             State::SynRecv | State::SynAck | State::Init1 | State::Init => true,
             State::Established | State::Associated | State::Udp => self.gives_up(conn, now),
             _ => false,
         }
     }
+}
+
+/// Whether nothing has been heard of a connection, or has come of a template, for so long that it may be out of use.
+fn is_silent<A>(conn: &Conn<A>, now: Tick) -> bool {
+    now.since(conn.last_seen) >= SILENT
 }
 
 /// How readily a connection gives way when there is no room: the least first. `None` for one that is kept.
@@ -112,7 +118,7 @@ fn rank<A: Address>(conn: &Conn<A>, now: Tick) -> Option<u8> {
         State::None | State::SynRecv | State::SynAck | State::SynSent | State::Init1 | State::Init => Some(0),
         state if state.is_over() => Some(1),
         State::FinWait | State::CloseWait | State::LastAck if conn.protocol == TCP => Some(2),
-        State::Udp if now.since(conn.last_seen) >= SILENT => Some(3),
+        State::Udp if is_silent(conn, now) => Some(3),
         _ => None,
     }
 }
