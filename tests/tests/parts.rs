@@ -112,6 +112,34 @@ fn parts_follow_the_first_to_another_worker_in_order() {
     assert!((1..28).contains(&handed.count()));
 }
 
+/// An answer does not make a connection of what is only there for parts.
+#[test]
+fn datagrams_are_scheduled_one_by_one_after_an_answered_one_in_parts() {
+    let mut bench = bench(&[
+        "-A -u 10.9.0.1:53 -s rr --ops",
+        "-a -u 10.9.0.1:53 -r 10.1.0.11:53 -m",
+        "-a -u 10.9.0.1:53 -r 10.1.0.12:53 -m",
+    ]);
+    let whole = datagram((client_mac(CLIENT), C0), (CLIENT, 5000), (VIP, 53));
+    let [first, later] = cut(&whole);
+    let last = bench.frame(CLIENTS, &first).only().1[5];
+    assert_eq!(bench.frame(CLIENTS, &later).only().1[5], last);
+    let server = Ipv4Addr::new(10, 1, 0, last);
+    let answer = datagram((server_mac(server), S0), (server, 53), (CLIENT, 5000));
+    let [first, later] = cut(&answer);
+    for frame in [&answer, &first, &later] {
+        bench.wait(Duration::from_millis(900));
+        assert_eq!(bench.frame(SERVERS, frame).only().1[26..30], VIP.octets());
+    }
+    for turn in 0..4 {
+        let server = if turn % 2 == 0 { 23 - last } else { last };
+        assert_eq!(bench.frame(CLIENTS, &whole).only().1[5], server);
+    }
+    // Its time is that of the last part.
+    bench.wait(Duration::from_secs(1));
+    assert_eq!(bench.connections(), []);
+}
+
 /// What the NAT real server of a service sends to the client by itself, from a port.
 fn own(service: &str, server: &str, port: u16) -> (Bench, [Vec<u8>; 2]) {
     let bench = bench(&[&format!("-A {service} -s rr"), &format!("-a {service} -r {server} -m")]);

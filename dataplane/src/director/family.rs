@@ -382,6 +382,10 @@ impl<A: Near> Family<A> {
         now: Tick,
     ) {
         let conn = self.conns.conn_mut(id);
+        if direction == Direction::Reply && admission::is_for_parts(conn) {
+            // An answer makes no connection of it.
+            return;
+        }
         conn.last_seen = now;
         if meta.is_later_fragment() {
             return;
