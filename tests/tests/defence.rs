@@ -136,3 +136,32 @@ fn templates_that_are_in_use_are_not_dropped() {
     bench.wait(Duration::from_secs(100));
     assert_eq!(bench.connections(), []);
 }
+
+/// What a persistent service remembers of those whom nobody has answered keeps nobody out.
+#[test]
+fn templates_of_clients_that_were_never_answered_give_way() {
+    let mut bench = bench("-p 3600");
+    let client = |n: u32| Ipv4Addr::from_bits(u32::from_be_bytes([10, 0, 0, 2]) + n);
+    let syn = |bench: &mut Bench, n| {
+        let client = client(n);
+        bench.frame(CLIENTS, &tcp((client_mac(client), C0), (client, 1000), (VIP, 80), flags("S"))).verdict
+    };
+    for n in 0..4500 {
+        assert_eq!(syn(&mut bench, n), Verdict::Forward(SERVERS), "{n}");
+        if n % 300 == 299 {
+            bench.wait(Duration::from_secs(20));
+        }
+    }
+    // Who was answered is remembered through another flood.
+    let old = client(5000);
+    assert_eq!(syn(&mut bench, 5000), Verdict::Forward(SERVERS));
+    bench.frame(SERVERS, &tcp((server_mac(SERVER), S0), (SERVER, 80), (old, 1000), flags("SA")));
+    bench.frame(CLIENTS, &tcp((client_mac(old), C0), (old, 1000), (VIP, 80), flags("A")));
+    bench.frame(CLIENTS, &tcp((client_mac(old), C0), (old, 1000), (VIP, 80), flags("R")));
+    for n in 0..4500 {
+        assert_eq!(syn(&mut bench, n), Verdict::Forward(SERVERS), "{n}");
+    }
+    let listed = bench.connections();
+    let template = listed.iter().find(|c| c.3 == format!("{old}:0")).expect("it is remembered");
+    assert_eq!(template.2, "ASSURED");
+}

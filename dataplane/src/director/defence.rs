@@ -2,8 +2,8 @@
 //!
 //! In the kernel the memory of the machine runs short; here it is that of the connection tables, which is set aside at the start. The settings are the
 //! kernel's: 0 never, 1 while memory is short, 3 always. Memory is short when less than `amemthresh` pages are free, or less than an eighth of a
-//! small table. Whatever they say, a table that is full lets connections give way that nobody has established, and then ones that are over,
-//! before it refuses a new one.
+//! small table. Whatever they say, a table that is full lets connections give way that nobody has established, and then ones that are over, and
+//! templates of clients whom nobody has answered, before it refuses a new one.
 
 use super::beyond::Near;
 use super::family::Family;
@@ -113,7 +113,11 @@ fn is_silent<A>(conn: &Conn<A>, now: Tick) -> bool {
 /// How readily a connection gives way when there is no room: the least first. `None` for one that is kept.
 fn rank<A: Address>(conn: &Conn<A>, now: Tick) -> Option<u8> {
     match conn.state {
-        // It goes with the last connection that it made.
+        // That of a one-packet service may be in use for all that.
+        State::None if conn.is_template() && conn.controls() == 0 => {
+            Some(if is_silent(conn, now) { 1 } else { 4 })
+        }
+        // It goes with the last connection that it made, or is kept for what it has proved.
         _ if conn.is_template() => None,
         State::None | State::SynRecv | State::SynAck | State::SynSent | State::Init1 | State::Init => Some(0),
         state if state.is_over() => Some(1),
