@@ -182,6 +182,11 @@ impl<A: Near> Family<A> {
         if is_told_by_option || conn.shift == 0 {
             return;
         }
+        let answers_syn = meta.flags & tcp_flags::RST != 0 && sequence::number(packet, meta) == 0;
+        if answers_syn {
+            // It refuses a connection in this one's place, and no header came before that one's SYN (RFC 9293 §3.10.7.1).
+            return;
+        }
         let theirs = conn.number_of_client(number);
         if number.wrapping_sub(conn.detail.first()) as i32 >= i32::from(conn.shift) {
             conn.marks.set(Marks::TOLD, true);

@@ -259,6 +259,22 @@ fn a_syn_amid_a_connection_moves_no_number() {
     });
 }
 
+/// A server that wants no new connection yet says so with the number of the SYN (RFC 9293 3.10.7.1), which no header came before.
+#[test]
+fn a_refusal_of_a_new_connection_has_the_clients_number() {
+    for number in [0, 900_000, 0x9000_0000] {
+        each(|mut pair, _, length| {
+            acknowledge(&mut pair, FIRST + length);
+            let fin = pair.request("FA", FIRST, 5001);
+            pair.to_server(&fin);
+            let syn = pair.request("S", number, 0);
+            assert_eq!(essence(&pair.to_server(&syn)), [(number, 0, &b""[..])]);
+            let refusal = pair.reply("RA", 0, number + 1);
+            assert_eq!(essence(&pair.to_client(&refusal)), [(0, number + 1, &b""[..])]);
+        });
+    }
+}
+
 /// With `sloppy_tcp`, after a restart of the director for one.
 #[test]
 fn a_connection_that_was_under_way_before_keeps_its_numbers() {
