@@ -245,6 +245,12 @@ impl Bench {
         let mut verdicts = Default::default();
         self.director.burst(&mut packets, None, self.now, &mut verdicts);
         let verdict = verdicts[0];
+        if matches!(
+            verdict,
+            Verdict::HandOff(..) | Verdict::Wait(..) | Verdict::Keep | Verdict::Hold | Verdict::Pass
+        ) {
+            assert_eq!(packets[0].data(), &bytes[..], "as it came: {verdict:?}");
+        }
         let mut sent: Vec<_> = self.director.extras().map(|(port, bytes)| (port, bytes.to_vec())).collect();
         if let Verdict::Forward(port) | Verdict::Reply(port) = verdict {
             sent.push((port, packets[0].data().to_vec()));

@@ -9,7 +9,7 @@ use shunt_dataplane::director::Verdict;
 use shunt_dataplane::service::{PortId, Protocol, WorkerId};
 use shunt_dataplane::stats::{Event, Reason};
 use shunt_dataplane::steer::Target;
-use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
+use shunt_tests::bench::{Bench, CLIENTS, HOME, SERVERS, VIP};
 use shunt_tests::frames::{C0, S0, checksum, client_mac, flags, frame, server_mac};
 use shunt_tests::rig::Rig;
 
@@ -329,6 +329,29 @@ fn every_worker_finds_the_data_connection_and_what_else_comes_from_its_port() {
         };
         assert_eq!(rig.owner(&tuple), None, "left in the directory: {tuple:?}");
     }
+}
+
+/// The bench looks that what must wait is as it came, also where a server on the director itself has said it.
+#[test]
+fn an_answer_of_a_local_server_does_not_age_however_long_it_waits() {
+    let mut bench = Bench::default();
+    let server = (Ipv4Addr::new(10, 1, 0, 1), 21);
+    for line in [format!("-A -t {VIP}:21 -s rr"), format!("-a -t {VIP}:21 -r {}:21 -m", server.0)] {
+        assert_eq!(bench.ipvsadm(&line).0, 0, "{line}");
+    }
+    let answer = ANSWER.replace("10,1,0,11", "10,1,0,1");
+    let mut leaves = |side, letters, number, acknowledged, text: &str| {
+        let (from, to) = if side == HOME { (server, CLIENT) } else { (CLIENT, (VIP, 21)) };
+        let segment =
+            Segment { from, to, letters, number, acknowledged, options: Vec::new(), data: text.into() };
+        let sent = bench.frame(side, &segment.frame()).only().1;
+        (sent[22], see(&sent).data)
+    };
+    leaves(CLIENTS, "S", 1000, 0, "");
+    leaves(HOME, "SA", 9000, 1001, "");
+    leaves(CLIENTS, "PA", 1001, 9001, "PASV\r\n");
+    let heard = leaves(HOME, "PA", 9001, 1007, &answer);
+    assert_eq!(heard, (64, rewritten(ANSWER, VIP).into_bytes()));
 }
 
 /// What happens next in a dialogue.

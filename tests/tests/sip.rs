@@ -7,7 +7,7 @@ use shunt_dataplane::director::Verdict;
 use shunt_dataplane::packet::Tuple;
 use shunt_dataplane::service::WorkerId;
 use shunt_dataplane::stats::Reason;
-use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP};
+use shunt_tests::bench::{Bench, CLIENTS, HOME, SERVERS, VIP};
 use shunt_tests::frames::{C0, S0, client_mac, frame, server_mac, udp};
 use shunt_tests::rig::Rig;
 
@@ -133,6 +133,25 @@ fn a_call_is_one_workers_also_when_its_server_begins_it() {
         });
         assert_eq!(verdicts[0], verdicts[1], "{name}");
         handed += usize::from(verdicts[0]);
+    }
+    assert!((1..20).contains(&handed), "{handed} of 20 are the other worker's");
+}
+
+/// The bench looks that what is handed over is as it came.
+#[test]
+fn a_call_of_a_local_server_does_not_age() {
+    let (server, client) = (Ipv4Addr::new(10, 1, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+    let mut handed = 0;
+    for n in 0..20 {
+        let mut bench = Bench::of_worker(0, 2);
+        assert_eq!(bench.ipvsadm("-A -u 10.9.0.1:5060 -s rr -p 100 --pe sip").0, 0);
+        assert_eq!(bench.ipvsadm("-a -u 10.9.0.1:5060 -r 10.1.0.1:5060 -m").0, 0);
+        let bytes = call((server_mac(server), S0), server, (client, 5060), &format!("{n}@h"));
+        let outcome = bench.frame(HOME, &bytes);
+        match outcome.verdict {
+            Verdict::HandOff(..) => handed += 1,
+            _ => assert_eq!(outcome.only().1[22], bytes[22]),
+        }
     }
     assert!((1..20).contains(&handed), "{handed} of 20 are the other worker's");
 }

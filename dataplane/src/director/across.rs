@@ -61,7 +61,8 @@ impl<A: Near> Family<A> {
             Ok(hop) => hop,
             Err(why) => return why.into(),
         };
-        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port())) {
+        let is_home = shared.snapshot.network.is_home(packet.port());
+        if !forward::may_go_on(packet, meta, is_home) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         far.track(shared, id, meta, Direction::Reply, now);
@@ -72,6 +73,7 @@ impl<A: Near> Family<A> {
         if forward::is_too_big(packet, meta, mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(mtu), now);
         }
+        forward::spare(packet, meta, is_home);
         Self::limit_segments(shared, packet, meta, conn.dest);
         far.take_back(packet, meta, id);
         let (service, client) = ((conn.virtual_address, conn.virtual_port), (conn.client, conn.client_port));

@@ -53,6 +53,7 @@ impl<A: Near> Family<A> {
         if let Some(verdict) = self.call_out(shared, packet, meta, now) {
             return verdict;
         }
+        forward::spare(packet, meta, is_home);
         if is_refused_to_server(&shared.snapshot, meta) {
             // The kernel asks IPVS when it has aged the packet, and quotes it so.
             forward::age(packet, meta);

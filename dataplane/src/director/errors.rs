@@ -115,10 +115,12 @@ impl<A: Near> Family<A> {
         if direction == Direction::Request {
             counters.count_in(length);
         }
-        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(hop.link)) {
+        let is_home = shared.snapshot.network.is_home(hop.link);
+        if !forward::may_go_on(packet, meta, is_home) {
             // Nobody answers an error with an error.
             return Verdict::Drop(Reason::StrayIcmp);
         }
+        forward::spare(packet, meta, is_home);
         let mtu = match direction {
             Direction::Request => mtu(shared, &conn, &hop, now),
             Direction::Reply => hop.mtu,

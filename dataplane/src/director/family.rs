@@ -251,9 +251,11 @@ impl<A: Near> Family<A> {
             Err(why) => return self.strand(shared, packet, meta, why, id, now),
         };
         self.follow(shared, meta, id, now);
-        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(hop.link)) {
+        let is_home = shared.snapshot.network.is_home(hop.link);
+        if !forward::may_go_on(packet, meta, is_home) {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
         }
+        forward::spare(packet, meta, is_home);
         let conn = self.conns.conn(id);
         let mtu = mtu(shared, conn, &hop, now);
         if forward::is_too_big(packet, meta, mtu) {
@@ -339,7 +341,8 @@ impl<A: Near> Family<A> {
             Err(why) => return why.into(),
         };
         // To the real server the director is a router, and a router looks at this before anything else.
-        if !forward::may_go_on(packet, meta, shared.snapshot.network.is_home(packet.port())) {
+        let is_home = shared.snapshot.network.is_home(packet.port());
+        if !forward::may_go_on(packet, meta, is_home) {
             return self.refuse_as_router(shared, packet, meta, Problem::TimeExceeded, now);
         }
         let heard;
@@ -361,6 +364,7 @@ impl<A: Near> Family<A> {
         if forward::is_too_big(packet, meta, hop.mtu) {
             return self.refuse_as_router(shared, packet, meta, Problem::TooBig(hop.mtu), now);
         }
+        forward::spare(packet, meta, is_home);
         Self::limit_segments(shared, packet, meta, conn.dest);
         self.ease(shared, id);
         let conn = self.conns.conn(id);

@@ -43,14 +43,20 @@ pub fn age<A: Address>(packet: &mut Packet, meta: &Meta<A>) {
     A::age(ip(packet, meta), Change::default());
 }
 
-/// Whether the packet may be rewritten, which takes one from its time to live: it has more than one, or keeps what it has, as it `is_home`'s: it goes to the machine's own kernel or
-/// comes from there, which is no hop.
+/// Whether the packet's time to live lets it go on: it has more than one, or keeps what it has, as it `is_home`'s: it goes to the machine's own kernel or comes from there, which
+/// is no hop.
 #[inline]
 pub fn may_go_on<A: Address>(packet: &mut Packet, meta: &Meta<A>, is_home: bool) -> bool {
+    is_home || hops_left(packet, meta) > 1
+}
+
+/// Has the packet keep its time to live, of which rewriting it takes one, if it `is_home`'s. What becomes of the packet must be certain by then: one that is to be looked at again
+/// stays as it came.
+#[inline]
+pub fn spare<A: Address>(packet: &mut Packet, meta: &Meta<A>, is_home: bool) {
     if is_home {
         A::spare(ip(packet, meta));
     }
-    is_home || hops_left(packet, meta) > 1
 }
 
 /// Whether the packet's sender forbids cutting it up.
