@@ -354,6 +354,30 @@ fn an_answer_of_a_local_server_does_not_age_however_long_it_waits() {
     assert_eq!(heard, (64, rewritten(ANSWER, VIP).into_bytes()));
 }
 
+/// As long as there are control connections of it, whatever the rules have become.
+#[test]
+fn data_is_expected_when_nobody_is_reached_by_nat_any_more() {
+    for edit in ["-e -t 10.9.0.1:21 -r 10.1.0.11:21 -g", "-e -t 10.9.0.1:21 -r 10.1.0.11:21 -i"] {
+        let mut rig = Rig::new(2);
+        rig.ipvsadm(&format!("-A -t {VIP}:21 -s rr"));
+        rig.ipvsadm(&format!("-a -t {VIP}:21 -r {}:21 -m", SERVER.0));
+        let forwarded = |rig: &mut Rig, worker, side, from, to, letters, number, text: &str| {
+            let data = text.into();
+            let segment = Segment { from, to, letters, number, acknowledged: 0, options: Vec::new(), data };
+            let delivery = rig.deliver(worker, side, &segment.frame());
+            assert!(matches!(delivery.verdict, Verdict::Forward(_)), "{edit}: {:?}", delivery.verdict);
+            see(&delivery.bytes)
+        };
+        forwarded(&mut rig, 0, CLIENTS, CLIENT, (VIP, 21), "S", 1000, "");
+        forwarded(&mut rig, 0, SERVERS, SERVER, CLIENT, "SA", 9000, "");
+        forwarded(&mut rig, 0, CLIENTS, CLIENT, (VIP, 21), "PA", 1001, "PASV\r\n");
+        rig.ipvsadm(edit);
+        forwarded(&mut rig, 0, SERVERS, SERVER, CLIENT, "PA", 9001, ANSWER);
+        let data = forwarded(&mut rig, 1, CLIENTS, (CLIENT.0, 1001), (VIP, NAMED), "S", 1, "");
+        assert_eq!(data.to, (SERVER.0, NAMED), "{edit}");
+    }
+}
+
 /// What happens next in a dialogue.
 #[derive(Clone, Debug)]
 enum Happening {

@@ -189,8 +189,8 @@ pub struct Services {
     /// By mark, and whether they are for IPv6.
     by_mark: HashMap<(u32, bool), Arc<Service>>,
     markings: Markings,
-    /// Whether a mark's service has a real server reached by NAT.
-    has_marked_nat: bool,
+    /// Whether there may be FTP by NAT that no virtual address tells of: a mark's, or that of real servers which are only remembered.
+    may_speak_ftp: bool,
     dests: Vec<Option<Arc<Dest>>>,
     /// Real servers reached by NAT, and whether they are in the rules or only remembered.
     masqueraded: HashMap<(IpAddr, u16, u8), bool>,
@@ -381,7 +381,7 @@ impl Services {
             match service.mark {
                 Some(mark) => {
                     let by_nat = |dest: &Arc<Dest>| dest.forwarding == Forwarding::Masq;
-                    tables.has_marked_nat |= service.dests.iter().any(by_nat);
+                    tables.may_speak_ftp |= service.dests.iter().any(by_nat);
                     tables.by_mark.insert((mark, service.address.is_ipv6()), service);
                 }
                 None => {
@@ -399,6 +399,7 @@ impl Services {
     pub fn remembering(mut self, removed: impl IntoIterator<Item = (Protocol, IpAddr, u16)>) -> Self {
         for (protocol, address, port) in removed {
             self.has_any_port |= port == 0;
+            self.may_speak_ftp |= protocol == Protocol::Tcp;
             self.masqueraded.entry((address, port, protocol as u8)).or_insert(false);
             self.servers.insert((address, protocol as u8));
         }
@@ -438,10 +439,10 @@ impl Services {
         self.by_address.get(&(address, port, protocol)).or_else(of_ftp).or_else(of_all_ports)
     }
 
-    /// Whether there is FTP by NAT, or may be where a mark's service takes all ports.
+    /// Whether there is FTP by NAT, or may be: where a mark's service takes all ports, and as long as connections remain of what was reached by NAT.
     #[inline]
     pub fn speaks_ftp(&self) -> bool {
-        !self.ftp.is_empty() || self.has_marked_nat
+        !self.ftp.is_empty() || self.may_speak_ftp
     }
 
     /// Whether there is at this virtual address.
