@@ -60,6 +60,8 @@ reasons! {
     FragmentOverlap = "drop.fragment_overlap",
     /// A fragment of a datagram that comes in too little order to be kept track of.
     FragmentScattered = "drop.fragment_scattered",
+    /// A later fragment that could not go on, and whose sender may not be told: of IPv4 (RFC 1122 §3.2.2).
+    FragmentUnanswered = "drop.fragment_unanswered",
     /// Too many later fragments wait for their first, or answers of FTP servers for their ports to be steered.
     FragmentQueueFull = "drop.fragment_queue_full",
     /// A part of an SCTP datagram whose port NAT would change: the new CRC needs the whole.

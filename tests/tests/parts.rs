@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shunt_dataplane::director::Verdict;
 use shunt_dataplane::service::WorkerId;
+use shunt_dataplane::stats::Reason;
 use shunt_tests::bench::{Bench, CLIENTS, SERVERS, VIP, VIP6};
 use shunt_tests::frames::{C0, S0, checksum, client_mac, frame, server_mac};
 
@@ -221,4 +222,41 @@ fn a_real_server_hears_that_its_parts_are_too_long() {
     let message = [&[2, 0, 0, 0][..], &1290u32.to_be_bytes(), &ipv6(VIP6, client, 44, &later)].concat();
     let error = ipv6(router, VIP6, 58, &summed(router, VIP6, 58, 2, message));
     assert_eq!(bench.frame(CLIENTS, &[&ethernet[..], &error].concat()).verdict, Verdict::Pass);
+}
+
+/// RFC 1122 3.2.2 has no ICMP error about a later part of an IPv4 datagram; RFC 4443 has.
+#[test]
+fn only_over_ipv6_is_anybody_told_what_became_of_a_later_part() {
+    let mut bench = bench(&[
+        "-A -u 10.9.0.1:53 -s rr",
+        "-a -u 10.9.0.1:53 -r 10.1.0.11:53 -m",
+        "-A -u [2001:db8:f::1]:53 -s rr",
+        "-a -u [2001:db8:f::1]:53 -r [2001:db8:b::b]:53 -m",
+    ]);
+    let [mut first, mut later] = cut(&datagram((client_mac(CLIENT), C0), (CLIENT, 5000), (VIP, 53)));
+    bench.frame(CLIENTS, &first).only();
+    for part in [&mut first, &mut later] {
+        // Another datagram's first, of which nothing was sent on; and a time to live that ends here.
+        part[22] = 1;
+        part[24..26].fill(0);
+        let sum = checksum(&part[14..34]);
+        part[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    assert_eq!(bench.frame(CLIENTS, &later).verdict, Verdict::Drop(Reason::FragmentUnanswered));
+    first[18..20].copy_from_slice(&[9, 9]);
+    first[24..26].fill(0);
+    let sum = checksum(&first[14..34]);
+    first[24..26].copy_from_slice(&sum.to_be_bytes());
+    assert_eq!(bench.frame(CLIENTS, &first).verdict, Verdict::Reply(CLIENTS));
+
+    let client: Ipv6Addr = "2001:db8:a::2".parse().unwrap();
+    let ethernet = [&C0[..], &[2, 0xc6, 0, 0, 0, 2], &[0x86, 0xdd]].concat();
+    let datagram = summed(client, VIP6, 17, 6, [&[0x13, 0x88, 0, 53, 0, 24, 0, 0][..], &[7; 16]].concat());
+    let [first, mut later] = [(1, &datagram[..16]), (16, &datagram[16..])].map(|(place, part)| {
+        let payload = [&[17, 0, 0, place, 0, 0, 0, 7], part].concat();
+        [&ethernet[..], &ipv6(client, VIP6, 44, &payload)].concat()
+    });
+    bench.frame(CLIENTS, &first).only();
+    later[21] = 1;
+    assert_eq!(bench.frame(CLIENTS, &later).verdict, Verdict::Reply(CLIENTS));
 }

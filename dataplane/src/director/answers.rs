@@ -197,6 +197,9 @@ impl<A: Near> Family<A> {
         source: A,
         now: Tick,
     ) -> Verdict {
+        if A::ETHERTYPE == V4::ETHERTYPE && meta.is_later_fragment() {
+            return Verdict::Drop(Reason::FragmentUnanswered);
+        }
         if problem.is_limited() && !shared.limiter.allows(meta.tuple.source.into(), now) {
             return Verdict::Drop(Reason::RateLimited);
         }
