@@ -177,7 +177,17 @@ pub(super) fn server(
         (!can.ipv6 && family == Family::Ipv6, "IPv6 servers are"),
         (!can.thresholds && config.upper_threshold != 0, "Connection thresholds are"),
     ];
-    refuse_first(&lacks)
+    refuse_first(&lacks)?;
+    together(service, config)
+}
+
+/// A service and one of its servers, as far as one forbids the other.
+pub(super) fn together(service: &ServiceConfig, server: &ServerConfig) -> Result<(), Refusal> {
+    if service.one_packet && server.forwarding == Forwarding::FullNat {
+        let why = "One-packet scheduling keeps no connection by which a FullNAT server's answer would find its client: a service has one or the other";
+        return Err(Refusal::new(EOPNOTSUPP, why));
+    }
+    Ok(())
 }
 
 /// A server's address must be one host's. Whether it is the broadcast address of a network this machine is on is the

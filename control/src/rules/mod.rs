@@ -169,8 +169,9 @@ impl Rules {
     }
 
     fn edit_service(&mut self, config: &ServiceConfig) -> Result<Change, Refusal> {
-        self.find(&config.key)?;
+        let service = self.find(&config.key)?;
         check::service(config, &self.capabilities)?;
+        service.servers.iter().try_for_each(|server| check::together(config, server))?;
         self.find_mut(&config.key)?.config = config.clone();
         Ok(Change::ServiceEdited(config.key))
     }

@@ -205,6 +205,34 @@ fn fullnat_crosses_families_where_the_director_can() {
     }
 }
 
+/// However a service would come to have both, nothing changes.
+#[test]
+fn one_packet_scheduling_and_fullnat_exclude_each_other() {
+    let why = "One-packet scheduling keeps no connection by which a FullNAT server's answer would find its client: a service has one or the other";
+    let key = ServiceKey::Address { protocol: Protocol::Udp, address: [10, 9, 0, 1].into(), port: 53 };
+    let [plain, ops] = [false, true].map(|one_packet| ServiceConfig { one_packet, ..service(key) });
+    let [nat, full] = [Forwarding::Masq, Forwarding::FullNat]
+        .map(|forwarding| ServerConfig { forwarding, ..server("10.1.0.11") });
+    for (before, refused) in [
+        (vec![Request::AddService(ops.clone())], Request::AddServer(key, full)),
+        (
+            vec![Request::AddService(ops.clone()), Request::AddServer(key, nat)],
+            Request::EditServer(key, full),
+        ),
+        (vec![Request::AddService(plain), Request::AddServer(key, full)], Request::EditService(ops)),
+    ] {
+        let mut rules = everything();
+        before.iter().for_each(|request| drop(rules.apply(request).expect("nothing is wrong with it")));
+        let were: Vec<_> = rules.services().cloned().collect();
+        assert_eq!(rules.apply(&refused), Err(Refusal { errno: EOPNOTSUPP, why: why.into() }));
+        assert!(rules.services().eq(were.iter()), "{refused:?} changed something");
+    }
+    let file = "-A -u 10.9.0.1:53 -s rr -o\n-a -u 10.9.0.1:53 -r 10.1.0.11:53 --fullnat\n";
+    let error = Rules::restore(Capabilities::everything(), file).expect_err("the second line");
+    assert_eq!(error.line, 2);
+    assert!(error.why.ends_with(why), "{error}");
+}
+
 #[test]
 fn a_zero_timeout_keeps_the_old_one() {
     let mut rules = everything();
