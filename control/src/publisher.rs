@@ -558,12 +558,17 @@ fn protocols(key: &ServiceKey) -> &'static [data::Protocol] {
     }
 }
 
-/// Whether what comes from any port of a real server may be a reply, and is taken: of a service of all ports, or of persistent FTP, to which the server names a port. The latter's by NAT are
-/// not taken for it: the director is those servers' router, and what they send by themselves would go past the machine's own firewall and NAT.
+/// Whether what comes from any port of a real server may be a reply, and is taken: of a service of all ports, of a persistent mark, whose connections keep their port, or of persistent FTP,
+/// to which the server names a port. The latter's by NAT are not taken for it: the director is those servers' router, and what they send by themselves would go past the machine's own
+/// firewall and NAT.
 fn takes_every_port(service: &ServiceConfig, server: &ServerConfig) -> bool {
-    let ServiceKey::Address { protocol, port, .. } = service.key else { return false };
-    let is_of_all = port == 0;
-    let is_persistent_ftp = (protocol, port) == (Protocol::Tcp, data::FTP) && service.persistent.is_some();
+    let is_persistent = service.persistent.is_some();
+    let (is_of_all, is_persistent_ftp) = match service.key {
+        ServiceKey::Address { protocol, port, .. } => {
+            (port == 0, is_persistent && (protocol, port) == (Protocol::Tcp, data::FTP))
+        }
+        ServiceKey::Mark { .. } => (is_persistent, false),
+    };
     match server.forwarding {
         Forwarding::Masq => is_of_all,
         Forwarding::FullNat => is_of_all || is_persistent_ftp,

@@ -106,3 +106,34 @@ fn a_later_fragment_waits_for_its_first_where_some_port_is_marked() {
         assert_eq!(bench.frame(CLIENTS, &elsewhere).verdict, Verdict::Pass, "no port of UDP is");
     }
 }
+
+/// As asked of Linux 6.1: the real server's own port is for connections without a template. Both ways, also where that port is another one.
+#[test]
+fn a_persistent_marks_connections_keep_their_port() {
+    for (persistence, ports) in [("", [8080, 8080]), ("-p 100", [80, 81])] {
+        for how in ["-m", "--fullnat"] {
+            let mut bench = Bench::default();
+            bench.ipvsadm(&format!("-A -f 1 -s rr {persistence}"));
+            bench.ipvsadm(&format!("-a -f 1 -r 10.1.0.11:8080 {how}"));
+            bench.ipvsadm("-P -f 1 -z 10.1.0.2");
+            for (n, port) in (0..).zip(ports) {
+                let (from, to) = ((CLIENT, 1080 + n), (MARKED, 80 + n));
+                let syn = tcp((client_mac(CLIENT), C0), from, to, flags("S"));
+                let (_, request) = bench.frame(CLIENTS, &syn).only();
+                let layers = Layers::of(&request);
+                assert_eq!(layers.destination(&request), (REAL.into(), port), "{how} {persistence}");
+                let (std::net::IpAddr::V4(local), local_port) = layers.source(&request) else {
+                    panic!("{request:?}")
+                };
+                let answer = tcp((server_mac(REAL), S0), (REAL, port), (local, local_port), flags("SA"));
+                let (by, reply) = bench.frame(SERVERS, &answer).only();
+                let layers = Layers::of(&reply);
+                assert_eq!(
+                    (by, layers.source(&reply)),
+                    (CLIENTS, (to.0.into(), to.1)),
+                    "{how} {persistence}"
+                );
+            }
+        }
+    }
+}

@@ -208,12 +208,9 @@ impl<A: Near> Family<A> {
             server,
             client_port: tuple.source_port,
             virtual_port: tuple.destination_port,
-            // To another port than the service's goes FTP's data: real servers have the same.
             server_port: match dest.port {
                 _ if stays => tuple.destination_port,
-                port if port != 0 && (tuple.destination_port == service.port || service.mark.is_some()) => {
-                    port
-                }
+                port if port != 0 && is_for_its_port(service, tuple.destination_port) => port,
                 _ => tuple.destination_port,
             },
             protocol: tuple.protocol,
@@ -314,6 +311,15 @@ impl<A: Near> Family<A> {
 /// The state of a connection before its first packet has been tracked. UDP's have one only.
 fn first_state(protocol: u8) -> State {
     if protocol == UDP { State::Udp } else { State::None }
+}
+
+/// Whether a connection to this port goes to the port that a real server was added with. FTP's data goes to the same port as at the virtual address, and so does all of a persistent mark
+/// (`ip_vs_sched_persist`).
+fn is_for_its_port(service: &Service, port: u16) -> bool {
+    match service.mark {
+        Some(_) => service.persistence.is_none(),
+        None => port == service.port,
+    }
 }
 
 /// Whether a packet that no real server takes goes to where it is addressed (`ip_vs_leave`). It is made for caches that a mark's service leads everybody's requests
