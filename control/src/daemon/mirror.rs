@@ -5,6 +5,7 @@
 //! one reading. The kernel also does the asking: [`Mirror::resolve`] makes it send an ARP request as if it had a packet to
 //! send itself.
 
+mod events;
 mod policy;
 mod routes;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
@@ -22,13 +23,15 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
-use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
 use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Prefix, Sorted, Vlan};
 
-/// How long events are gathered before the tables are read. ARP takes 0.1 ms on a wire; a table of a thousand neighbours
-/// takes about 1 ms to read.
-const GATHER: Duration = Duration::from_millis(1);
+pub use events::Events;
+
+/// How long the kernel may say nothing in the middle of an answer. It has its tables at hand; one that is silent for so long has lost
+/// the question, or the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Neighbours by interface and address.
 type Neighbours = Vec<((LinkId, IpAddr), Neighbour)>;
@@ -94,25 +97,15 @@ impl View {
 }
 
 impl Mirror {
-    /// Connects to the kernel and finds the interfaces, the last one the way `home` if there is one. The stream yields when something has changed.
+    /// Connects to the kernel and finds the interfaces, the last one the way `home` if there is one. Comes with the events of
+    /// what changes from now on.
     ///
     /// # Errors
     /// When netlink is refused, or an interface does not exist.
-    pub async fn open(
-        names: &[String],
-        home: Option<&str>,
-    ) -> anyhow::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv6Rule,
-        ])
-        .context("cannot open a netlink socket to follow addresses, routes and neighbours")?;
+    pub async fn open(names: &[String], home: Option<&str>) -> anyhow::Result<(Self, Events)> {
+        let cannot = "cannot open a netlink socket to follow addresses, routes and neighbours";
+        let events = Events::listen().context(cannot)?;
+        let (connection, handle, _) = rtnetlink::new_connection().context(cannot)?;
         tokio::spawn(connection);
         let mut interfaces = Vec::new();
         let all = names.iter().map(String::as_str).chain(home);
@@ -126,24 +119,12 @@ impl Mirror {
         }
         let names: Vec<String> = all.map(str::to_owned).collect();
         let home = home.map(|_| LinkId(names.len() as u16 - 1));
-        Ok((Self { handle, interfaces, names, home, spread: None }, messages.map(|_| ())))
+        Ok((Self { handle, interfaces, names, home, spread: None }, events))
     }
 
     /// Notes how the interfaces deal frames out to the workers: from now on a part of what is read.
     pub fn note_spread(&mut self, spread: Option<&Arc<Sorted>>) {
         self.spread = spread.cloned();
-    }
-
-    /// Waits until events have stopped coming for a moment.
-    pub async fn settle(events: &mut (impl Stream<Item = ()> + Unpin)) {
-        let moment = tokio::time::sleep(GATHER);
-        tokio::pin!(moment);
-        loop {
-            tokio::select! {
-                () = &mut moment => return,
-                event = events.next() => if event.is_none() { return },
-            }
-        }
     }
 
     /// Reads everything. The director itself speaks from none of the `lent` addresses where there is another: they are FullNAT's, and what comes there is taken for
@@ -153,7 +134,7 @@ impl Mirror {
     /// When the kernel refuses.
     pub async fn read(&self, lent: &HashSet<IpAddr>) -> anyhow::Result<View> {
         let Addresses { local, broadcasts, first } = self.addresses(lent).await?;
-        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        let links = all(self.handle.link().get().execute()).await?;
         let addresses =
             |index: u32| first.iter().find(|(i, _)| *i == index).map_or([None; 2], |(_, both)| *both);
         let interfaces = self.interfaces.iter().zip(&self.names);
@@ -192,15 +173,17 @@ impl Mirror {
     pub async fn resolve(&self, interface: u32, neighbour: IpAddr) {
         let request = self.handle.neighbours().add(interface, neighbour);
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
-        if let Err(error) = request.execute().await {
-            tracing::debug!(%neighbour, %error, "the kernel did not ask for a neighbour");
+        match tokio::time::timeout(PATIENCE, request.execute()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%neighbour, %error, "the kernel did not ask for a neighbour"),
+            Err(_) => tracing::debug!(%neighbour, "the kernel did not say whether it asks for a neighbour"),
         }
     }
 
     async fn addresses(&self, lent: &HashSet<IpAddr>) -> anyhow::Result<Addresses> {
-        let mut messages = self.handle.address().get().execute();
+        let messages = all(self.handle.address().get().execute()).await?;
         let Addresses { mut local, mut broadcasts, mut first } = Addresses::default();
-        while let Some(message) = messages.try_next().await? {
+        for message in messages {
             let index = message.header.index;
             // On a point-to-point link `Address` is the other end; `Local` is always ours where it is given.
             let mut address = None;
@@ -236,9 +219,8 @@ impl Mirror {
     async fn routes(&self) -> anyhow::Result<Vec<RouteMessage>> {
         let v4 = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build());
         let v6 = self.handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build());
-        let mut messages: Vec<RouteMessage> = v4.execute().try_collect().await?;
-        let v6: Vec<RouteMessage> = v6.execute().try_collect().await?;
-        messages.extend(v6);
+        let mut messages = all(v4.execute()).await?;
+        messages.extend(all(v6.execute()).await?);
         Ok(messages)
     }
 
@@ -246,8 +228,7 @@ impl Mirror {
     async fn rules(&self) -> Vec<RuleMessage> {
         let mut rules = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
-            let all = self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
-            rules.extend(all.unwrap_or_default());
+            rules.extend(all(self.handle.rule().get(version).execute()).await.unwrap_or_default());
         }
         rules
     }
@@ -257,9 +238,9 @@ impl Mirror {
         &self,
         links: &Links,
     ) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>, HashSet<(LinkId, IpAddr)>)> {
-        let mut messages = self.handle.neighbours().get().execute();
+        let messages = all(self.handle.neighbours().get().execute()).await?;
         let (mut known, mut failed, mut permanent) = (Vec::new(), Vec::new(), HashSet::new());
-        while let Some(message) = messages.try_next().await? {
+        for message in messages {
             let Some(&link) = links.get(&message.header.ifindex) else { continue };
             let Some((address, mac)) = neighbour(&message) else { continue };
             if message.header.state == NeighbourState::Permanent {
@@ -277,6 +258,16 @@ impl Mirror {
         }
         Ok((known, failed, permanent))
     }
+}
+
+/// A whole table, as the kernel tells it.
+async fn all<T>(answer: impl Stream<Item = Result<T, rtnetlink::Error>>) -> anyhow::Result<Vec<T>> {
+    let (mut answer, mut told) = (std::pin::pin!(answer), Vec::new());
+    let silence = || format!("the kernel has said nothing for {} seconds", PATIENCE.as_secs());
+    while let Some(next) = tokio::time::timeout(PATIENCE, answer.try_next()).await.with_context(silence)?? {
+        told.push(next);
+    }
+    Ok(told)
 }
 
 async fn index_of(handle: &Handle, name: &str) -> anyhow::Result<u32> {

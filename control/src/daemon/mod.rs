@@ -34,7 +34,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use futures_util::StreamExt as _;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use shunt_dataplane::conn::State;
@@ -147,8 +146,8 @@ async fn serve(options: Options) -> anyhow::Result<()> {
                 // A client that has gone does not want to know.
                 let _ = answer.send(control.answer(question).await);
             }
-            Some(()) = events.next() => {
-                Mirror::settle(&mut events).await;
+            () = events.next() => {
+                events.settle().await;
                 if let Err(error) = control.follow().await {
                     break Err(error);
                 }

@@ -1,10 +1,14 @@
 //! The kernel's network, mirrored: neighbours nobody has asked for yet, dead ones, and changes while the director runs.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc::EMSGSIZE;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
+};
 use shunt_bench::director::Director;
 use shunt_bench::netlink::{MAIN, Netlink};
 use shunt_bench::topology::{
@@ -14,8 +18,8 @@ use shunt_bench::topology::{
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT};
 
 use crate::ground::{
-    Backend, PATIENCE, connect_from, counter, echo, eventually, get_each, permitted, serve, start, status,
-    udp,
+    Backend, PATIENCE, connect_from, counter, echo, eventually, get_each, permitted, serve, serve_at, start,
+    status, udp,
 };
 
 const HTTP: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP_PORT);
@@ -221,6 +225,74 @@ fn a_route_of_several_ways_leads_by_one_that_has_a_carrier() -> Result<()> {
 }
 
 #[test]
+fn a_flood_of_changes_leaves_the_director_answering_and_following() -> Result<()> {
+    /// On both servers, but on no network.
+    const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+    /// Longer than the director lets pass between two reminders to the kernel that its servers are in use.
+    const FLOOD: Duration = Duration::from_secs(6);
+    if !permitted(a_flood_of_changes_leaves_the_director_answering_and_following)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    for namespace in topology.servers() {
+        namespace.run_in(|| Netlink::open()?.address("lo", FAR.into(), 32))??;
+    }
+    let leads_to = |n| topology.director().run_in(move || Netlink::open()?.route(FAR, server(n)))?;
+    leads_to(0)?;
+    let _servers = topology.start_servers()?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    serve_at(&director, "-t", HTTP.into(), (FAR, HTTP_PORT).into(), &["-m"])?;
+    // Many questions at once, so that an answer is among what is lost.
+    let many = (101..=200).map(|n| format!("-a -t {VIP}:1 -r 10.2.0.{n}:1 -m\n"));
+    let restored =
+        director.shunt(&["ipvsadm", "-R"], &(format!("-A -t {VIP}:1\n") + &many.collect::<String>()))?;
+    ensure!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+
+    topology.director().run_in(|| flood_with_routes(FLOOD))??;
+    status(&topology).context("after the flood")?;
+    leads_to(1)?;
+    eventually(PATIENCE, || {
+        let answers = get_each(&topology, HTTP.into(), 1)?;
+        ensure!(answers == [1], "by way of server {answers:?}");
+        Ok(())
+    })?;
+    // No event was taken for the end of a table that was being read.
+    let log = director.end()?.into_iter();
+    let gaps: Vec<_> = log.filter(|line| line.contains("no route") || line.contains("followed")).collect();
+    ensure!(gaps.is_empty(), "{gaps:#?}");
+    Ok(())
+}
+
+/// Adds and removes routes as fast as the kernel takes them, faster than anybody can follow.
+fn flood_with_routes(time: Duration) -> Result<()> {
+    const NEW_ROUTE: (u16, u16) = (24, 0x401); // RTM_NEWROUTE; NLM_F_CREATE, NLM_F_REQUEST
+    const DELETE_ROUTE: (u16, u16) = (25, 0x1);
+    const AT_ONCE: u32 = 500;
+    let socket =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        for (kind, flags) in [NEW_ROUTE, DELETE_ROUTE] {
+            for first in (0..5000).step_by(AT_ONCE as usize) {
+                let requests = (first..first + AT_ONCE).flat_map(|n| {
+                    let to = (u32::from(Ipv4Addr::new(172, 16, 0, 0)) + n).to_be_bytes();
+                    // A host's route in the main table, to anywhere; its address; its router.
+                    let route = [2, 32, 0, 0, 254, 186, 0, 1, 0, 0, 0, 0];
+                    let length = 16 + 12 + 2 * 8u32;
+                    let header = [length, u32::from(kind) | u32::from(flags) << 16, n, 0];
+                    let header = header.into_iter().flat_map(u32::to_ne_bytes);
+                    let attribute = |kind, value: [u8; 4]| [8, 0, kind, 0].into_iter().chain(value);
+                    header.chain(route).chain(attribute(1, to)).chain(attribute(5, server(0).octets()))
+                });
+                let requests: Vec<u8> = requests.collect();
+                sendto(socket.as_raw_fd(), &requests, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn rules_of_routing_are_spoken_of_if_there_are_any() -> Result<()> {
     if !permitted(rules_of_routing_are_spoken_of_if_there_are_any)? {
         return Ok(());
@@ -238,7 +310,7 @@ fn rules_of_routing_are_spoken_of_if_there_are_any() -> Result<()> {
     // A rule of the director's own is none of them.
     let director = start(&topology, Backend::AfPacket, &["--local-servers"])?;
     let here = SocketAddrV4::new(DIRECTOR_TO_SERVERS, HTTP_PORT);
-    crate::ground::serve_at(&director, "-t", HTTP.into(), here.into(), &["-m"])?;
+    serve_at(&director, "-t", HTTP.into(), here.into(), &["-m"])?;
     std::thread::sleep(Duration::from_millis(100));
     let lines = spoken(director)?;
     ensure!(lines.is_empty(), "{lines:#?}");
