@@ -3,14 +3,16 @@
 //! The way there is a TAP device, the last of the director's ports. The way back is routing: what such a server sends from its address and port has a rule of its own, which
 //! leads to a table of routes that has nothing but the device in it. So has what the machine's stack says in its place, by ICMP errors: to a client they must come from
 //! the virtual address. The device goes with the process; a rule that a killed one leaves leads to an empty table and so means nothing, and the next director removes it.
+//! Others remove rules, too (systemd-networkd those it does not know): what is missing is put back when the kernel tells of it.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, bail};
 use futures_util::TryStreamExt as _;
-use netlink_packet_route::IpProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol};
+use nix::libc::{EEXIST, ENOENT, IPPROTO_ICMPV6};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use shunt_dataplane::port::tap::Tap;
 
@@ -27,14 +29,16 @@ pub const TABLE: u32 = 0x7368;
 /// The way home.
 pub struct Home {
     handle: Handle,
+    /// Those that the kernel has, as far as is known.
     rules: HashSet<Source>,
 }
 
 /// What a rule of routing leads home: packets from this address, if they are these.
-type Source = (IpAddr, What);
+pub type Source = (IpAddr, What);
 
+/// Kinds of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum What {
+pub enum What {
     /// Of a server at this port; port 0 is any.
     Answers(Protocol, u16),
     /// ICMP of types from this one to that.
@@ -77,7 +81,12 @@ impl Home {
         Ok((home, queues))
     }
 
-    /// Brings the rules of routing in line with the director's.
+    /// Notes which of its rules the kernel has.
+    pub fn note(&mut self, there: &HashSet<Source>) {
+        self.rules.clone_from(there);
+    }
+
+    /// Brings the rules of routing in line with the director's. One that somebody else has removed, or added again, is as good as done.
     ///
     /// # Errors
     /// What the kernel refused.
@@ -88,15 +97,15 @@ impl Home {
             wanted.difference(&self.rules).copied().collect(),
         );
         for source in gone {
-            self.handle.rule().del(self.rule(&source)).execute().await?;
+            remove(&self.handle, rule(&source))
+                .await
+                .with_context(|| format!("cannot remove the rule of routing for {source:?}"))?;
             self.rules.remove(&source);
         }
         for source in new {
             let mut request = self.handle.rule().add();
-            *request.message_mut() = self.rule(&source);
-            request
-                .execute()
-                .await
+            *request.message_mut() = rule(&source);
+            unless(request.execute().await, EEXIST)
                 .with_context(|| format!("cannot add a rule of routing for {source:?}"))?;
             self.rules.insert(source);
         }
@@ -110,38 +119,86 @@ impl Home {
     pub async fn clear(&self) -> anyhow::Result<usize> {
         clear(&self.handle).await
     }
+}
 
-    fn rule(&self, (address, what): &Source) -> RuleMessage {
-        let request = self.handle.rule().add().action(RuleAction::ToTable).table_id(TABLE);
-        let mut rule = match address {
-            IpAddr::V4(v4) => request.v4().source_prefix(*v4, 32).message_mut().clone(),
-            IpAddr::V6(v6) => request.v6().source_prefix(*v6, 128).message_mut().clone(),
-        };
-        match *what {
-            What::Answers(protocol, port) => {
-                rule.attributes.push(RuleAttribute::IpProtocol(match protocol {
-                    Protocol::Tcp => IpProtocol::Tcp,
-                    Protocol::Udp => IpProtocol::Udp,
-                    Protocol::Sctp => IpProtocol::Sctp,
-                }));
-                if port != 0 {
-                    let only = RulePortRange { start: port, end: port };
-                    rule.attributes.push(RuleAttribute::SourcePortRange(only));
-                }
-            }
-            What::Errors(first, last) => {
-                let icmp = if address.is_ipv4() {
-                    IpProtocol::Icmp
-                } else {
-                    IpProtocol::Other(nix::libc::IPPROTO_ICMPV6)
-                };
-                rule.attributes.push(RuleAttribute::IpProtocol(icmp));
-                // To the kernel, type and code stand where others have the destination's port (`union flowi_uli`).
-                let [start, end] = [[first, 0], [last, 0xff]].map(u16::from_be_bytes);
-                rule.attributes.push(RuleAttribute::DestinationPortRange(RulePortRange { start, end }));
+/// The rule for these packets.
+fn rule((address, what): &Source) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.action = RuleAction::ToTable;
+    (rule.header.family, rule.header.src_len) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    rule.attributes.extend([RuleAttribute::Table(TABLE), RuleAttribute::Source(*address)]);
+    match *what {
+        What::Answers(protocol, port) => {
+            rule.attributes.push(RuleAttribute::IpProtocol(wire(protocol)));
+            if port != 0 {
+                let only = RulePortRange { start: port, end: port };
+                rule.attributes.push(RuleAttribute::SourcePortRange(only));
             }
         }
-        rule
+        What::Errors(first, last) => {
+            rule.attributes.push(RuleAttribute::IpProtocol(icmp(address)));
+            // To the kernel, type and code stand where others have the destination's port (`union flowi_uli`).
+            let [start, end] = [[first, 0], [last, 0xff]].map(u16::from_be_bytes);
+            rule.attributes.push(RuleAttribute::DestinationPortRange(RulePortRange { start, end }));
+        }
+    }
+    rule
+}
+
+/// The packets that a rule is for, if it leads home.
+fn source(rule: &RuleMessage) -> Option<Source> {
+    let (mut table, mut address, mut protocol, mut from, mut to) = (None, None, None, None, None);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Table(number) => table = Some(*number),
+            RuleAttribute::Source(source) => address = Some(*source),
+            RuleAttribute::IpProtocol(number) => protocol = Some(*number),
+            RuleAttribute::SourcePortRange(range) => from = Some(range.start),
+            RuleAttribute::DestinationPortRange(range) => to = Some((range.start, range.end)),
+            _ => {}
+        }
+    }
+    let (address, protocol) = (address.filter(|_| table == Some(TABLE))?, protocol?);
+    let what = match to {
+        Some((start, end)) => What::Errors(start.to_be_bytes()[0], end.to_be_bytes()[0]),
+        None => {
+            let mut known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter();
+            What::Answers(known.find(|known| wire(*known) == protocol)?, from.unwrap_or(0))
+        }
+    };
+    Some((address, what))
+}
+
+/// What the director's own among the kernel's rules lead home.
+pub fn known(rules: &[RuleMessage]) -> HashSet<Source> {
+    rules.iter().filter_map(source).collect()
+}
+
+fn wire(protocol: Protocol) -> IpProtocol {
+    match protocol {
+        Protocol::Tcp => IpProtocol::Tcp,
+        Protocol::Udp => IpProtocol::Udp,
+        Protocol::Sctp => IpProtocol::Sctp,
+    }
+}
+
+fn icmp(address: &IpAddr) -> IpProtocol {
+    if address.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Other(IPPROTO_ICMPV6) }
+}
+
+/// Removes a rule, if it is still there.
+async fn remove(handle: &Handle, rule: RuleMessage) -> Result<(), rtnetlink::Error> {
+    unless(handle.rule().del(rule).execute().await, ENOENT)
+}
+
+/// What the kernel answered, this refusal being none.
+fn unless(answer: Result<(), rtnetlink::Error>, errno: i32) -> Result<(), rtnetlink::Error> {
+    match answer {
+        Err(rtnetlink::Error::NetlinkError(refusal)) if refusal.raw_code() == -errno => Ok(()),
+        answer => answer,
     }
 }
 
@@ -172,7 +229,7 @@ async fn clear(handle: &Handle) -> anyhow::Result<usize> {
             handle.rule().get(version).execute().try_collect().await.unwrap_or_default();
         for rule in all {
             if rule.attributes.contains(&RuleAttribute::Table(TABLE)) {
-                handle.rule().del(rule).execute().await?;
+                remove(handle, rule).await?;
                 removed += 1;
             }
         }
@@ -233,4 +290,25 @@ fn sources(rules: &Rules, view: &View) -> HashSet<Source> {
         }
     }
     sources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_of_the_kernels_is_known_by_what_it_leads_home() {
+        let (v4, v6) = (IpAddr::from([10, 2, 0, 1]), IpAddr::from([0xfd00, 2, 0, 0, 0, 0, 0, 1]));
+        for address in [v4, v6] {
+            let answers = [(Protocol::Tcp, 80), (Protocol::Udp, 53), (Protocol::Sctp, 0)];
+            let answers = answers.map(|(protocol, port)| What::Answers(protocol, port));
+            for what in answers.iter().chain(errors(address)) {
+                let mut kernels = rule(&(address, *what));
+                kernels.attributes.insert(0, RuleAttribute::Priority(32_765));
+                assert_eq!(source(&kernels), Some((address, *what)));
+                kernels.attributes.retain(|attribute| *attribute != RuleAttribute::Table(TABLE));
+                assert_eq!(source(&kernels), None, "it leads elsewhere");
+            }
+        }
+    }
 }

@@ -27,6 +27,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use shunt_dataplane::packet::{Tags, tags};
 use shunt_dataplane::service::{Interface, LinkId, Neighbour, Network, PortId, Prefix, Sorted, Vlan};
 
+use super::home;
 pub use events::Events;
 
 /// How long the kernel may say nothing in the middle of an answer. It has its tables at hand; one that is silent for so long has lost
@@ -71,6 +72,8 @@ pub struct View {
     pub permanent: HashSet<(LinkId, IpAddr)>,
     /// A rule of routing that leads packets elsewhere than by the main table, in words.
     pub policy: Option<String>,
+    /// What the director's own rules of routing lead home.
+    pub led_home: HashSet<home::Source>,
 }
 
 /// The addresses of the machine.
@@ -165,8 +168,9 @@ impl Mirror {
             Some(home) => network.with_home(home),
             None => network,
         };
-        let policy = policy::foreign(&self.rules().await);
-        Ok(View { network, down, local, answered, broadcasts, failed, permanent, policy })
+        let rules = self.rules().await;
+        let (policy, led_home) = (policy::foreign(&rules), home::known(&rules));
+        Ok(View { network, down, local, answered, broadcasts, failed, permanent, policy, led_home })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
@@ -224,7 +228,7 @@ impl Mirror {
         Ok(messages)
     }
 
-    /// The rules of routing, as far as the kernel tells: nothing depends on them.
+    /// The rules of routing, as far as the kernel tells: it may have none of a family.
     async fn rules(&self) -> Vec<RuleMessage> {
         let mut rules = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {

@@ -148,9 +148,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
             }
             () = events.next() => {
                 events.settle().await;
-                if let Err(error) = control.follow().await {
-                    break Err(error);
-                }
+                control.follow().await;
             }
             heard = control.engine.heard() => {
                 if let Err(error) = heard {
@@ -214,6 +212,8 @@ struct Control {
     kernels: Vec<IpAddr>,
     /// Whether the network, or what is used of it, has changed in a way that is not followed yet.
     is_behind: bool,
+    /// Whether the rules are, all that there is to them.
+    is_in_force: bool,
     /// Held for as long as the interfaces are.
     _claim: Claim,
     _awake: Option<Awake>,
@@ -375,6 +375,7 @@ impl Control {
             home,
             kernels: Vec::new(),
             is_behind: false,
+            is_in_force: true,
             _claim: claim,
             _awake: awake,
             ticks: 0,
@@ -466,6 +467,7 @@ impl Control {
 
     /// Publishes rules to every worker, then takes the frames of what is new and leaves those of what is gone.
     async fn put_in_force(&mut self, rules: &Rules) -> anyhow::Result<()> {
+        self.is_in_force = false;
         let services = self.publisher.publish(rules, self.engine.counters(), Instant::now())?;
         bring_memory(&self.supplier, &services);
         self.engine.serve(services, timeouts(rules.timeouts()), *rules.sysctls()).await?;
@@ -475,10 +477,11 @@ impl Control {
         let wished = self.wished.keys().copied().filter(|_| rules.services().next().is_some());
         let targets = self.publisher.targets(rules).chain(wished).collect();
         self.steer(targets)?;
-        match &mut self.home {
-            Some(home) => home.follow(rules, &self.view).await,
-            None => Ok(()),
+        if let Some(home) = &mut self.home {
+            home.follow(rules, &self.view).await?;
         }
+        self.is_in_force = true;
+        Ok(())
     }
 
     /// Takes and releases the frames that workers wish to have or not to have. A target that the kernel refuses is as good as taken for the worker: its client learns
@@ -537,27 +540,28 @@ impl Control {
         Ok(())
     }
 
-    /// Looks at the network again and tells the workers if it has changed. If the kernel does not say, what is known stays in force and
-    /// the next tick looks again.
-    async fn follow(&mut self) -> anyhow::Result<()> {
-        let looked = match self.mirror.read(&self.publisher.local_addresses()).await {
-            Ok(view) => self.steer_by(&view).map(|()| view),
-            Err(error) => Err(error),
-        };
-        self.is_behind = looked.is_err();
-        let view = match looked {
-            Ok(view) => view,
-            Err(error) => {
-                tracing::warn!("a change of the network could not be followed yet: {}", in_one_line(&error));
-                return Ok(());
-            }
-        };
+    /// Looks at the network again and has all go by it. What cannot be done stays as it is, and the next tick tries again.
+    async fn follow(&mut self) {
+        self.is_behind = false;
+        if let Err(error) = self.try_to_follow().await {
+            self.is_behind = true;
+            tracing::warn!("a change of the network could not be followed yet: {}", in_one_line(&error));
+        }
+    }
+
+    async fn try_to_follow(&mut self) -> anyhow::Result<()> {
+        let view = self.mirror.read(&self.publisher.local_addresses()).await?;
+        self.steer_by(&view)?;
         if view.network != self.view.network {
             self.engine.route(view.network.clone()).await?;
         }
         self.view = view;
         self.watch.network(&self.view, &self.rules);
         self.resolve_wanted().await;
+        if let Some(home) = &mut self.home {
+            home.note(&self.view.led_home);
+            home.follow(&self.rules, &self.view).await?;
+        }
         Ok(())
     }
 
@@ -596,12 +600,14 @@ impl Control {
         for (index, neighbour) in &self.view.failed {
             self.mirror.resolve(*index, *neighbour).await;
         }
-        if self.publisher.is_outdated(&self.rules, self.engine.counters()) {
+        if !self.is_in_force || self.publisher.is_outdated(&self.rules, self.engine.counters()) {
             let rules = self.rules.clone();
-            self.put_in_force(&rules).await?;
+            if let Err(error) = self.put_in_force(&rules).await {
+                tracing::error!("the rules are not wholly in force yet: {}", in_one_line(&error));
+            }
         }
         if self.is_behind {
-            self.follow().await?;
+            self.follow().await;
         }
         if self.ticks.is_multiple_of(REMIND) {
             for (link, neighbour) in self.next_hops().difference(&self.view.permanent).copied() {
@@ -614,7 +620,7 @@ impl Control {
                 self.mirror.note_spread(queues.spread());
             }
             // Forwarding may have been switched on or off, which no event tells, nor of the queues.
-            self.follow().await?;
+            self.follow().await;
         }
         Ok(())
     }

@@ -1,20 +1,22 @@
 //! Real servers on the director itself, beside others: by NAT and as they are, in both families, with what they say to those who ask them without the director.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use shunt_bench::director::Director;
+use shunt_bench::netlink::Netlink;
 use shunt_bench::topology::{
-    DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6, Options, Topology, VIP, VIP6, server, server6,
+    DIRECTOR_SERVER_SIDE, DIRECTOR_TO_SERVERS, DIRECTOR_TO_SERVERS6, Options, Topology, VIP, VIP6, server,
+    server6,
 };
 use shunt_bench::traffic::ECHO_PORT;
 use shunt_bench::traffic::server::Server;
 
 use crate::ground::{
-    Backend, echo, hear, permitted, run_to_end, say_to_all, serve_at, source_for, start, start_workers_with,
-    told_that_it_is_closed, udp_from,
+    Backend, PATIENCE, echo, eventually, hear, permitted, run_to_end, say_to_all, serve_at, source_for,
+    start, start_workers_with, told_that_it_is_closed, udp_from,
 };
 use crate::network::no_drops;
 
@@ -176,6 +178,85 @@ fn what_a_killed_director_leaves_the_next_removes() -> Result<()> {
         director.stop()?;
     }
     Ok(())
+}
+
+#[test]
+fn rules_of_routing_that_somebody_removes_are_put_back() -> Result<()> {
+    if !permitted(rules_of_routing_that_somebody_removes_are_put_back)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let before = routing(&topology)?;
+    let director = start(&topology, Backend::AfPacket, &["--local-servers"])?;
+    let service = SocketAddr::new(VIP.into(), BY_NAT);
+    serve_at(&director, "-t", service, (DIRECTOR_TO_SERVERS, PORT).into(), &["-m"])?;
+    let during = routing(&topology)?;
+    ensure!(during != before, "no rules of routing");
+    for _ in 0..3 {
+        remove_rules_home(&topology)?;
+        eventually(PATIENCE, || {
+            let now = routing(&topology)?;
+            ensure!(sorted(&now) == sorted(&during), "{now}");
+            Ok(())
+        })?;
+    }
+    // And what is not there any more can be removed.
+    remove_rules_home(&topology)?;
+    director.ipvsadm(&["-D", "-t", &service.to_string()])?;
+    eventually(PATIENCE, || {
+        ensure!(routing(&topology)? == before, "{}", routing(&topology)?);
+        Ok(())
+    })?;
+    director.stop()
+}
+
+#[test]
+fn a_server_becomes_the_director_with_its_address() -> Result<()> {
+    const LATER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 77);
+    if !permitted(a_server_becomes_the_director_with_its_address)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let before = routing(&topology)?;
+    let director = start(&topology, Backend::AfPacket, &["--local-servers"])?;
+    let service = SocketAddr::new(VIP.into(), BY_NAT);
+    serve_at(&director, "-t", service, (LATER, PORT).into(), &["-m"])?;
+    ensure!(routing(&topology)? == before, "it is another machine so far: {}", routing(&topology)?);
+
+    let here = || topology.director().run_in(Netlink::open)?;
+    here()?.address(DIRECTOR_SERVER_SIDE, LATER.into(), 32)?;
+    eventually(PATIENCE, || {
+        let now = routing(&topology)?;
+        ensure!(now.contains(&format!("from {LATER} ")), "{now}");
+        Ok(())
+    })?;
+    say_to_all(topology.director(), (LATER, PORT).into(), "own")?;
+    let heard = all_heard(&topology, service)?;
+    ensure!(heard == ["own".to_owned()].into(), "{heard:?}");
+
+    here()?.remove_address(DIRECTOR_SERVER_SIDE, LATER.into())?;
+    eventually(PATIENCE, || {
+        ensure!(routing(&topology)? == before, "{}", routing(&topology)?);
+        Ok(())
+    })?;
+    director.stop()
+}
+
+/// As systemd-networkd does with rules that it does not know.
+fn remove_rules_home(topology: &Topology) -> Result<()> {
+    for rule in routing(topology)?.lines().filter(|line| line.ends_with("29544")) {
+        let words = rule.split_once(':').context("a rule without a number")?.1;
+        let mut command = Command::new("ip");
+        command.args(["rule", "delete"]).args(words.split_whitespace());
+        let removed = run_to_end(topology.director(), command)?;
+        ensure!(removed.status.success(), "{rule}: {}", String::from_utf8_lossy(&removed.stderr));
+    }
+    Ok(())
+}
+
+/// Rules without their numbers, which tell when each was added.
+fn sorted(rules: &str) -> BTreeSet<&str> {
+    rules.lines().filter_map(|rule| Some(rule.split_once(':')?.1)).collect()
 }
 
 fn all_heard(topology: &Topology, at: SocketAddr) -> Result<BTreeSet<String>> {
