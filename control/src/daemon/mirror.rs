@@ -66,8 +66,10 @@ pub struct View {
     pub answered: Vec<Prefix>,
     /// The broadcast addresses of the networks that it is on.
     pub broadcasts: Vec<IpAddr>,
-    /// Neighbours that do not answer, by interface index.
-    pub failed: Vec<(u32, IpAddr)>,
+    /// Neighbours that do not answer.
+    pub failed: Vec<(LinkId, IpAddr)>,
+    /// Neighbours that routes lead by.
+    pub routers: HashSet<(LinkId, IpAddr)>,
     /// Neighbours that the kernel was told of for good. It must not be asked for them: since Linux 5.16 it forgets them then.
     pub permanent: HashSet<(LinkId, IpAddr)>,
     /// A rule of routing that leads packets elsewhere than by the main table, in words.
@@ -160,6 +162,7 @@ impl Mirror {
         let routes = self.routes().await?;
         let answered = routes::own(&routes);
         let routes = routes::routes(&routes, &indices, self.home);
+        let routers = routes.iter().filter_map(|route| Some((route.link?, route.gateway?))).collect();
         let network = Network::new(interfaces, routes, neighbours)
             .with_vlans(vlans)
             .with_spread(self.spread.clone())
@@ -170,7 +173,7 @@ impl Mirror {
         };
         let rules = self.rules().await;
         let (policy, led_home) = (policy::foreign(&rules), home::known(&rules));
-        Ok(View { network, down, local, answered, broadcasts, failed, permanent, policy, led_home })
+        Ok(View { network, down, local, answered, broadcasts, failed, routers, permanent, policy, led_home })
     }
 
     /// Makes the kernel find out a neighbour's Ethernet address, or make sure of it.
@@ -241,7 +244,7 @@ impl Mirror {
     async fn neighbours(
         &self,
         links: &Links,
-    ) -> anyhow::Result<(Neighbours, Vec<(u32, IpAddr)>, HashSet<(LinkId, IpAddr)>)> {
+    ) -> anyhow::Result<(Neighbours, Vec<(LinkId, IpAddr)>, HashSet<(LinkId, IpAddr)>)> {
         let messages = all(self.handle.neighbours().get().execute()).await?;
         let (mut known, mut failed, mut permanent) = (Vec::new(), Vec::new(), HashSet::new());
         for message in messages {
@@ -253,7 +256,7 @@ impl Mirror {
             match message.header.state {
                 NeighbourState::Failed => {
                     known.push(((link, address), Neighbour::Failed));
-                    failed.push((message.header.ifindex, address));
+                    failed.push((link, address));
                 }
                 NeighbourState::Incomplete | NeighbourState::None => {}
                 // A stale address is still the best there is; the kernel checks it when it is used.

@@ -77,6 +77,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// (`delay_first_probe_time`).
 const REMIND: u64 = 5;
 
+/// Ticks (seconds) for which a neighbour that workers asked for is asked again if it does not answer. One that is back later speaks first, and the kernel hears it.
+const ASKED: u64 = 60;
+
 /// What the data plane can do, for the rules.
 pub fn capabilities() -> Capabilities {
     Capabilities {
@@ -185,6 +188,8 @@ struct Control {
     supplier: Supplier,
     mirror: Mirror,
     view: View,
+    /// Neighbours that packets waited for, and in which tick.
+    asked: HashMap<(LinkId, IpAddr), u64>,
     steering: Box<dyn Steering>,
     taken: HashSet<Target>,
     /// Targets that no rule tells of, each with the number of workers that wish for it.
@@ -359,6 +364,7 @@ impl Control {
             supplier,
             mirror,
             view,
+            asked: HashMap::new(),
             steering,
             taken: HashSet::new(),
             wished: HashMap::new(),
@@ -580,6 +586,7 @@ impl Control {
     /// Asks for the neighbours that packets wait for.
     async fn resolve_wanted(&mut self) {
         for (link, neighbour) in self.engine.wanted() {
+            self.asked.insert((link, neighbour), self.ticks);
             self.resolve(link, neighbour).await;
         }
     }
@@ -597,8 +604,9 @@ impl Control {
         self.ticks += 1;
         self.watch.losses(self.engine.counters(), &self.rules, Instant::now());
         self.watch.local_ports(&self.publisher, &self.rules, self.engine.counters());
-        for (index, neighbour) in &self.view.failed {
-            self.mirror.resolve(*index, *neighbour).await;
+        self.asked.retain(|_, tick| *tick + ASKED > self.ticks);
+        for (link, neighbour) in self.missed() {
+            self.resolve(link, neighbour).await;
         }
         if !self.is_in_force || self.publisher.is_outdated(&self.rules, self.engine.counters()) {
             let rules = self.rules.clone();
@@ -623,6 +631,21 @@ impl Control {
             self.follow().await;
         }
         Ok(())
+    }
+
+    /// The neighbours that do not answer and that packets of services go to, as far as is known. Others the kernel may have asked for in vain, on behalf of somebody
+    /// who has long given up.
+    fn missed(&self) -> Vec<(LinkId, IpAddr)> {
+        if self.rules.services().next().is_none() {
+            return Vec::new();
+        }
+        let next_hops = self.next_hops();
+        let is_missed = |neighbour: &&(LinkId, IpAddr)| {
+            next_hops.contains(neighbour)
+                || self.view.routers.contains(neighbour)
+                || self.asked.contains_key(neighbour)
+        };
+        self.view.failed.iter().filter(is_missed).copied().collect()
     }
 
     /// The neighbours that packets to real servers go to.

@@ -18,9 +18,10 @@ use shunt_bench::topology::{
 use shunt_bench::traffic::{ECHO_PORT, HTTP_PORT};
 
 use crate::ground::{
-    Backend, PATIENCE, connect_from, counter, echo, eventually, get_each, permitted, serve, serve_at, start,
-    status, udp,
+    Backend, PATIENCE, connect, connect_from, counter, echo, eventually, get_each, permitted, serve,
+    serve_at, start, status, udp,
 };
+use crate::wire::Watch;
 
 const HTTP: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP_PORT);
 const ECHO: SocketAddrV4 = SocketAddrV4::new(VIP, ECHO_PORT);
@@ -118,6 +119,38 @@ fn a_dead_server_loses_packets_under_a_counter_and_recovers() -> Result<()> {
     })??;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     eventually(PATIENCE, || echo_among_others(&socket, b"alive again"))?;
+    director.stop()
+}
+
+#[test]
+fn only_neighbours_that_services_need_are_asked_for_again() -> Result<()> {
+    /// Neither is there; one of them is a real server.
+    const NOBODYS: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 97);
+    const SERVICES: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 98);
+    if !permitted(only_neighbours_that_services_need_are_asked_for_again)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let asked = || -> Result<Vec<Ipv4Addr>> {
+        let watch = Watch::open(topology.director(), DIRECTOR_SERVER_SIDE)?;
+        std::thread::sleep(Duration::from_millis(2500));
+        let requests = watch.frames()?.into_iter().filter(|frame| frame[12..14] == [8, 6]);
+        Ok(requests
+            .filter_map(|frame| Some(Ipv4Addr::from(<[u8; 4]>::try_from(&frame[38..42]).ok()?)))
+            .collect())
+    };
+    // Both are known to be dead: the kernel tells who calls them.
+    for dead in [NOBODYS, SERVICES] {
+        let called = topology.director().run_in(|| connect((dead, ECHO_PORT).into()))?;
+        let told = called.err().context("an answer from nobody")?;
+        ensure!(format!("{told:#}").contains("No route to host"), "{told:#}");
+    }
+    let without = asked()?;
+    ensure!(!without.contains(&NOBODYS) && !without.contains(&SERVICES), "without a service: {without:?}");
+    serve_at(&director, "-t", HTTP.into(), (SERVICES, HTTP_PORT).into(), &["-m"])?;
+    let with = asked()?;
+    ensure!(!with.contains(&NOBODYS) && with.contains(&SERVICES), "with one: {with:?}");
     director.stop()
 }
 
