@@ -5,9 +5,11 @@
 //!
 //! A removed real server keeps its identity while connections remain and for two minutes after, as the kernel keeps it in its trash: added
 //! again, it is the same server, its connections go on and its counters too. Until then the replies of its NAT connections are still
-//! the director's: a client that saw one from the server's own address would reset the connection.
+//! the director's: a client that saw one from the server's own address would reset the connection. So are the requests of a service that
+//! was removed whole ([`departed`]).
 
 mod account;
+mod departed;
 mod locals;
 mod marks;
 
@@ -31,6 +33,7 @@ use crate::api::{
 use crate::rules::{Rules, Service};
 pub use account::PERIOD;
 use account::{Account, Totals, minus, plus};
+use departed::Departed;
 use locals::Locals;
 
 /// How long a removed real server without connections is remembered (`IP_VS_DEST_TRASH_PERIOD`).
@@ -51,6 +54,8 @@ pub struct Publisher {
     locals: Locals,
     /// Real servers whose replies are still taken though the rules no longer say so, as last published.
     lingering: HashSet<Endpoint>,
+    /// Services that the rules no longer have, but connections do, as last published.
+    departed: Departed,
     free: Vec<DestId>,
     /// Identities below these were given out at least once.
     next_dest: u32,
@@ -123,9 +128,10 @@ impl Publisher {
                 return Err(TooMany);
             }
         }
-        self.services.retain(|key, _| {
+        self.services.retain(|key, published| {
             let stays = rules.service(key).is_some();
             if !stays {
+                self.departed.add(key, &published.data);
                 for server in self.servers.get_mut(key).into_iter().flat_map(HashMap::values_mut) {
                     server.remove(now);
                 }
@@ -139,8 +145,12 @@ impl Publisher {
         }
         self.locals.forget(rules);
         self.lingering = self.find_lingering(counters);
+        let (is_last_gone, servers) = (self.services.is_empty(), &self.servers);
+        self.departed.keep(|key| {
+            !is_last_gone && rules.service(key).is_none() && has_connections(servers.get(key), counters)
+        });
         let services = self.services.values().map(|published| Arc::clone(&published.data));
-        let services = Services::new(services)
+        let services = Services::new(services.chain(self.departed.services()))
             .remembering(self.lingering.iter().copied())
             .marking(&marks::markings(rules.marks(), &self.interfaces));
         let marked =
@@ -193,7 +203,7 @@ impl Publisher {
                 Target::RealServer { protocol, address: server, port: server_port },
             ]
         });
-        live.chain(replies).chain(ftp)
+        live.chain(replies).chain(ftp).chain(self.departed.targets())
     }
 
     /// What becomes of marked frames, and of those to the ports of FTP's data, besides those of targets, in the order in which patterns are tried.
@@ -217,10 +227,11 @@ impl Publisher {
         self.locals.exhausted()
     }
 
-    /// Whether a removed real server, or local address, has lost its last connection, so that publishing again would leave its frames to the kernel.
+    /// Whether a removed service, real server or local address has lost its last connection, so that publishing again would leave its frames to the kernel.
     pub fn is_outdated(&self, rules: &Rules, counters: &Counters) -> bool {
         self.locals.is_outdated(rules)
             || !self.lingering.is_empty() && self.find_lingering(counters) != self.lingering
+            || self.departed.keys().any(|key| !has_connections(self.servers.get(key), counters))
     }
 
     /// Real servers with connections by NAT that are removed, or reached in another way by now. With its last service the director, like IPVS, lets go of everything.
@@ -548,6 +559,12 @@ fn limit(dest: &data::Dest, counters: &Counters) {
     }
 }
 
+/// Whether any of a service's servers, live or removed, has connections.
+fn has_connections(servers: Option<&HashMap<ServerKey, Server>>, counters: &Counters) -> bool {
+    let loads = servers.into_iter().flat_map(HashMap::values).map(|server| counters.load(server.id));
+    loads.into_iter().any(|load| load.active + load.inactive > 0)
+}
+
 /// The protocols of a service's packets.
 fn protocols(key: &ServiceKey) -> &'static [data::Protocol] {
     match key {
@@ -668,6 +685,38 @@ mod tests {
         assert!(publisher.is_outdated(&route, &counters));
         publisher.publish(&route, &counters, Instant::now()).unwrap();
         assert!(!takes(&publisher, &route));
+    }
+
+    #[test]
+    fn requests_of_a_removed_service_are_taken_until_its_last_connection_is_gone() {
+        const OTHER: &str = "-A -t 10.9.0.1:81 -s rr";
+        let counters = Counters::new(1).unwrap();
+        let (with, without) = (rules(&[SERVICE, SERVER, OTHER]), rules(&[OTHER]));
+        let takes = |publisher: &Publisher, rules: &Rules| {
+            publisher.targets(rules).any(|target| matches!(target, Target::Service { port: 80, .. }))
+        };
+        let mut publisher = Publisher::default();
+        let publish = |rules: &Rules, publisher: &mut Publisher| {
+            publisher.publish(rules, &counters, Instant::now()).unwrap()
+        };
+        publish(&with, &mut publisher);
+        let connections = &counters.worker(WorkerId(0)).dest(DestId(0)).active;
+        connections.store(1, Ordering::Relaxed);
+        let services = publish(&without, &mut publisher);
+        assert!(takes(&publisher, &without) && !publisher.is_outdated(&without, &counters));
+        // Who is new finds no real server there.
+        let mut dests =
+            services.iter().map(|service| (service.port, service.dests.len())).collect::<Vec<_>>();
+        dests.sort_unstable();
+        assert_eq!(dests, [(80, 0), (81, 0)]);
+
+        // Added again it is a service like any other, of which there is one.
+        assert_eq!(publish(&with, &mut publisher).iter().count(), 2);
+        publish(&without, &mut publisher);
+        connections.store(0, Ordering::Relaxed);
+        assert!(publisher.is_outdated(&without, &counters));
+        publish(&without, &mut publisher);
+        assert!(!takes(&publisher, &without) && !publisher.is_outdated(&without, &counters));
     }
 
     #[test]

@@ -203,6 +203,18 @@ fn stalls_and_revives(test: impl Fn() -> Result<()>, backend: Backend) -> Result
     ensure!(read_exactly(&mut resting, answer(0).len())? == answer(0), "another answer after the revival");
     said.extend(read_exactly(&mut busy, long_answer(0, LENGTH).len() - said.len())?);
     ensure!(said == long_answer(0, LENGTH), "the download was damaged");
+
+    // The same when the whole service goes, as long as there is another one.
+    director.ipvsadm(&["-A", "-t", &format!("{VIP}:1"), "-s", "rr"])?;
+    director.ipvsadm(&["-D", "-t", &service])?;
+    ask_for_short(&mut resting)?;
+    let more = read_until_silent(&mut resting).context("the connection of a removed service")?;
+    ensure!(more.is_empty(), "an answer through a service that was removed");
+    let error = get_each(&topology, HTTP.into(), 1).err().context("an answer without a service")?;
+    ensure!(format!("{error:#}").contains("refused"), "{error:#}");
+    director.ipvsadm(&["-A", "-t", &service, "-s", "rr"])?;
+    director.ipvsadm(&["-a", "-t", &service, "-r", &at, "-m"])?;
+    ensure!(read_exactly(&mut resting, answer(0).len())? == answer(0), "another answer after the revival");
     director.stop()
 }
 
