@@ -31,12 +31,12 @@ pub fn check(options: &Options, rules: &Rules, has_home: bool, view: &View) -> a
         for server in &service.servers {
             let key = &service.config.key;
             let Err(why) = home::check(has_home, view, key, server) else { continue };
-            let Some(path) = &options.rules else { return Err(why) };
+            let Some(path) = &options.rules else { return Err(why.into()) };
             let text = std::fs::read_to_string(path).unwrap_or_default();
             // Somebody may have changed the file meanwhile.
-            let why = match RestoreError::of_server(&text, key, &server.key, &why) {
+            let why: anyhow::Error = match RestoreError::of_server(&text, key, &server.key, &why) {
                 Some(error) => error.into(),
-                None => why,
+                None => why.into(),
             };
             return Err(why.context(path.display().to_string()));
         }

@@ -8,17 +8,17 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol};
-use nix::libc::{EEXIST, ENOENT, IPPROTO_ICMPV6};
+use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, IPPROTO_ICMPV6};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use shunt_dataplane::port::tap::Tap;
 
 use super::mirror::View;
 use crate::api::{Forwarding, Protocol, ServerConfig, ServiceKey};
-use crate::rules::Rules;
+use crate::rules::{Refusal, Rules};
 
 /// The device.
 pub const NAME: &str = "shunt-home";
@@ -237,30 +237,40 @@ async fn clear(handle: &Handle) -> anyhow::Result<usize> {
     Ok(removed)
 }
 
-/// Says if a real server is the director itself and cannot be one.
+/// Says if this machine's network is such that a real server cannot be one: it is the director itself, or nobody's address.
 ///
 /// # Errors
 /// In words.
-pub fn check(has_home: bool, view: &View, service: &ServiceKey, server: &ServerConfig) -> anyhow::Result<()> {
+pub fn check(
+    has_home: bool,
+    view: &View,
+    service: &ServiceKey,
+    server: &ServerConfig,
+) -> Result<(), Refusal> {
     let address = server.key.address;
+    let refuse = |errno, why| Err(Refusal { errno, why });
+    if view.broadcasts.contains(&address) {
+        let why = format!("{address} is the broadcast address of a network that this machine is on");
+        return refuse(EINVAL, why);
+    }
     if !view.is_own(address) {
         return Ok(());
     }
-    if address.is_loopback() {
-        bail!("A real server cannot be reached at {address}; use another address of the director");
-    }
-    if !has_home {
-        bail!("A real server that is the director itself ({address}) needs: shunt run --local-servers");
-    }
-    match (server.forwarding, service) {
-        (Forwarding::FullNat, _) => {
-            bail!("A real server that is the director itself is not reached by FullNAT")
+    let why = if address.is_loopback() {
+        format!("A real server cannot be reached at {address}; use another address of the director")
+    } else if !has_home {
+        format!("A real server that is the director itself ({address}) needs: shunt run --local-servers")
+    } else {
+        match (server.forwarding, service) {
+            (Forwarding::FullNat, _) => {
+                "A real server that is the director itself is not reached by FullNAT".to_owned()
+            }
+            (Forwarding::Masq, _) | (_, ServiceKey::Address { .. }) => return Ok(()),
+            _ => "A real server that is the director itself is reached by NAT only, in a service of a mark"
+                .to_owned(),
         }
-        (Forwarding::Masq, _) | (_, ServiceKey::Address { .. }) => Ok(()),
-        _ => {
-            bail!("A real server that is the director itself is reached by NAT only, in a service of a mark")
-        }
-    }
+    };
+    refuse(EOPNOTSUPP, why)
 }
 
 /// What real servers on the director send, and the machine's stack for them: by NAT from their own address and port; else from the service's, which their packets keep, and

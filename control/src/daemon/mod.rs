@@ -441,15 +441,18 @@ impl Control {
     async fn change(&mut self, request: &Request) -> Result<Response, Refusal> {
         let mut rules = self.rules.clone();
         let change = rules.apply(request)?;
-        if let Request::AddServer(service, server) | Request::EditServer(service, server) = request {
-            let address = server.key.address;
-            if let Err(why) = home::check(self.home.is_some(), &self.view, service, server) {
-                return Err(Refusal { errno: nix::libc::EOPNOTSUPP, why: why.to_string() });
+        let reached_anew = match request {
+            Request::AddServer(service, server) => Some((service, server)),
+            // One that is there can be quiesced, whatever has become of its address.
+            Request::EditServer(service, server) => {
+                let known = self.rules.service(service).into_iter().flat_map(|service| &service.servers);
+                let mut same = known.filter(|known| known.key == server.key);
+                same.all(|known| known.forwarding != server.forwarding).then_some((service, server))
             }
-            if self.view.broadcasts.contains(&address) {
-                let why = format!("{address} is the broadcast address of a network that this machine is on");
-                return Err(Refusal { errno: nix::libc::EINVAL, why });
-            }
+            _ => None,
+        };
+        if let Some((service, server)) = reached_anew {
+            home::check(self.home.is_some(), &self.view, service, server)?;
         }
         rules.check_interfaces(self.publisher.interfaces())?;
         match change {

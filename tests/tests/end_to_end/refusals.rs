@@ -1,7 +1,7 @@
 //! What cannot be started says why in one clear line, exits with a code that is not 0, and leaves everything as it was.
 
 use std::fs;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use shunt_bench::director::SOCKET;
 use shunt_bench::machine::cores;
+use shunt_bench::netlink::Netlink;
 use shunt_bench::privilege::{Privilege, current};
 use shunt_bench::topology::{
     DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, DIRECTOR_TO_SERVERS, Options, Topology, VIP,
@@ -17,7 +18,7 @@ use shunt_bench::traffic::HTTP_PORT;
 use shunt_dataplane::steer::{Interface, Preference, Xdp};
 
 use crate::ground::{
-    Backend, eventually, get_each, launcher, permitted, run_to_end, say, serve, start, status,
+    Backend, PATIENCE, eventually, get_each, launcher, permitted, run_to_end, say, serve, start, status,
 };
 use crate::lifecycle::{difference, machine};
 
@@ -256,6 +257,46 @@ fn addresses_that_no_real_server_has_are_refused_once_the_service_is_there() -> 
         ensure!(refused.contains(why), "{server}: {refused:?}");
     }
     add("10.2.0.254:80").map(drop)
+}
+
+#[test]
+fn a_server_whose_address_became_the_directors_can_be_quiesced() -> Result<()> {
+    if !permitted(a_server_whose_address_became_the_directors_can_be_quiesced)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let vip = SocketAddrV4::new(VIP, HTTP_PORT).to_string();
+    let (own, broadcast) = ("10.2.0.77:80", "10.2.7.255:80");
+    director.ipvsadm(&["-A", "-t", &vip])?;
+    for server in [own, broadcast] {
+        director.ipvsadm(&["-a", "-t", &vip, "-r", server, "-m"])?;
+    }
+    for (address, prefix) in [([10, 2, 0, 77], 32), ([10, 2, 7, 1], 24)] {
+        topology
+            .director()
+            .run_in(|| Netlink::open()?.address(DIRECTOR_SERVER_SIDE, IpAddr::from(address), prefix))??;
+    }
+    for server in [own, broadcast] {
+        // Another way to it is as if it were added.
+        eventually(PATIENCE, || {
+            ensure!(
+                director.ipvsadm(&["-e", "-t", &vip, "-r", server, "-g"]).is_err(),
+                "it is not known yet"
+            );
+            Ok(())
+        })?;
+        director.ipvsadm(&["-e", "-t", &vip, "-r", server, "-m", "-w", "0"])?;
+        let drained = director.shunt(&["drain", &vip, server], "")?;
+        ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    }
+
+    let rules = topology.director().run_in(|| {
+        let rules = "/run/broadcast.rules";
+        fs::write(rules, format!("-A -t {vip} -s rr\n-a -t {vip} -r {broadcast} -m\n")).map(|()| rules)
+    })??;
+    director.stop()?;
+    refused(&topology, both(&["--rules", rules])?, &["line 2", broadcast, "broadcast"])
 }
 
 /// `shunt run` on both interfaces, with a socket of its own.
