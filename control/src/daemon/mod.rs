@@ -24,6 +24,7 @@ mod options;
 mod placement;
 mod queues;
 mod stop;
+mod taking;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -47,7 +48,7 @@ use shunt_dataplane::profile::{EVERY, Per, Stage, Stopwatch};
 use shunt_dataplane::sched;
 use shunt_dataplane::service::{Epoch, LinkId, Network, PortId, Services, Snapshot, Timeouts, WorkerId};
 use shunt_dataplane::stats::Counters;
-use shunt_dataplane::steer::{Steering, Target};
+use shunt_dataplane::steer::Target;
 use shunt_dataplane::worker::{self, Clock, Polling, Worker, link};
 
 use crate::api::{self, Pages, Request, Response, Status};
@@ -67,6 +68,7 @@ pub use options::Options;
 use placement::{Machine, Setup};
 use queues::Queues;
 use stop::Stop;
+use taking::Taking;
 use watch::Watch;
 
 /// How often control looks after things: workers alive, neighbours that did not answer asked again.
@@ -168,9 +170,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
             () = stop.told() => break Ok(()),
         }
         // They may have come while anything else was waited for.
-        if let Err(error) = control.grant() {
-            break Err(error);
-        }
+        control.grant();
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(socket_file);
@@ -190,10 +190,7 @@ struct Control {
     view: View,
     /// Neighbours that packets waited for, and in which tick.
     asked: HashMap<(LinkId, IpAddr), u64>,
-    steering: Box<dyn Steering>,
-    taken: HashSet<Target>,
-    /// Targets that no rule tells of, each with the number of workers that wish for it.
-    wished: HashMap<Target, usize>,
+    taking: Taking,
     /// Workers that are still to be told of targets that were granted to them.
     granted: Vec<(usize, Target)>,
     ways: Vec<(String, String)>,
@@ -365,9 +362,7 @@ impl Control {
             mirror,
             view,
             asked: HashMap::new(),
-            steering,
-            taken: HashSet::new(),
-            wished: HashMap::new(),
+            taking: Taking::new(steering),
             granted: Vec::new(),
             ways,
             queues,
@@ -387,10 +382,10 @@ impl Control {
             ticks: 0,
         };
         control.leave_to_kernel(&control.view.local.clone())?;
-        control.steering.set_vlans(&steered_vlans(&control.view.network))?;
-        control.steering.set_marked(control.publisher.marked())?;
+        control.taking.steering().set_vlans(&steered_vlans(&control.view.network))?;
+        control.taking.steering().set_marked(control.publisher.marked())?;
         let targets = control.publisher.targets(&control.rules).collect();
-        control.steer(targets)?;
+        control.taking.follow(&targets, true)?;
         if let Some(home) = &mut control.home {
             home.follow(&control.rules, &control.view).await?;
         }
@@ -481,11 +476,10 @@ impl Control {
         bring_memory(&self.supplier, &services);
         self.engine.serve(services, timeouts(rules.timeouts()), *rules.sysctls()).await?;
         self.leave_to_kernel(&self.view.local.clone())?;
-        self.steering.set_marked(self.publisher.marked())?;
+        self.taking.steering().set_marked(self.publisher.marked())?;
+        let targets = self.publisher.targets(rules).collect();
         // Without rules the director, like IPVS, lets go of everything.
-        let wished = self.wished.keys().copied().filter(|_| rules.services().next().is_some());
-        let targets = self.publisher.targets(rules).chain(wished).collect();
-        self.steer(targets)?;
+        self.taking.follow(&targets, rules.services().next().is_some())?;
         if let Some(home) = &mut self.home {
             home.follow(rules, &self.view).await?;
         }
@@ -493,36 +487,22 @@ impl Control {
         Ok(())
     }
 
-    /// Takes and releases the frames that workers wish to have or not to have. A target that the kernel refuses is as good as taken for the worker: its client learns
-    /// sooner from the kernel that the port is closed than from silence.
-    fn grant(&mut self) -> anyhow::Result<()> {
+    /// Takes and releases the frames that workers wish to have or not to have.
+    fn grant(&mut self) {
         for (worker, wish) in self.engine.wishes() {
             match wish {
                 Wish::Take(target) => {
-                    *self.wished.entry(target).or_default() += 1;
-                    match self.steering.take(target) {
-                        Ok(()) => drop(self.taken.insert(target)),
-                        Err(error) => tracing::warn!("a data connection of FTP will fail: {error}"),
-                    }
+                    self.taking.wish(target);
                     self.granted.push((worker, target));
                 }
                 Wish::Release(target) => {
-                    let Some(workers) = self.wished.get_mut(&target) else { continue };
-                    *workers -= 1;
-                    if *workers > 0 {
-                        continue;
-                    }
-                    self.wished.remove(&target);
-                    if self.publisher.targets(&self.rules).all(|of_rules| of_rules != target) {
-                        self.steering.release(target)?;
-                        self.taken.remove(&target);
-                    }
+                    let of_rules = || self.publisher.targets(&self.rules).any(|of_rules| of_rules == target);
+                    self.taking.give_up(target, of_rules);
                 }
             }
         }
         // A worker that is behind hears of the rest a moment later; its clients' servers repeat what waits.
         self.granted.retain(|(worker, target)| !self.engine.opened(*worker, *target));
-        Ok(())
     }
 
     /// Leaves to the kernel what real servers send to the machine's own addresses, but for those that FullNAT uses.
@@ -530,7 +510,7 @@ impl Control {
         let full_nat = self.publisher.local_addresses();
         let kernels: Vec<IpAddr> = own.iter().copied().filter(|a| !full_nat.contains(a)).collect();
         if kernels != self.kernels {
-            self.steering.set_local_addresses(&kernels)?;
+            self.taking.steering().set_local_addresses(&kernels)?;
             self.kernels = kernels;
             // The director may have to speak from other addresses now.
             self.is_behind = true;
@@ -538,22 +518,11 @@ impl Control {
         Ok(())
     }
 
-    fn steer(&mut self, wanted: HashSet<Target>) -> anyhow::Result<()> {
-        for target in wanted.difference(&self.taken) {
-            self.steering.take(*target)?;
-        }
-        for target in self.taken.difference(&wanted) {
-            self.steering.release(*target)?;
-        }
-        self.taken = wanted;
-        Ok(())
-    }
-
     /// Looks at the network again and has all go by it. What cannot be done stays as it is, and the next tick tries again.
     async fn follow(&mut self) {
-        self.is_behind = false;
-        if let Err(error) = self.try_to_follow().await {
-            self.is_behind = true;
+        let followed = self.try_to_follow().await;
+        self.is_behind = followed.is_err();
+        if let Err(error) = followed {
             tracing::warn!("a change of the network could not be followed yet: {}", in_one_line(&error));
         }
     }
@@ -579,10 +548,10 @@ impl Control {
         self.leave_to_kernel(&view.local)?;
         let vlans = steered_vlans(&view.network);
         if vlans != steered_vlans(&self.view.network) {
-            self.steering.set_vlans(&vlans)?;
+            self.taking.steering().set_vlans(&vlans)?;
         }
         let macs: Vec<_> = view.network.interfaces().iter().map(|interface| interface.mac).collect();
-        self.steering.set_macs(&macs)?;
+        self.taking.steering().set_macs(&macs)?;
         Ok(())
     }
 
@@ -726,8 +695,8 @@ impl Control {
 
     /// Gives the frames back to the kernel, then stops the workers.
     async fn stop(self) {
-        let Self { steering, engine, home, napi, .. } = self;
-        drop(steering);
+        let Self { taking, engine, home, napi, .. } = self;
+        drop(taking);
         if let Some(home) = home
             && let Err(error) = home.clear().await
         {
