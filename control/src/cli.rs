@@ -1,7 +1,7 @@
 //! The command line: `shunt run`, `shunt ipvsadm`, and the names of the tools that people know.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -125,6 +125,7 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
     if matches!(name, "ipvsadm" | "ipvsadm-save" | "ipvsadm-restore") {
         return administer(&program, arguments.into_iter().skip(1).collect());
     }
+    let out = &mut io::stdout();
     match Arguments::try_parse_from(arguments) {
         Ok(Arguments { command: Command::Run(options) }) => match daemon::run(options) {
             Ok(()) => ExitCode::SUCCESS,
@@ -134,18 +135,18 @@ pub fn main_with(arguments: Vec<OsString>) -> ExitCode {
             }
         },
         Ok(Arguments { command: Command::Status { json, profile: false, .. } }) => {
-            exit(status(json).map(|()| true))
+            exit(status(out, json).map(|()| true))
         }
         Ok(Arguments { command: Command::Status { json, over, .. } }) => {
-            exit(profiled(json, over).map(|()| true))
+            exit(profiled(out, json, over).map(|()| true))
         }
-        Ok(Arguments { command: Command::Sysctl { settings, json } }) => exit(sysctl(&settings, json)),
-        Ok(Arguments { command: Command::Mark { command } }) => exit(mark(command)),
-        Ok(Arguments { command: Command::Drain(options) }) => exit(drain(&options).map(|()| true)),
+        Ok(Arguments { command: Command::Sysctl { settings, json } }) => exit(sysctl(out, &settings, json)),
+        Ok(Arguments { command: Command::Mark { command } }) => exit(mark(out, command)),
+        Ok(Arguments { command: Command::Drain(options) }) => exit(drain(out, &options).map(|()| true)),
         Ok(Arguments { command: Command::Ipvsadm { arguments } }) => administer("ipvsadm", arguments),
         Ok(Arguments { command: Command::Completions { shell, name } }) => {
-            pages::completions(shell, name, Arguments::command(), &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let written = pages::completions(shell, name, Arguments::command(), out);
+            exit(written.map(|()| true).map_err(Into::into))
         }
         Ok(Arguments { command: Command::Man { folder } }) => {
             let written = pages::manual(Arguments::command(), &folder);
@@ -164,6 +165,8 @@ fn exit(outcome: anyhow::Result<bool>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        // Nobody reads on, as in a pipe to head.
+        Err(error) if is_of_broken_pipe(&error) => ExitCode::from(ipvsadm::BROKEN_PIPE as u8),
         Err(error) => {
             eprintln!("shunt: {error:#}");
             ExitCode::FAILURE
@@ -171,8 +174,13 @@ fn exit(outcome: anyhow::Result<bool>) -> ExitCode {
     }
 }
 
+/// Whether it is about what was to be printed. One of the director's socket is told in words by then.
+fn is_of_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
 /// What to do about a director that cannot be asked.
-fn with_cure(error: std::io::Error) -> anyhow::Error {
+fn with_cure(error: io::Error) -> anyhow::Error {
     anyhow::anyhow!("{error}\n{}", ipvsadm::failure::cure(&error))
 }
 
@@ -186,7 +194,7 @@ fn ask_status(client: &mut Client) -> anyhow::Result<Status> {
 }
 
 /// Prints what the stages of each worker's turns take.
-fn profiled(json: bool, over: Option<Duration>) -> anyhow::Result<()> {
+fn profiled(out: &mut dyn Write, json: bool, over: Option<Duration>) -> anyhow::Result<()> {
     let mut client = Client::connect(socket::path()).map_err(with_cure)?;
     let workers = ask_status(&mut client)?.cores.len();
     let wait = |client: &mut Client, time| {
@@ -197,54 +205,64 @@ fn profiled(json: bool, over: Option<Duration>) -> anyhow::Result<()> {
     let profiles = profile::read(&mut client, workers, over, wait)?;
     if json {
         let taken = profiles.iter().enumerate().map(|(worker, profile)| json::Taken::new(worker, profile));
-        return Ok(json::document(&mut std::io::stdout(), "profile", &taken.collect::<Vec<_>>())?);
+        return Ok(json::document(out, "profile", &taken.collect::<Vec<_>>())?);
     }
-    println!("{}{}", profile::table(&profiles, over), profile::legend(&profiles));
+    writeln!(out, "{}{}", profile::table(&profiles, over), profile::legend(&profiles))?;
     Ok(())
 }
 
 /// Prints what the director says of itself.
-fn status(json: bool) -> anyhow::Result<()> {
+fn status(out: &mut dyn Write, json: bool) -> anyhow::Result<()> {
     let status = ask_status(&mut Client::connect(socket::path()).map_err(with_cure)?)?;
     if json {
-        return Ok(json::document(&mut std::io::stdout(), "status", &json::Condition::from(status))?);
+        return Ok(json::document(out, "status", &json::Condition::from(status))?);
     }
-    println!("shunt {}, snapshot {} in force", status.version, status.epoch);
+    writeln!(out, "shunt {}, snapshot {} in force", status.version, status.epoch)?;
     for (interface, way) in &status.interfaces {
-        println!("{interface}: {way}");
+        writeln!(out, "{interface}: {way}")?;
     }
-    println!("{}", status.memory);
+    writeln!(out, "{}", status.memory)?;
     let cores: Vec<String> = status.cores.iter().map(usize::to_string).collect();
-    println!(
+    writeln!(
+        out,
         "{} worker(s), on core(s) {}; tables for {} connections",
         cores.len(),
         cores.join(","),
         status.table_size
-    );
+    )?;
     for (worker, pages) in status.tables.iter().enumerate() {
         // Rounded up: a small table's is some kibibytes.
-        println!("worker {worker}: {} MiB of room for tables in {pages}", pages.bytes().div_ceil(1 << 20));
+        writeln!(
+            out,
+            "worker {worker}: {} MiB of room for tables in {pages}",
+            pages.bytes().div_ceil(1 << 20)
+        )?;
     }
-    println!(
+    writeln!(
+        out,
         "{} MiB of memory in use, {} of them in huge pages",
         status.memory_in_use >> 20,
         status.in_huge_pages >> 20
-    );
+    )?;
     if status.reserved_pages > 0 {
-        println!("{} reserved huge pages (vm.nr_hugepages) are set aside for it", status.reserved_pages);
+        writeln!(
+            out,
+            "{} reserved huge pages (vm.nr_hugepages) are set aside for it",
+            status.reserved_pages
+        )?;
     }
     for (counter, value) in status.counters.iter().filter(|(_, value)| *value != 0) {
-        println!("{counter:<28} {value:>14}");
+        writeln!(out, "{counter:<28} {value:>14}")?;
     }
     Ok(())
 }
 
 /// Shows and changes settings, in order and in the words of sysctl. What is refused is said, and the rest is done all the same; whether
 /// nothing was refused.
-fn sysctl(settings: &[String], json: bool) -> anyhow::Result<bool> {
+fn sysctl(out: &mut dyn Write, settings: &[String], json: bool) -> anyhow::Result<bool> {
     let mut client = Client::connect(socket::path()).map_err(with_cure)?;
     if settings.is_empty() {
-        return ask(&mut client, &Request::Sysctls(None), json);
+        return ask(out, &mut client, &Request::Sysctls(None), json);
     }
     let mut is_granted = true;
     for setting in settings {
@@ -254,37 +272,36 @@ fn sysctl(settings: &[String], json: bool) -> anyhow::Result<bool> {
         };
         let name = name.strip_prefix(SYSCTL_PREFIX).unwrap_or(name).to_owned();
         let is_set = match value {
-            Some(value) => ask(&mut client, &Request::SetSysctl { name: name.clone(), value }, false)?,
+            Some(value) => ask(out, &mut client, &Request::SetSysctl { name: name.clone(), value }, false)?,
             None => true,
         };
-        is_granted &= is_set && ask(&mut client, &Request::Sysctls(Some(name)), false)?;
+        is_granted &= is_set && ask(out, &mut client, &Request::Sysctls(Some(name)), false)?;
     }
     Ok(is_granted)
 }
 
 /// Shows or changes the rules that mark packets; whether nothing was refused.
-fn mark(command: marks::Command) -> anyhow::Result<bool> {
+fn mark(out: &mut dyn Write, command: marks::Command) -> anyhow::Result<bool> {
     let (request, json) = match command {
         marks::Command::Add(rule) => (Request::AddMark(rule), false),
         marks::Command::Delete(rule) => (Request::DeleteMark(rule), false),
         marks::Command::List { json } => (Request::Marks, json),
     };
-    ask(&mut Client::connect(socket::path()).map_err(with_cure)?, &request, json)
+    ask(out, &mut Client::connect(socket::path()).map_err(with_cure)?, &request, json)
 }
 
 /// Takes a real server out, and tells of it.
-fn drain(options: &drain::Options) -> anyhow::Result<()> {
+fn drain(out: &mut dyn Write, options: &drain::Options) -> anyhow::Result<()> {
     let mut client = Client::connect(socket::path()).map_err(with_cure)?;
     let mut wait = |_: &mut Client, time| std::thread::sleep(time);
-    let outcome = drain::drain(&mut client, options, &mut std::io::stdout(), &mut wait)?;
-    println!("{}", drain::told(options, outcome));
+    let outcome = drain::drain(&mut client, options, out, &mut wait)?;
+    writeln!(out, "{}", drain::told(options, outcome))?;
     Ok(())
 }
 
 /// Prints what is answered; whether it is no refusal.
-fn ask(client: &mut Client, request: &Request, json: bool) -> anyhow::Result<bool> {
+fn ask(out: &mut dyn Write, client: &mut Client, request: &Request, json: bool) -> anyhow::Result<bool> {
     let mut is_granted = true;
-    let out = &mut std::io::stdout();
     for response in client.call(request).map_err(with_cure)? {
         match response {
             Response::Sysctls(listed) if json => {
@@ -295,9 +312,15 @@ fn ask(client: &mut Client, request: &Request, json: bool) -> anyhow::Result<boo
                 json::document(out, "marks", &rules)?;
             }
             Response::Sysctls(listed) => {
-                listed.iter().for_each(|(name, value)| println!("{SYSCTL_PREFIX}{name} = {value}"));
+                for (name, value) in &listed {
+                    writeln!(out, "{SYSCTL_PREFIX}{name} = {value}")?;
+                }
             }
-            Response::Marks(rules) => rules.iter().for_each(|rule| println!("{rule}")),
+            Response::Marks(rules) => {
+                for rule in &rules {
+                    writeln!(out, "{rule}")?;
+                }
+            }
             Response::Refused { why, .. } => {
                 eprintln!("shunt: {why}");
                 is_granted = false;
@@ -323,19 +346,20 @@ pub fn in_one_line(error: &anyhow::Error) -> String {
 fn administer(program: &str, arguments: Vec<OsString>) -> ExitCode {
     let arguments: Vec<String> =
         arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let code = ipvsadm::run(
         program,
         &arguments,
         &socket::path(),
         &mut stdin.lock(),
-        &mut std::io::BufWriter::new(stdout.lock()),
+        &mut io::BufWriter::new(stdout.lock()),
         &mut stderr.lock(),
     );
     // Scripts compare the tool's help; people want to know what else there is.
     let asks = matches!(arguments.first().map(String::as_str), Some("-h" | "--help"));
     if asks && code == 0 && stdout.is_terminal() {
-        println!("\n{}", ipvsadm::fullnat::HELP);
+        // Nobody may read on.
+        let _ = writeln!(io::stdout(), "\n{}", ipvsadm::fullnat::HELP);
     }
     ExitCode::from(code as u8)
 }

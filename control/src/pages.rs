@@ -20,13 +20,16 @@ pub enum Name {
 }
 
 /// A shell's completions of the tool of this name; `shunt` is how it reads its own command line.
-pub fn completions(shell: Shell, name: Name, shunt: Command, out: &mut dyn io::Write) {
+pub fn completions(shell: Shell, name: Name, shunt: Command, out: &mut dyn io::Write) -> io::Result<()> {
     let (mut command, name) = match name {
         // Behind `shunt ipvsadm` come the words of that tool.
         Name::Shunt => (shunt.mut_subcommand("ipvsadm", |known| beside(&known)), "shunt"),
         Name::Ipvsadm => (manual::command(), "ipvsadm"),
     };
-    clap_complete::generate(shell, &mut command, name, out);
+    // It panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    out.write_all(&script)
 }
 
 /// The tool's words under a description that is another's.
@@ -77,7 +80,7 @@ mod tests {
 
     fn completed(shell: Shell, name: Name) -> String {
         let mut out = Vec::new();
-        completions(shell, name, Arguments::command(), &mut out);
+        completions(shell, name, Arguments::command(), &mut out).unwrap();
         String::from_utf8(out).expect("a script is text")
     }
 

@@ -45,7 +45,7 @@ use parse::Command;
 /// Exit code when no daemon answers.
 const NO_DAEMON: i32 = 2;
 /// Exit code when the reader of the listing has gone: what a shell shows for SIGPIPE.
-const BROKEN_PIPE: i32 = 141;
+pub(crate) const BROKEN_PIPE: i32 = 141;
 
 /// Runs the tool called `program` with these arguments on a backend. Gives the exit code.
 pub fn main(

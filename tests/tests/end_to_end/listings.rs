@@ -6,6 +6,7 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use shunt_bench::traffic::HTTP_PORT;
 use shunt_tests::frames;
 
 use crate::ground::{
-    Backend, eventually, get_each, permitted, say, serve, serve_at, services, start, start_workers,
+    Backend, eventually, get_each, launcher, permitted, say, serve, serve_at, services, start, start_workers,
 };
 use crate::wire::Wire;
 
@@ -214,4 +215,34 @@ fn field(process: u32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let Some(line) = status.lines().find_map(|line| line.strip_prefix(name)) else { bail!("no {name}") };
     Ok(line.trim_end_matches("kB").trim().parse()?)
+}
+
+#[test]
+fn what_nobody_reads_on_ends_quietly() -> Result<()> {
+    if !permitted(what_nobody_reads_on_ends_quietly)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let marked = director.shunt(&["mark", "add", "--destination", "10.10.0.0/16", "--mark", "1"], "")?;
+    ensure!(marked.status.success(), "{marked:?}");
+    let all: [&[&str]; 7] = [
+        &["status"],
+        &["status", "--json"],
+        &["status", "--profile"],
+        &["sysctl"],
+        &["mark", "list"],
+        &["ipvsadm", "-Ln"],
+        &["completions", "bash"],
+    ];
+    for words in all {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = launcher()?.shunt();
+        command.args(words).stdout(writer).stderr(Stdio::piped());
+        let output = topology.director().spawn(command)?.wait_with_output()?;
+        ensure!(output.status.code() == Some(141), "{words:?}: {output:?}");
+        ensure!(output.stderr.is_empty(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    director.stop()
 }
