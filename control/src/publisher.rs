@@ -12,6 +12,7 @@ mod account;
 mod departed;
 mod locals;
 mod marks;
+mod names;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};

@@ -399,7 +399,10 @@ impl Control {
             Question::Request(request) => self.answer_request(request).await,
             Question::Count(page) => Answer::Counted(self.publisher.counted(page, self.engine.counters())),
             Question::Connections(from) => match self.engine.connections(from).await {
-                Ok((page, next)) => Answer::Page(page, next),
+                Ok((mut page, next)) => {
+                    self.publisher.name_servers(&mut page);
+                    Answer::Page(page, next)
+                }
                 Err(error) => {
                     Answer::Message(Response::Refused { errno: nix::libc::EIO, why: format!("{error:#}") })
                 }

@@ -6,7 +6,7 @@ use super::Shared;
 use super::beyond::{self, Near};
 use super::family::Family;
 use crate::conn::{Conn, Marks, State, template};
-use crate::service::{Forwarding, Tick};
+use crate::service::{DestId, Tick};
 
 /// Where a listing has got to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,10 @@ pub struct Listed {
     pub client: (IpAddr, u16),
     /// The virtual address and port.
     pub service: (IpAddr, u16),
-    /// The real server.
+    /// The real server. One of the other family that the rules no longer have is all zeros: control knows it by its identity.
     pub server: (IpAddr, u16),
+    /// The real server's identity.
+    pub dest: DestId,
     /// The Call-ID of a template's SIP call.
     pub call: Option<Box<str>>,
     /// Whether it is a template.
@@ -63,8 +65,8 @@ impl<A: Near> Family<A> {
         self.conns.walk(from, places, |conn| {
             let left = conn.remaining(now);
             if left > 0 {
-                // A real server of the other family has its address only in the rules.
-                let across = conn.forwarding == Forwarding::Tunnel && conn.server == A::default();
+                // A real server of the other family has its address only in the rules. A template does not say how it is reached.
+                let across = conn.server == A::default();
                 // One that is the director itself may have got the packets as they are.
                 let elsewhere = across || conn.server == conn.virtual_address;
                 let server = match conn.marks.has(Marks::ACROSS) {
@@ -78,6 +80,7 @@ impl<A: Near> Family<A> {
                     client: (conn.client.into(), if conn.is_template() { 0 } else { conn.client_port }),
                     service: (conn.virtual_address.into(), conn.virtual_port),
                     server: (server.unwrap_or(conn.server.into()), conn.server_port),
+                    dest: conn.dest,
                     call: self.call(conn).map(|id| String::from_utf8_lossy(id).into()),
                     is_template: conn.is_template(),
                 });

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{MsgFlags, send};
 use shunt_bench::director::{Director, SOCKET};
-use shunt_bench::topology::{Options, Topology, VIP, server};
+use shunt_bench::topology::{Options, Topology, VIP, server, server6};
 use shunt_bench::traffic::HTTP_PORT;
 use shunt_tests::frames;
 
 use crate::ground::{
-    Backend, eventually, get_each, launcher, permitted, say, serve, serve_at, services, start, start_workers,
+    Backend, PATIENCE, eventually, get_each, launcher, permitted, say, serve, serve_at, services, start,
+    start_workers,
 };
 use crate::wire::Wire;
 
@@ -244,5 +245,32 @@ fn what_nobody_reads_on_ends_quietly() -> Result<()> {
         ensure!(output.status.code() == Some(141), "{words:?}: {output:?}");
         ensure!(output.stderr.is_empty(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
+    director.stop()
+}
+
+#[test]
+fn a_server_of_the_other_family_is_listed_by_its_address_also_when_it_is_removed() -> Result<()> {
+    if !permitted(a_server_of_the_other_family_is_listed_by_its_address_also_when_it_is_removed)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    let director = start(&topology, Backend::AfPacket, &[])?;
+    let service = SERVICE.to_string();
+    let at = format!("[{}]:{}", server6(0), SERVICE.port());
+    director.ipvsadm(&["-A", "-u", &service, "-s", "rr", "-p", "60"])?;
+    director.ipvsadm(&["-a", "-u", &service, "-r", &at, "-i"])?;
+    topology.client().run_in(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"hello", SERVICE))??;
+    // The connection and its template.
+    let is_listed = || {
+        let lines = director.ipvsadm(&["-L", "-n", "-c"])?;
+        let named = lines.lines().filter(|line| line.trim_end().ends_with(&at)).count();
+        ensure!(named == 2, "{lines}");
+        Ok(())
+    };
+    eventually(PATIENCE, is_listed)?;
+    director.ipvsadm(&["-d", "-u", &service, "-r", &at])?;
+    is_listed().context("after -d")?;
+    director.ipvsadm(&["-C"])?;
+    is_listed().context("after -C")?;
     director.stop()
 }

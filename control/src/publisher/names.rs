@@ -1,0 +1,26 @@
+//! Real servers' addresses, for listings of connections.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use shunt_dataplane::director::Listed;
+use shunt_dataplane::service::DestId;
+
+use super::Publisher;
+
+impl Publisher {
+    /// Fills in the addresses that workers do not know: those of real servers of the other family that were removed and have connections.
+    pub fn name_servers(&self, listed: &mut [Listed]) {
+        let mut unnamed = listed.iter_mut().filter(|listed| listed.server.0.is_unspecified()).peekable();
+        if unnamed.peek().is_none() {
+            return;
+        }
+        let all = self.servers.values().flatten();
+        let known: HashMap<DestId, IpAddr> = all.map(|(key, server)| (server.id, key.address)).collect();
+        for listed in unnamed {
+            if let Some(address) = known.get(&listed.dest) {
+                listed.server.0 = *address;
+            }
+        }
+    }
+}
