@@ -425,7 +425,14 @@ fn network(mtu: [u16; 2], tags: [Tags; 2], routers: &[(Prefix, IpAddr)], lost: &
         mtu,
         addresses: [Some(v4.into()), Some(v6)],
     };
-    let route = |prefix, length, link: LinkId| Route { prefix, length, gateway: None, link: Some(link) };
+    let route = |prefix, length, link: LinkId| Route {
+        prefix,
+        length,
+        gateway: None,
+        link: Some(link),
+        mtu: None,
+        source: None,
+    };
     let is_tagged = tags.iter().any(|tags| !tags.is_empty());
     let [clients_link, servers_link] =
         if is_tagged { [LinkId(3), LinkId(4)] } else { [LinkId(0), LinkId(1)] };

@@ -346,6 +346,8 @@ fn network(mtu: [u16; 2]) -> Network {
         length,
         gateway,
         link: port.map(LinkId::from),
+        mtu: None,
+        source: None,
     };
     let clients = (2..=9).chain([254]).map(|n| Ipv4Addr::new(10, 0, 0, n));
     let servers = (11..=18).map(|n| Ipv4Addr::new(10, 1, 0, n));

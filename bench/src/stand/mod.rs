@@ -126,8 +126,14 @@ fn network() -> Network {
         mtu: 1500,
         addresses: [Some(Ipv4Addr::new(10, n - 1, 255, 1).into()), None],
     };
-    let route =
-        |prefix, length, gateway, port: PortId| Route { prefix, length, gateway, link: Some(port.into()) };
+    let route = |prefix, length, gateway, port: PortId| Route {
+        prefix,
+        length,
+        gateway,
+        link: Some(port.into()),
+        mtu: None,
+        source: None,
+    };
     let router = IpAddr::V4(ROUTER);
     // Also of those that only a publication has.
     let servers = (0..100)

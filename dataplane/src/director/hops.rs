@@ -189,6 +189,8 @@ mod tests {
             length,
             gateway,
             link: Some(LINK.into()),
+            mtu: None,
+            source: None,
         };
         let near = (1..=MOST as u32 + 1).map(|n| {
             let [_, high, middle, low] = n.to_be_bytes();

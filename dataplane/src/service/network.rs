@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::{LinkId, PortId, Sorted};
-use crate::packet::{Tags, V4, V6};
+use crate::packet::{Address, Tags, V4, V6};
 
 /// An interface of the machine: one of the director's, or a VLAN on one of those.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The interface or VLAN; `None` when it is none of the director's, or the route says local or unreachable.
     pub link: Option<LinkId>,
+    /// Bytes of IP that fit, if the route has less than its interface (`mtu`).
+    pub mtu: Option<u16>,
+    /// The director's address that packets of its own have there, if the route says which (`src`).
+    pub source: Option<IpAddr>,
 }
 
 /// What the kernel knows of a neighbour.
@@ -234,10 +238,12 @@ impl Network {
                 let mut macs = [0; 12];
                 macs[..6].copy_from_slice(mac);
                 macs[6..].copy_from_slice(&interface.mac);
-                let mtu = interface.mtu;
+                let mtu = route.mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
                 let plain_mtu = if self.is_home(link) { 0 } else { mtu };
-                let own_v4 = interface.ipv4().map(V4::from).unwrap_or_default();
-                let own_v6 = interface.ipv6().map(V6::from).unwrap_or_default();
+                let own_v4 =
+                    route.source.and_then(V4::of).or(interface.ipv4().map(V4::from)).unwrap_or_default();
+                let own_v6 =
+                    route.source.and_then(V6::of).or(interface.ipv6().map(V6::from)).unwrap_or_default();
                 Ok(Hop { port, link, mtu, plain_mtu, macs, tags, own_v4, own_v6 })
             }
             Some(Neighbour::Failed) => Err(Unreachable::NoNeighbour),
@@ -314,6 +320,8 @@ mod tests {
             length,
             gateway: gateway.map(ip),
             link: link.map(LinkId),
+            mtu: None,
+            source: None,
         };
         Network::new(
             vec![interface("c0", 0), interface("s0", 1)],
@@ -342,6 +350,21 @@ mod tests {
 
     fn tags(id: u16) -> Tags {
         Tags::default().and(VLAN, id).unwrap()
+    }
+
+    #[test]
+    fn a_route_may_have_a_smaller_mtu_and_an_address_of_its_own() {
+        let (mut network, to) = (network(), ip("10.1.0.11"));
+        let first = network.hop(to).unwrap();
+        let route = *network.route(to).unwrap();
+        for (mtu, fits) in [(1000, 1000), (9000, 1500)] {
+            let special =
+                Route { length: 32, prefix: to, mtu: Some(mtu), source: Some(ip("10.1.0.77")), ..route };
+            network.routes[0].insert(0, (32, [(to, special)].into_iter().collect()));
+            let hop = network.hop(to).unwrap();
+            assert_eq!((hop.mtu, hop.plain_mtu, hop.own_v6), (fits, fits, first.own_v6));
+            assert_eq!(hop.own_v4, V4(0x0a01_004d));
+        }
     }
 
     #[test]

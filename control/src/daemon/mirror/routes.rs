@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType,
-    RouteVia,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
+    RouteType, RouteVia,
 };
 use shunt_dataplane::service::{LinkId, Prefix, Route};
 
@@ -96,11 +96,14 @@ fn route(message: &RouteMessage, links: &Links, home: Option<LinkId>) -> Option<
     };
     let mut table = u32::from(message.header.table);
     let (mut prefix, mut metric, mut ways) = (any, 0, Vec::new());
+    let (mut mtu, mut source) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(long) => table = *long,
             RouteAttribute::Destination(to) => prefix = ip(to)?,
             RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::PrefSource(own) => source = ip(own),
+            RouteAttribute::Metrics(metrics) => mtu = metrics.iter().find_map(route_mtu),
             RouteAttribute::MultiPath(hops) => ways.extend(hops.iter().map(Way::of)),
             _ => {}
         }
@@ -113,7 +116,7 @@ fn route(message: &RouteMessage, links: &Links, home: Option<LinkId>) -> Option<
         return None;
     }
     let length = message.header.destination_prefix_length;
-    let nowhere = Route { prefix, length, gateway: None, link: None };
+    let nowhere = Route { prefix, length, gateway: None, link: None, mtu, source };
     match message.header.kind {
         RouteType::Unicast => {}
         RouteType::Local => return Some(((Carrier::There, metric), Route { link: home, ..nowhere })),
@@ -125,6 +128,14 @@ fn route(message: &RouteMessage, links: &Links, home: Option<LinkId>) -> Option<
     let ours = |way: &Way| way.link(links).is_some();
     let (carrier, way) = alive.min_by_key(|(carrier, way)| (!ours(way), *carrier))?;
     Some(((carrier, metric), Route { gateway: way.gateway, link: way.link(links), ..nowhere }))
+}
+
+/// The MTU of a route, locked or not: the kernel forwards by it either way (`ip_dst_mtu_maybe_forward`).
+fn route_mtu(metric: &RouteMetric) -> Option<u16> {
+    match metric {
+        RouteMetric::Mtu(mtu) => u16::try_from(*mtu).ok().filter(|mtu| *mtu != 0),
+        _ => None,
+    }
 }
 
 fn carrier(is_dead: bool, is_missing: bool) -> Option<Carrier> {
@@ -210,6 +221,18 @@ mod tests {
         assert_eq!(read(&[by(7, 20, up), by(8, 10, down)]), [through(0), through(1)]);
         assert_eq!(read(&[by(7, 20, up), by(8, 10, dead)]), [through(0)]);
         assert_eq!(read(&[by(7, 20, dead | down)]), []);
+    }
+
+    #[test]
+    fn a_route_may_have_an_mtu_and_an_address_of_its_own() {
+        let own = Ipv4Addr::new(10, 0, 0, 77);
+        let mut message = by(7, 0, RouteFlags::empty());
+        message.attributes.push(RouteAttribute::PrefSource(own.into()));
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Lock(4), RouteMetric::Mtu(1000)]));
+        let [route] = routes(&[message], &Links::from([(7, LinkId(0))]), None)[..] else {
+            panic!("one route")
+        };
+        assert_eq!((route.mtu, route.source), (Some(1000), Some(own.into())));
     }
 
     #[test]
