@@ -16,13 +16,14 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use libc::tpacket2_hdr;
 use memmap2::MmapOptions;
 
 use super::frame::{HEADROOM, MAX_FRAME};
 use super::sockopt::{enlarge_send_buffer, option, set_option};
-use super::tpacket::{BLOCK, MAX_SEND, Rings, SLOT, Slot};
+use super::tpacket::{BLOCK, Held, MAX_SEND, Rings, SLOT, Slot};
 use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
 use crate::packet::Tags;
 
@@ -35,6 +36,13 @@ const MAX_LOOK: usize = 4 * BURST;
 /// Refused frames taken out of the transmit ring per flush: each costs moving up what waits behind it. More are
 /// left to the next turns, and a ring full of them refuses new ones.
 const MAX_REFUSED: usize = 8;
+
+/// How long a frame that the device does not take is offered again. A queue that is full has room for one more long before.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Frames given up one after the other, none of which had been the one that held up the others: then it is the device that takes
+/// nothing (its link is down), and they wait on.
+const MAX_GIVEN_UP: usize = BURST;
 
 /// Bytes of an 802.1Q tag, and where it goes: behind the two addresses.
 const TAG: usize = 4;
@@ -74,6 +82,9 @@ pub struct AfPacket {
     rings: Rings,
     /// Whether frames may be waiting in the transmit ring.
     unsent: bool,
+    stall: Option<Stall>,
+    /// Frames of this length or longer are given up at once when the device does not take them, as one of this length held up the others.
+    doubtful: Cell<usize>,
     oversized: u64,
     refused: u64,
     name: [libc::c_char; libc::IFNAMSIZ],
@@ -81,6 +92,16 @@ pub struct AfPacket {
     mtu: Cell<usize>,
     /// Drops the kernel has reported so far; reading them sets the kernel's own count to zero.
     overrun: Cell<u64>,
+}
+
+/// The device takes nothing.
+#[derive(Clone, Copy)]
+struct Stall {
+    /// The slot that the kernel stays at.
+    slot: usize,
+    since: Instant,
+    /// Frames taken out of it.
+    given_up: usize,
 }
 
 impl Default for Options {
@@ -129,8 +150,18 @@ impl AfPacket {
             *to = from as libc::c_char;
         }
         let mtu = Cell::new(mtu(&fd, &name).map_err(failed("ask for the MTU"))?);
-        let mut port =
-            Self { fd, rings, unsent: false, oversized: 0, refused: 0, name, mtu, overrun: Cell::new(0) };
+        let mut port = Self {
+            fd,
+            rings,
+            unsent: false,
+            stall: None,
+            doubtful: Cell::new(usize::MAX),
+            oversized: 0,
+            refused: 0,
+            name,
+            mtu,
+            overrun: Cell::new(0),
+        };
         if let Some(group) = options.fanout {
             join(&port.fd, group).map_err(failed("join the fanout group"))?;
             // Until now we got every frame; those are other workers' as well.
@@ -148,6 +179,31 @@ impl AfPacket {
             libc::sendto(self.fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Whether a frame that could not be sent is to be taken out, as it will never be.
+    ///
+    /// The kernel says ENOBUFS both where the device's queue is full or its link down, and where the device has dropped the frame, a veth for
+    /// instance what is longer than its peer's MTU. It offers that one again all the same, and nothing behind it leaves.
+    fn is_hopeless(&mut self, held: Held, error: &io::Error) -> bool {
+        if held.is_refused || error.raw_os_error() != Some(libc::ENOBUFS) {
+            return held.is_refused;
+        }
+        let now = Instant::now();
+        let anew = Stall { slot: held.slot, since: now, given_up: 0 };
+        // In another slot than before: the device has taken some.
+        let mut stall = self.stall.filter(|stall| stall.slot == held.slot).unwrap_or(anew);
+        if stall.given_up == MAX_GIVEN_UP {
+            self.doubtful.set(usize::MAX);
+            stall = anew;
+        }
+        let is_hopeless = held.len >= self.doubtful.get() || now - stall.since >= PATIENCE;
+        if is_hopeless {
+            self.doubtful.set(self.doubtful.get().min(held.len));
+            stall.given_up += 1;
+        }
+        self.stall = Some(stall);
+        is_hopeless
     }
 }
 
@@ -194,16 +250,23 @@ impl Port for AfPacket {
     }
 
     fn flush(&mut self, _: &mut Pool) -> bool {
-        // One call, and one more for each frame the kernel refuses.
+        if !self.unsent {
+            return false;
+        }
+        // One call, and one more for each frame that will never be sent. If the device is busy or down, the rest is for a later turn.
         for _ in 0..=MAX_REFUSED {
-            if !self.unsent {
+            let Err(error) = self.send() else {
+                // Short of memory, the kernel leaves some behind and does not say so.
+                self.unsent = self.rings.has_unsent();
+                self.stall = None;
                 break;
-            }
-            match self.send() {
-                Ok(()) => self.unsent = false,
-                // Frames may have been refused, or the device is busy or down: then the rest is for a later turn.
-                Err(_) if self.rings.drop_refused() => self.refused += 1,
-                Err(_) => break,
+            };
+            match self.rings.held() {
+                Some(held) if self.is_hopeless(held, &error) => {
+                    self.rings.take_out(held);
+                    self.refused += 1;
+                }
+                _ => break,
             }
         }
         self.unsent
@@ -223,6 +286,8 @@ impl Port for AfPacket {
         if let Ok(mtu) = mtu(&self.fd, &self.name) {
             self.mtu.set(mtu);
         }
+        // Its peer may have another MTU by now.
+        self.doubtful.set(usize::MAX);
         // A link that goes down leaves an error on the socket, and poll(2) would return at once until somebody
         // takes it.
         let _ = option::<i32>(&self.fd, libc::SOL_SOCKET, libc::SO_ERROR);
@@ -474,6 +539,39 @@ mod tests {
         assert_eq!(a.losses().tx_refused, 4);
         testnet::send(&mut a, &mut pool, &expected);
         assert_eq!(testnet::receive(&mut b, &mut pool, 3), expected, "the ring goes on");
+    }
+
+    #[test]
+    fn a_frame_that_the_device_drops_is_counted_and_holds_up_nothing_for_long() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        testnet::set_mtu(net.b.name, 1280);
+        let long = Net::frame(net.a, net.b, &[0x55; 1400]);
+        let frames = numbered(&net, 50);
+        // By the second round it is known what is too long; what lies before must not be taken for it.
+        for (round, before) in [(1, 1), (2, 20)] {
+            testnet::send(&mut a, &mut pool, &vec![long.clone(); before]);
+            testnet::send(&mut a, &mut pool, &frames[..25]);
+            testnet::send(&mut a, &mut pool, std::slice::from_ref(&long));
+            testnet::send(&mut a, &mut pool, &frames[25..]);
+            let mut got = Vec::new();
+            testnet::within_a_second(|| {
+                let waits = a.flush(&mut pool);
+                got.extend(testnet::receive(&mut b, &mut pool, 0));
+                (!waits && got.len() >= frames.len()).then_some(())
+            });
+            assert!(got == frames, "round {round}: {} frames arrived", got.len());
+        }
+        assert_eq!(a.losses().tx_refused, 2 + 21);
+        assert_eq!(a.stall.map(|stall| stall.slot), None);
+
+        // Their being too long is no property of theirs.
+        testnet::set_mtu(net.b.name, 1500);
+        testnet::send(&mut a, &mut pool, std::slice::from_ref(&long));
+        assert_eq!(testnet::receive(&mut b, &mut pool, 1), [long]);
+        assert_eq!(pool.available(), 512);
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub struct Losses {
     pub rx_no_buffer: u64,
     /// A received frame was longer than one chunk of frame memory (GRO, jumbo frames).
     pub rx_oversized: u64,
-    /// The port refused a frame that was to be sent (too short or too long), or the kernel did (AF_XDP: an invalid descriptor).
+    /// The port refused a frame that was to be sent (too short or too long), or the kernel did (AF_XDP: an invalid descriptor; AF_PACKET: the device
+    /// took others but not this one, or nothing for some time).
     pub tx_refused: u64,
 }

@@ -187,16 +187,29 @@ fn index(name: &str) -> u32 {
 
 /// Sets an interface up or down.
 pub(super) fn set_up(name: &str, up: bool) {
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: if up { libc::IFF_UP as i16 } else { 0 } },
-    };
+    let flags = if up { libc::IFF_UP as i16 } else { 0 };
+    // SAFETY: SIOCSIFFLAGS reads an ifreq with flags.
+    unsafe { configure(name, libc::SIOCSIFFLAGS, libc::__c_anonymous_ifr_ifru { ifru_flags: flags }) };
+}
+
+/// Sets the longest packet that an interface takes, in bytes.
+pub(super) fn set_mtu(name: &str, mtu: i32) {
+    // SAFETY: SIOCSIFMTU reads an ifreq with an MTU.
+    unsafe { configure(name, libc::SIOCSIFMTU, libc::__c_anonymous_ifr_ifru { ifru_mtu: mtu }) };
+}
+
+/// Sets something of an interface.
+///
+/// # Safety
+/// The request must be one that reads an ifreq with this member.
+unsafe fn configure(name: &str, what: libc::c_ulong, value: libc::__c_anonymous_ifr_ifru) {
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: value };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     let fd = new_socket(libc::AF_INET, libc::SOCK_DGRAM);
-    // SAFETY: SIOCSIFFLAGS reads an ifreq.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    // SAFETY: the caller's promise; the name ends in a zero.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), what as _, &raw mut request) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 

@@ -7,7 +7,8 @@
 //! ```text
 //!   receive:  KERNEL ─ frame arrives ─▶ USER ─ copied out ─▶ KERNEL
 //!   transmit: AVAILABLE ─ copied in ─▶ SEND_REQUEST ─ send(2) ─▶ SENDING ─ sent ─▶ AVAILABLE
-//!                                                       └─ refused ─▶ WRONG_FORMAT
+//!                                                       ├─ refused ─▶ WRONG_FORMAT
+//!                                                       └─ dropped by the device ─▶ SEND_REQUEST
 //!
 //!   slot:  | tpacket2_hdr | sockaddr_ll | gap | frame ...... |     received: frame at tp_mac
 //!          | tpacket2_hdr | virtio_net_hdr | frame ......... |     to send
@@ -62,6 +63,19 @@ pub(super) struct Rings {
     pub tx: Slots,
 }
 
+/// A frame to be sent that those behind it wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Its slot, which stays the same for as long as the kernel has sent nothing.
+    pub slot: usize,
+    /// How many wait.
+    behind: usize,
+    /// Bytes of the frame.
+    pub len: usize,
+    /// Whether the kernel will never send it.
+    pub is_refused: bool,
+}
+
 /// A slot that is ours at the moment.
 pub(super) struct Slot<'a> {
     map: &'a MmapRaw,
@@ -107,33 +121,48 @@ impl Rings {
         true
     }
 
-    /// Takes a frame that the kernel refused out of the transmit ring. False when there is none.
-    ///
-    /// The kernel stays at the slot it refused until there is a frame in it that it likes: what was enqueued
-    /// behind moves up by one. To be called only while no send is under way.
-    pub fn drop_refused(&mut self) -> bool {
-        let count = self.tx.count;
-        // Everything behind the refused slot still waits to be looked at, so the search goes back from the newest.
-        let mut behind = 0;
-        let refused = loop {
-            if behind == count {
-                return false;
+    /// Whether the frame enqueued last is still to be sent.
+    pub fn has_unsent(&self) -> bool {
+        self.newest_but(0).1.send_status() == libc::TP_STATUS_SEND_REQUEST
+    }
+
+    /// The frame that the kernel goes on with, if there is any: it stays there until it has sent it. To be called only while no
+    /// send is under way.
+    pub fn held(&self) -> Option<Held> {
+        let mut held = None;
+        // Everything behind it still waits to be looked at, so the search goes back from the newest.
+        for behind in 0..self.tx.count {
+            let (index, slot) = self.newest_but(behind);
+            let is_refused = match slot.send_status() {
+                libc::TP_STATUS_SEND_REQUEST => false,
+                libc::TP_STATUS_WRONG_FORMAT => true,
+                _ => break,
+            };
+            let len = (slot.header().tp_len as usize).saturating_sub(TOLD);
+            held = Some(Held { slot: index, behind, len, is_refused });
+            if is_refused {
+                break;
             }
-            let index = (self.tx.next + count - 1 - behind) % count;
-            match self.slot(&self.tx, index).send_status() {
-                libc::TP_STATUS_SEND_REQUEST => behind += 1,
-                libc::TP_STATUS_WRONG_FORMAT => break index,
-                _ => return false,
-            }
-        };
+        }
+        held
+    }
+
+    /// Takes that frame out of the transmit ring: what was enqueued behind moves up by one.
+    pub fn take_out(&mut self, held: Held) {
+        let (count, Held { slot: place, behind, .. }) = (self.tx.count, held);
         for n in 0..behind {
-            let to = self.slot(&self.tx, (refused + n) % count);
-            to.copy_from(&self.slot(&self.tx, (refused + n + 1) % count));
+            let to = self.slot(&self.tx, (place + n) % count);
+            to.copy_from(&self.slot(&self.tx, (place + n + 1) % count));
             to.set_status(libc::TP_STATUS_SEND_REQUEST);
         }
-        self.tx.next = (refused + behind) % count;
+        self.tx.next = (place + behind) % count;
         self.slot(&self.tx, self.tx.next).set_status(libc::TP_STATUS_AVAILABLE);
-        true
+    }
+
+    /// The transmit slot with so many newer ones.
+    fn newest_but(&self, newer: usize) -> (usize, Slot<'_>) {
+        let index = (self.tx.next + self.tx.count - 1 - newer) % self.tx.count;
+        (index, self.slot(&self.tx, index))
     }
 
     fn slot(&self, ring: &Slots, index: usize) -> Slot<'_> {
@@ -266,14 +295,31 @@ mod tests {
             rings.slot(&rings.tx, n as usize).set_status(libc::TP_STATUS_AVAILABLE);
         }
         assert!((2..6).all(|n| rings.enqueue(&[n; 60])));
-        assert!(!rings.drop_refused(), "none was refused");
+        let oldest = Held { slot: 2, behind: 3, len: 60, is_refused: false };
+        assert_eq!(rings.held(), Some(oldest), "none was refused");
         rings.slot(&rings.tx, 2).set_status(libc::TP_STATUS_SENDING);
         rings.slot(&rings.tx, 3).set_status(libc::TP_STATUS_WRONG_FORMAT);
-        assert!(rings.drop_refused());
+        let refused = Held { slot: 3, behind: 2, is_refused: true, ..oldest };
+        assert_eq!(rings.held(), Some(refused));
+        rings.take_out(refused);
         assert_eq!([2, 3, 0, 1].map(|n| sent(&rings, n)), [None, Some(4), Some(5), None]);
-        assert!(!rings.drop_refused());
+        assert_eq!(rings.held(), Some(Held { behind: 1, is_refused: false, ..refused }));
         assert!(rings.enqueue(&[6; 60]));
         assert_eq!(sent(&rings, 1), Some(6));
+    }
+
+    #[test]
+    fn the_oldest_of_those_that_wait_is_held_and_can_be_taken_out() {
+        let mut rings = rings(2, 4);
+        assert_eq!((rings.held(), rings.has_unsent()), (None, false));
+        assert!((0..4).all(|n| rings.enqueue(&[n; 60])));
+        for left in [3, 2, 1, 0] {
+            let held = rings.held().unwrap();
+            assert_eq!((held.slot, held.behind, rings.has_unsent()), (0, left, true));
+            rings.take_out(held);
+            assert_eq!(sent(&rings, 0), (left > 0).then_some(4 - left as u8));
+        }
+        assert_eq!((rings.held(), rings.has_unsent()), (None, false));
     }
 
     #[test]
