@@ -1,7 +1,11 @@
 //! AF_PACKET ports: frames through the kernel's packet socket, for NICs and kernels without AF_XDP.
 //!
-//! The socket's rings ([`tpacket`](super::tpacket)) are the kernel's memory, so each frame is copied once on its
-//! way in and once on its way out. The socket gets a *copy* of every frame: the kernel handles the original as
+//! A port is a socket for receiving and one for sending: one is to describe what it sends to the kernel, and a socket that does is told of what it
+//! receives in the same words (`PACKET_VNET_HDR`). A packet that these cannot tell of, such as several UDP datagrams in one on older kernels, would
+//! leave its slot taken for ever, and nothing would be received any more.
+//!
+//! Their rings ([`tpacket`](super::tpacket)) are the kernel's memory, so each frame is copied once on its
+//! way in and once on its way out. The receiving socket gets a *copy* of every frame: the kernel handles the original as
 //! well, unless a filter ([`steer`](crate::steer)) keeps it from that.
 //!
 //! What the kernel did to a frame before we see it is undone here, so that the director gets what was on the wire:
@@ -19,11 +23,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::tpacket2_hdr;
-use memmap2::MmapOptions;
+use memmap2::{MmapOptions, MmapRaw};
 
 use super::frame::{HEADROOM, MAX_FRAME};
 use super::sockopt::{enlarge_send_buffer, option, set_option};
-use super::tpacket::{BLOCK, Held, MAX_SEND, Rings, SLOT, Slot};
+use super::tpacket::{BLOCK, Held, MAX_SEND, Rx, SLOT, Slot, Tx};
 use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
 use crate::packet::Tags;
 
@@ -51,7 +55,10 @@ const TAG_AT: usize = 12;
 /// The tag's ethertype when the kernel does not name it.
 const TPID_8021Q: u16 = 0x8100;
 
-/// How a socket is opened.
+/// The protocol of a socket that receives nothing.
+const NOTHING: u16 = 0;
+
+/// How the sockets are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Slots of the receive ring, a multiple of 32.
@@ -63,7 +70,7 @@ pub struct Options {
     pub fanout: Option<u16>,
 }
 
-/// A socket could not be opened.
+/// A port could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step} for {interface}: {source}; {}", cure(.source))]
 pub struct Error {
@@ -75,11 +82,13 @@ pub struct Error {
     pub source: io::Error,
 }
 
-/// One AF_PACKET socket with its two rings.
+/// Two AF_PACKET sockets with a ring each.
 #[repr(align(128))]
 pub struct AfPacket {
-    fd: OwnedFd,
-    rings: Rings,
+    receiver: OwnedFd,
+    rx: Rx,
+    sender: OwnedFd,
+    tx: Tx,
     /// Whether frames may be waiting in the transmit ring.
     unsent: bool,
     stall: Option<Stall>,
@@ -113,46 +122,42 @@ impl Default for Options {
 }
 
 impl AfPacket {
-    /// Opens a socket for all frames of an interface, given by name (for messages) and index.
+    /// Opens the sockets for all frames of an interface, given by name (for messages) and index.
     ///
     /// # Errors
     /// [`Error`] names the interface, the step and the likely cure.
     pub fn open(interface: &str, index: u32, options: &Options) -> Result<Self, Error> {
         let failed = |step| move |source| Error { interface: interface.to_owned(), step, source };
 
-        let fd = socket().map_err(failed("open a packet socket"))?;
-        let set = |name, value: i32| set_option(&fd, libc::SOL_PACKET, name, &value);
-        set(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)
-            .map_err(failed("choose TPACKET_V2"))?;
-        // Frames to be sent begin with how much of them the kernel is to copy.
-        set(libc::PACKET_VNET_HDR, 1).map_err(failed("describe frames to be sent"))?;
+        let receiver = socket().map_err(failed("open a packet socket"))?;
         // Our own frames, and those of the machine itself, are not to be received.
-        set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
+        set_option(&receiver, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)
+            .map_err(failed("ignore outgoing frames"))?;
+        let rx = map(&receiver, libc::PACKET_RX_RING, options.rx_slots).map_err(failed("make the ring"))?;
+
+        let sender = socket().map_err(failed("open a packet socket"))?;
+        // Frames to be sent begin with how much of them the kernel is to copy.
+        set_option(&sender, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1)
+            .map_err(failed("describe frames to be sent"))?;
         // Straight to the driver: the ring is queue enough, and the discipline's lock is not taken for each frame.
-        set(libc::PACKET_QDISC_BYPASS, 1).map_err(failed("bypass the queueing discipline"))?;
-        enlarge_send_buffer(&fd).map_err(failed("enlarge the send buffer"))?;
+        set_option(&sender, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1)
+            .map_err(failed("bypass the queueing discipline"))?;
+        enlarge_send_buffer(&sender).map_err(failed("enlarge the send buffer"))?;
+        let tx = map(&sender, libc::PACKET_TX_RING, options.tx_slots).map_err(failed("make the ring"))?;
 
-        let (rx, tx) = (options.rx_slots as usize, options.tx_slots as usize);
-        for (name, slots) in [(libc::PACKET_RX_RING, rx), (libc::PACKET_TX_RING, tx)] {
-            if slots == 0 {
-                // To the kernel that means to take the ring away.
-                return Err(failed("make the rings")(io::Error::from_raw_os_error(libc::EINVAL)));
-            }
-            set_option(&fd, libc::SOL_PACKET, name, &ring(slots)).map_err(failed("make the rings"))?;
-        }
-        let map = MmapOptions::new().len((rx + tx) * SLOT).populate().map_raw(fd.as_raw_fd());
-        let rings = Rings::new(map.map_err(failed("map the rings"))?, rx, tx);
-
-        bind(&fd, index).map_err(failed("bind a packet socket"))?;
+        bind(&sender, index, NOTHING).map_err(failed("bind a packet socket"))?;
+        bind(&receiver, index, libc::ETH_P_ALL as u16).map_err(failed("bind a packet socket"))?;
         let mut name = [0; libc::IFNAMSIZ];
         // The last byte stays zero. The index was found by the same name, so it is not too long.
         for (to, from) in name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
             *to = from as libc::c_char;
         }
-        let mtu = Cell::new(mtu(&fd, &name).map_err(failed("ask for the MTU"))?);
+        let mtu = Cell::new(mtu(&sender, &name).map_err(failed("ask for the MTU"))?);
         let mut port = Self {
-            fd,
-            rings,
+            receiver,
+            rx: Rx::new(rx),
+            sender,
+            tx: Tx::new(tx),
             unsent: false,
             stall: None,
             doubtful: Cell::new(usize::MAX),
@@ -163,10 +168,10 @@ impl AfPacket {
             overrun: Cell::new(0),
         };
         if let Some(group) = options.fanout {
-            join(&port.fd, group).map_err(failed("join the fanout group"))?;
+            join(&port.receiver, group).map_err(failed("join the fanout group"))?;
             // Until now we got every frame; those are other workers' as well.
-            while port.rings.received().is_some() {
-                port.rings.release();
+            while port.rx.received().is_some() {
+                port.rx.release();
             }
         }
         Ok(port)
@@ -176,7 +181,14 @@ impl AfPacket {
     fn send(&self) -> io::Result<()> {
         // SAFETY: no buffer, no address; the descriptor is open as long as `self`.
         let sent = unsafe {
-            libc::sendto(self.fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+            libc::sendto(
+                self.sender.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -213,7 +225,7 @@ impl Port for AfPacket {
             if burst.is_full() {
                 break;
             }
-            let Some(slot) = self.rings.received() else { break };
+            let Some(slot) = self.rx.received() else { break };
             if slot.packet_type() == libc::PACKET_HOST {
                 // Without a frame to copy it to, what was received stays where it is, and the kernel counts what it
                 // drops.
@@ -225,7 +237,7 @@ impl Port for AfPacket {
                     pool.give(frame);
                 }
             }
-            self.rings.release();
+            self.rx.release();
         }
     }
 
@@ -237,7 +249,7 @@ impl Port for AfPacket {
             let longest = (self.mtu.get() + MIN_FRAME + Tags::of(bytes).len()).min(MAX_SEND);
             if bytes.len() < MIN_FRAME || bytes.len() > longest {
                 self.refused += 1;
-            } else if self.rings.enqueue(bytes) {
+            } else if self.tx.enqueue(bytes) {
                 self.unsent = true;
             } else {
                 break;
@@ -257,13 +269,13 @@ impl Port for AfPacket {
         for _ in 0..=MAX_REFUSED {
             let Err(error) = self.send() else {
                 // Short of memory, the kernel leaves some behind and does not say so.
-                self.unsent = self.rings.has_unsent();
+                self.unsent = self.tx.has_unsent();
                 self.stall = None;
                 break;
             };
-            match self.rings.held() {
+            match self.tx.held() {
                 Some(held) if self.is_hopeless(held, &error) => {
-                    self.rings.take_out(held);
+                    self.tx.take_out(held);
                     self.refused += 1;
                 }
                 _ => break,
@@ -273,24 +285,24 @@ impl Port for AfPacket {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
+        Some(self.receiver.as_fd())
     }
 
     /// A system call per call: for the reader of statistics, not for the packet path.
     fn losses(&self) -> Losses {
         if let Ok(statistics) =
-            option::<libc::tpacket_stats>(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS)
+            option::<libc::tpacket_stats>(&self.receiver, libc::SOL_PACKET, libc::PACKET_STATISTICS)
         {
             self.overrun.set(self.overrun.get() + statistics.tp_drops as u64);
         }
-        if let Ok(mtu) = mtu(&self.fd, &self.name) {
+        if let Ok(mtu) = mtu(&self.sender, &self.name) {
             self.mtu.set(mtu);
         }
         // Its peer may have another MTU by now.
         self.doubtful.set(usize::MAX);
         // A link that goes down leaves an error on the socket, and poll(2) would return at once until somebody
         // takes it.
-        let _ = option::<i32>(&self.fd, libc::SOL_SOCKET, libc::SO_ERROR);
+        let _ = option::<i32>(&self.receiver, libc::SOL_SOCKET, libc::SO_ERROR);
         Losses {
             rx_overrun: self.overrun.get(),
             rx_no_buffer: 0, // its ring is its buffers
@@ -302,7 +314,7 @@ impl Port for AfPacket {
 
 impl AsFd for AfPacket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.receiver.as_fd()
     }
 }
 
@@ -343,9 +355,9 @@ fn tag(header: &tpacket2_hdr) -> Option<[u8; TAG]> {
 }
 
 fn socket() -> io::Result<OwnedFd> {
-    // Protocol 0: nothing is received before the bind, when all is set up.
+    // Nothing is received before the bind, when all is set up.
     // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, NOTHING.into()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -365,19 +377,29 @@ fn mtu(fd: &OwnedFd, name: &[libc::c_char; libc::IFNAMSIZ]) -> io::Result<usize>
     Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0) as usize)
 }
 
-fn ring(slots: usize) -> libc::tpacket_req {
-    libc::tpacket_req {
-        tp_block_size: BLOCK as u32,
-        tp_block_nr: (slots * SLOT / BLOCK) as u32,
-        tp_frame_size: SLOT as u32,
-        tp_frame_nr: slots as u32,
+/// Makes a socket's ring and maps it.
+fn map(fd: &OwnedFd, ring: i32, slots: u32) -> io::Result<MmapRaw> {
+    if slots == 0 {
+        // To the kernel that means to take the ring away.
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as i32))?;
+    let len = slots as usize * SLOT;
+    let request = libc::tpacket_req {
+        tp_block_size: BLOCK as u32,
+        tp_block_nr: (len / BLOCK) as u32,
+        tp_frame_size: SLOT as u32,
+        tp_frame_nr: slots,
+    };
+    set_option(fd, libc::SOL_PACKET, ring, &request)?;
+    MmapOptions::new().len(len).populate().map_raw(fd.as_raw_fd())
 }
 
-fn bind(fd: &OwnedFd, index: u32) -> io::Result<()> {
+/// Binds a socket to an interface, to send by it and to receive frames of this protocol.
+fn bind(fd: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_protocol: protocol.to_be(),
         sll_ifindex: index as i32,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -403,7 +425,8 @@ fn cure(error: &io::Error) -> &'static str {
         Some(libc::ENOMEM | libc::ENOBUFS) => "the machine is short of memory: use smaller rings",
         Some(libc::ENODEV | libc::ENXIO) => "the interface is gone",
         Some(libc::EINVAL) => {
-            "ring slots must be a multiple of 32, and a fanout group must be of one interface"
+            "if the interface is down, it must be set up first, as Linux before 6.13 lets several workers join on no other; \
+             ring slots must be a multiple of 32, and a fanout group must be of one interface"
         }
         Some(libc::EALREADY | libc::ENOSPC) => "another program uses the same fanout group",
         Some(libc::EAFNOSUPPORT) => "the kernel was built without CONFIG_PACKET",
@@ -502,6 +525,21 @@ mod tests {
         let (partial, whole) = Net::partial_datagram(net.a, net.b, b"an odd number of bytes!");
         testnet::send_partial(net.a, &partial, 34, 6, false);
         assert_eq!(testnet::receive(&mut b, &mut pool, 1), [whole]);
+    }
+
+    #[test]
+    fn packets_of_any_kind_hold_up_nothing() {
+        let Some(_net) = Net::with_veth(1) else { return };
+        let Some((tap, end)) = testnet::Tap::new() else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut port = AfPacket::open(end.name, end.index, &small()).unwrap();
+        for kind in [testnet::UFO, testnet::UDP_L4] {
+            let (one, whole) = Net::partial_datagram(end, end, &[7; 100]);
+            tap.put(kind, 1000, &Net::partial_datagram(end, end, &[7; 3000]).0).expect("the device takes it");
+            tap.put(0, 0, &one).expect("the device takes it");
+            assert_eq!(testnet::receive(&mut port, &mut pool, 1), [whole]);
+        }
+        assert_eq!(port.losses(), Losses { rx_oversized: 2, ..Losses::default() });
     }
 
     #[test]
@@ -605,7 +643,7 @@ mod tests {
         let reached = || {
             [&first, &second].map(|port| {
                 let count =
-                    option::<libc::tpacket_stats>(&port.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS);
+                    option::<libc::tpacket_stats>(&port.receiver, libc::SOL_PACKET, libc::PACKET_STATISTICS);
                 count.unwrap().tp_packets
             })
         };
@@ -648,5 +686,7 @@ mod tests {
         assert!(text.contains("gone0") && text.contains("is gone"), "{text}");
         let error = AfPacket::open("veth-a", 1, &Options { rx_slots: 0, ..small() }).err().unwrap();
         assert!(error.to_string().contains("multiple of 32"), "{error}");
+        // Kernels before 6.13 say no more to a fanout group on an interface that is down.
+        assert!(error.to_string().contains("must be set up first"), "{error}");
     }
 }

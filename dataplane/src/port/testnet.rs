@@ -75,6 +75,53 @@ impl Net {
     }
 }
 
+/// What a frame of several in one is (`VIRTIO_NET_HDR_GSO_*`): a datagram that is to be cut into fragments, several datagrams.
+pub(super) const UFO: u8 = 3;
+pub(super) const UDP_L4: u8 = 5;
+
+/// A device whose frames come from this process, with what a local sender left undone.
+pub(super) struct Tap(std::fs::File);
+
+impl Tap {
+    /// One that is up, in the namespace of the calling thread. `None`, with a message, when that is not permitted here.
+    pub fn new() -> Option<(Self, End)> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let (name, mac) = ("tap-c", [0x02, 0, 0, 0, 0, 0x0c]);
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
+        let Ok(file) = file else {
+            println!("skip: no TAP device: {}", file.unwrap_err());
+            return None;
+        };
+        let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        let mut request = ifreq(name, libc::__c_anonymous_ifr_ifru { ifru_flags: flags });
+        // SAFETY: TUNSETIFF reads and writes an ifreq.
+        let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+        assert_eq!(made, 0, "{}", io::Error::last_os_error());
+        let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+        for (to, from) in address.sa_data.iter_mut().zip(mac) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: SIOCSIFHWADDR reads an ifreq with an address.
+        unsafe {
+            configure(name, libc::SIOCSIFHWADDR, libc::__c_anonymous_ifr_ifru { ifru_hwaddr: address })
+        };
+        set_up(name, true);
+        Some((Self(file), End { name, index: index(name), mac }))
+    }
+
+    /// Has the device receive a UDP or TCP packet over IPv4 whose checksum is partial, or several in one: of this kind, with so many bytes
+    /// in each.
+    pub fn put(&self, kind: u8, each: u16, frame: &[u8]) -> io::Result<()> {
+        const NEEDS_CSUM: u8 = 1;
+        const TCP: u8 = 6;
+        // Offsets of the checksum, and the lengths of the headers.
+        let (field, headers): (u16, u16) = if frame[23] == TCP { (16, 54) } else { (6, 42) };
+        let numbers = [headers, each, 34, field].map(u16::to_ne_bytes).concat();
+        io::Write::write_all(&mut &self.0, &[&[NEEDS_CSUM, kind], &numbers[..], frame].concat())
+    }
+}
+
 /// Memory and one pool of `frames`.
 pub(super) fn pool(frames: u32) -> (Arc<FrameMemory>, Pool) {
     let (memory, mut pools) = FrameMemory::with_pools(1, frames).unwrap();
@@ -198,15 +245,20 @@ pub(super) fn set_mtu(name: &str, mtu: i32) {
     unsafe { configure(name, libc::SIOCSIFMTU, libc::__c_anonymous_ifr_ifru { ifru_mtu: mtu }) };
 }
 
+fn ifreq(name: &str, value: libc::__c_anonymous_ifr_ifru) -> libc::ifreq {
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: value };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
 /// Sets something of an interface.
 ///
 /// # Safety
 /// The request must be one that reads an ifreq with this member.
 unsafe fn configure(name: &str, what: libc::c_ulong, value: libc::__c_anonymous_ifr_ifru) {
-    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: value };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
+    let mut request = ifreq(name, value);
     let fd = new_socket(libc::AF_INET, libc::SOCK_DGRAM);
     // SAFETY: the caller's promise; the name ends in a zero.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), what as _, &raw mut request) };

@@ -1,7 +1,7 @@
 //! The slots of AF_PACKET's memory-mapped rings, TPACKET_V2.
 //!
-//! Two rings lie in one mapping, receive first. A ring is an array of slots of [`SLOT`] bytes; there are no shared
-//! counters: each slot has a status word that says whose it is. Version 2 and not 3, because version 3 hands over
+//! A ring is an array of slots of [`SLOT`] bytes; there are no shared counters: each slot has a status word that says
+//! whose it is. Version 2 and not 3, because version 3 hands over
 //! blocks of frames when a block is full or timed out: milliseconds of delay at low rates.
 //!
 //! ```text
@@ -47,21 +47,19 @@ pub(super) const MAX_SEND: usize = SLOT - AFTER_HEADER - TOLD;
 /// Offset of `sll_pkttype` in `sockaddr_ll`.
 const PACKET_TYPE: usize = std::mem::offset_of!(libc::sockaddr_ll, sll_pkttype);
 
-/// One of the two rings, and our place in it.
-pub(super) struct Slots {
-    /// Byte offset of the first slot in the mapping.
-    base: usize,
+/// A mapping of slots, and our place among them.
+struct Ring {
+    map: MmapRaw,
     count: usize,
     /// The slot we look at next.
     next: usize,
 }
 
-/// The mapping with both rings.
-pub(super) struct Rings {
-    map: MmapRaw,
-    pub rx: Slots,
-    pub tx: Slots,
-}
+/// The ring of received frames.
+pub(super) struct Rx(Ring);
+
+/// The ring of frames to be sent.
+pub(super) struct Tx(Ring);
 
 /// A frame to be sent that those behind it wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,28 +80,51 @@ pub(super) struct Slot<'a> {
     at: usize,
 }
 
-impl Rings {
-    /// # Panics
-    /// When the mapping is smaller than that many slots.
-    pub fn new(map: MmapRaw, rx: usize, tx: usize) -> Self {
-        assert!((rx + tx) * SLOT <= map.len(), "{rx} + {tx} slots in {} bytes", map.len());
-        Self {
-            map,
-            rx: Slots { base: 0, count: rx, next: 0 },
-            tx: Slots { base: rx * SLOT, count: tx, next: 0 },
+impl Ring {
+    fn new(map: MmapRaw) -> Self {
+        let count = map.len() / SLOT;
+        assert!(count > 0, "no slot in {} bytes", map.len());
+        Self { map, count, next: 0 }
+    }
+
+    fn slot(&self, index: usize) -> Slot<'_> {
+        assert!(index < self.count, "slot {index} of {}", self.count);
+        Slot { map: &self.map, at: index * SLOT }
+    }
+
+    fn step(&mut self) {
+        self.next += 1;
+        if self.next == self.count {
+            self.next = 0;
         }
+    }
+}
+
+impl Rx {
+    /// # Panics
+    /// When the mapping has no slot.
+    pub fn new(map: MmapRaw) -> Self {
+        Self(Ring::new(map))
     }
 
     /// The next received frame.
     pub fn received(&self) -> Option<Slot<'_>> {
-        let slot = self.slot(&self.rx, self.rx.next);
+        let slot = self.0.slot(self.0.next);
         (slot.status() & libc::TP_STATUS_USER != 0).then_some(slot)
     }
 
     /// Gives the slot of [`received`](Self::received) back to the kernel.
     pub fn release(&mut self) {
-        self.slot(&self.rx, self.rx.next).set_status(libc::TP_STATUS_KERNEL);
-        self.rx.step();
+        self.0.slot(self.0.next).set_status(libc::TP_STATUS_KERNEL);
+        self.0.step();
+    }
+}
+
+impl Tx {
+    /// # Panics
+    /// When the mapping has no slot.
+    pub fn new(map: MmapRaw) -> Self {
+        Self(Ring::new(map))
     }
 
     /// Copies a frame into the next transmit slot. False when the kernel still has it.
@@ -111,13 +132,13 @@ impl Rings {
     /// # Panics
     /// When the frame is longer than [`MAX_SEND`].
     pub fn enqueue(&mut self, frame: &[u8]) -> bool {
-        let slot = self.slot(&self.tx, self.tx.next);
+        let slot = self.0.slot(self.0.next);
         if slot.send_status() != libc::TP_STATUS_AVAILABLE {
             return false;
         }
         slot.write(frame);
         slot.set_status(libc::TP_STATUS_SEND_REQUEST);
-        self.tx.step();
+        self.0.step();
         true
     }
 
@@ -131,7 +152,7 @@ impl Rings {
     pub fn held(&self) -> Option<Held> {
         let mut held = None;
         // Everything behind it still waits to be looked at, so the search goes back from the newest.
-        for behind in 0..self.tx.count {
+        for behind in 0..self.0.count {
             let (index, slot) = self.newest_but(behind);
             let is_refused = match slot.send_status() {
                 libc::TP_STATUS_SEND_REQUEST => false,
@@ -149,41 +170,27 @@ impl Rings {
 
     /// Takes that frame out of the transmit ring: what was enqueued behind moves up by one.
     pub fn take_out(&mut self, held: Held) {
-        let (count, Held { slot: place, behind, .. }) = (self.tx.count, held);
+        let (count, Held { slot: place, behind, .. }) = (self.0.count, held);
         for n in 0..behind {
-            let to = self.slot(&self.tx, (place + n) % count);
-            to.copy_from(&self.slot(&self.tx, (place + n + 1) % count));
+            let to = self.0.slot((place + n) % count);
+            to.copy_from(&self.0.slot((place + n + 1) % count));
             to.set_status(libc::TP_STATUS_SEND_REQUEST);
         }
-        self.tx.next = (place + behind) % count;
-        self.slot(&self.tx, self.tx.next).set_status(libc::TP_STATUS_AVAILABLE);
+        self.0.next = (place + behind) % count;
+        self.0.slot(self.0.next).set_status(libc::TP_STATUS_AVAILABLE);
     }
 
     /// The transmit slot with so many newer ones.
     fn newest_but(&self, newer: usize) -> (usize, Slot<'_>) {
-        let index = (self.tx.next + self.tx.count - 1 - newer) % self.tx.count;
-        (index, self.slot(&self.tx, index))
-    }
-
-    fn slot(&self, ring: &Slots, index: usize) -> Slot<'_> {
-        assert!(index < ring.count, "slot {index} of {}", ring.count);
-        Slot { map: &self.map, at: ring.base + index * SLOT }
-    }
-}
-
-impl Slots {
-    fn step(&mut self) {
-        self.next += 1;
-        if self.next == self.count {
-            self.next = 0;
-        }
+        let index = (self.0.next + self.0.count - 1 - newer) % self.0.count;
+        (index, self.0.slot(index))
     }
 }
 
 impl Slot<'_> {
     /// The slot's header. Of a received frame: length, place, VLAN tag.
     pub fn header(&self) -> tpacket2_hdr {
-        // SAFETY: slots lie inside the mapping (`Rings::new`, `Rings::slot`) and are aligned to 2048; the header is
+        // SAFETY: slots lie inside the mapping (`Ring::new`, `Ring::slot`) and are aligned to 2048; the header is
         // plain integers. The slot is ours, so the kernel does not write to it meanwhile.
         unsafe { self.ptr().cast::<tpacket2_hdr>().read() }
     }
@@ -256,7 +263,7 @@ impl Slot<'_> {
     }
 
     fn ptr(&self) -> *mut u8 {
-        // SAFETY: `at` is the start of a slot inside the mapping (`Rings::slot`).
+        // SAFETY: `at` is the start of a slot inside the mapping (`Ring::slot`).
         unsafe { self.map.as_mut_ptr().add(self.at) }
     }
 }
@@ -267,12 +274,12 @@ mod tests {
 
     use super::*;
 
-    fn rings(rx: usize, tx: usize) -> Rings {
-        Rings::new(MmapRaw::from(MmapOptions::new().len((rx + tx) * SLOT).map_anon().unwrap()), rx, tx)
+    fn slots(count: usize) -> MmapRaw {
+        MmapRaw::from(MmapOptions::new().len(count * SLOT).map_anon().unwrap())
     }
 
-    fn sent(rings: &Rings, index: usize) -> Option<u8> {
-        let slot = rings.slot(&rings.tx, index);
+    fn sent(tx: &Tx, index: usize) -> Option<u8> {
+        let slot = tx.0.slot(index);
         let mut byte = [0];
         (slot.send_status() == libc::TP_STATUS_SEND_REQUEST && slot.read(AFTER_HEADER + TOLD, &mut byte))
             .then_some(byte[0])
@@ -280,59 +287,59 @@ mod tests {
 
     #[test]
     fn a_full_transmit_ring_refuses() {
-        let mut rings = rings(2, 4);
-        assert!((0..4).all(|n| rings.enqueue(&[n; 60])));
-        assert!(!rings.enqueue(&[4; 60]));
-        assert_eq!([0, 1, 2, 3].map(|n| sent(&rings, n)), [Some(0), Some(1), Some(2), Some(3)]);
+        let mut tx = Tx::new(slots(4));
+        assert!((0..4).all(|n| tx.enqueue(&[n; 60])));
+        assert!(!tx.enqueue(&[4; 60]));
+        assert_eq!([0, 1, 2, 3].map(|n| sent(&tx, n)), [Some(0), Some(1), Some(2), Some(3)]);
     }
 
     #[test]
     fn frames_behind_a_refused_one_move_up_also_across_the_end() {
-        let mut rings = rings(2, 4);
+        let mut tx = Tx::new(slots(4));
         // The kernel has sent two, so that what follows wraps.
         for n in 0..2 {
-            assert!(rings.enqueue(&[n; 60]));
-            rings.slot(&rings.tx, n as usize).set_status(libc::TP_STATUS_AVAILABLE);
+            assert!(tx.enqueue(&[n; 60]));
+            tx.0.slot(n as usize).set_status(libc::TP_STATUS_AVAILABLE);
         }
-        assert!((2..6).all(|n| rings.enqueue(&[n; 60])));
+        assert!((2..6).all(|n| tx.enqueue(&[n; 60])));
         let oldest = Held { slot: 2, behind: 3, len: 60, is_refused: false };
-        assert_eq!(rings.held(), Some(oldest), "none was refused");
-        rings.slot(&rings.tx, 2).set_status(libc::TP_STATUS_SENDING);
-        rings.slot(&rings.tx, 3).set_status(libc::TP_STATUS_WRONG_FORMAT);
+        assert_eq!(tx.held(), Some(oldest), "none was refused");
+        tx.0.slot(2).set_status(libc::TP_STATUS_SENDING);
+        tx.0.slot(3).set_status(libc::TP_STATUS_WRONG_FORMAT);
         let refused = Held { slot: 3, behind: 2, is_refused: true, ..oldest };
-        assert_eq!(rings.held(), Some(refused));
-        rings.take_out(refused);
-        assert_eq!([2, 3, 0, 1].map(|n| sent(&rings, n)), [None, Some(4), Some(5), None]);
-        assert_eq!(rings.held(), Some(Held { behind: 1, is_refused: false, ..refused }));
-        assert!(rings.enqueue(&[6; 60]));
-        assert_eq!(sent(&rings, 1), Some(6));
+        assert_eq!(tx.held(), Some(refused));
+        tx.take_out(refused);
+        assert_eq!([2, 3, 0, 1].map(|n| sent(&tx, n)), [None, Some(4), Some(5), None]);
+        assert_eq!(tx.held(), Some(Held { behind: 1, is_refused: false, ..refused }));
+        assert!(tx.enqueue(&[6; 60]));
+        assert_eq!(sent(&tx, 1), Some(6));
     }
 
     #[test]
     fn the_oldest_of_those_that_wait_is_held_and_can_be_taken_out() {
-        let mut rings = rings(2, 4);
-        assert_eq!((rings.held(), rings.has_unsent()), (None, false));
-        assert!((0..4).all(|n| rings.enqueue(&[n; 60])));
+        let mut tx = Tx::new(slots(4));
+        assert_eq!((tx.held(), tx.has_unsent()), (None, false));
+        assert!((0..4).all(|n| tx.enqueue(&[n; 60])));
         for left in [3, 2, 1, 0] {
-            let held = rings.held().unwrap();
-            assert_eq!((held.slot, held.behind, rings.has_unsent()), (0, left, true));
-            rings.take_out(held);
-            assert_eq!(sent(&rings, 0), (left > 0).then_some(4 - left as u8));
+            let held = tx.held().unwrap();
+            assert_eq!((held.slot, held.behind, tx.has_unsent()), (0, left, true));
+            tx.take_out(held);
+            assert_eq!(sent(&tx, 0), (left > 0).then_some(4 - left as u8));
         }
-        assert_eq!((rings.held(), rings.has_unsent()), (None, false));
+        assert_eq!((tx.held(), tx.has_unsent()), (None, false));
     }
 
     #[test]
     fn a_received_slot_is_bounds_checked_and_given_back() {
-        let mut rings = rings(2, 2);
-        assert!(rings.received().is_none());
-        rings.slot(&rings.rx, 0).set_status(libc::TP_STATUS_USER | libc::TP_STATUS_LOSING);
-        let slot = rings.received().unwrap();
+        let mut rx = Rx::new(slots(2));
+        assert!(rx.received().is_none());
+        rx.0.slot(0).set_status(libc::TP_STATUS_USER | libc::TP_STATUS_LOSING);
+        let slot = rx.received().unwrap();
         assert!(slot.read(0, &mut [0; SLOT]));
         assert!(!slot.read(1, &mut [0; SLOT]));
         assert!(!slot.read(usize::MAX, &mut [0; 2]));
-        rings.release();
-        assert!(rings.received().is_none());
-        assert_eq!(rings.slot(&rings.rx, 0).status(), libc::TP_STATUS_KERNEL);
+        rx.release();
+        assert!(rx.received().is_none());
+        assert_eq!(rx.0.slot(0).status(), libc::TP_STATUS_KERNEL);
     }
 }
