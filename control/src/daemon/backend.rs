@@ -4,12 +4,14 @@
 //! workers; queues beyond that are dealt out in turn, or their frames would stay with the kernel. With AF_PACKET the kernel
 //! deals the frames out to any number of workers.
 
+use std::os::fd::AsFd as _;
+
 use anyhow::{Context as _, bail};
 use shunt_dataplane::port::af_xdp::{AfXdp, Attach, Queue};
 use shunt_dataplane::port::ethtool::{Ethtool, Offload};
 use shunt_dataplane::port::{FrameMemory, Pool, Port, af_packet, af_xdp};
 use shunt_dataplane::service::{Interface, PortId};
-use shunt_dataplane::steer::{self, Filter, Mode, Preference, Steering, Xdp};
+use shunt_dataplane::steer::{self, Filter, Joined, Mode, Preference, Steering, Xdp};
 use shunt_dataplane::worker::MAX_PORTS;
 
 use super::queues::{self, Dealing, Queues};
@@ -149,7 +151,7 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
     let mut ports: Vec<Vec<(PortId, Box<dyn Port>)>> = (0..workers).map(|_| Vec::new()).collect();
     for (queue, socket) in wanted.iter().zip(sockets) {
         let port = PortId(interfaces.iter().position(|i| i.index == queue.index).unwrap_or(0) as u8);
-        xdp.register(port, queue.queue, std::os::fd::AsFd::as_fd(&socket))?;
+        xdp.register(port, queue.queue, socket.as_fd())?;
         ports[queue.worker].push((port, Box::new(socket)));
     }
     let opened = interfaces.iter().map(|interface| {
@@ -162,6 +164,7 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
 
 fn open_packet(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow::Result<Backend> {
     let filter = Filter::install(&steered(interfaces))?;
+    let joined = Joined::load();
     let pools = frames(workers, FRAMES_UNDER_WAY)?;
     let mut ports: Vec<Vec<(PortId, Box<dyn Port>)>> = (0..workers).map(|_| Vec::new()).collect();
     for (n, interface) in interfaces.iter().enumerate() {
@@ -169,6 +172,9 @@ fn open_packet(interfaces: &[Interface], workers: usize, busy_poll: bool) -> any
         let options = af_packet::Options { fanout, ..af_packet::Options::default() };
         for ports in &mut ports {
             let port = af_packet::AfPacket::open(&interface.name, interface.index, &options)?;
+            if let Ok(joined) = &joined {
+                joined.cut_short(port.as_fd())?;
+            }
             ports.push((PortId(n as u8), Box::new(port)));
         }
     }
@@ -178,6 +184,9 @@ fn open_packet(interfaces: &[Interface], workers: usize, busy_poll: bool) -> any
         );
     }
     interfaces.iter().for_each(|interface| warn(&interface.name, false));
+    if let Err(why) = joined {
+        warn_of_joined(&why);
+    }
     let ways = interfaces.iter().map(|interface| (interface.name.clone(), "af-packet".to_owned())).collect();
     // The kernel's own hash deals out here.
     Ok(Backend { ports, pools, steering: Box::new(filter), ways, queues: None })
@@ -207,6 +216,14 @@ fn warn(name: &str, is_native: bool) {
             );
         }
     }
+}
+
+/// Says what becomes of datagrams that a local sender hands over as one where nothing tells of it.
+fn warn_of_joined(why: &dyn std::fmt::Display) {
+    tracing::warn!(
+        "several UDP datagrams that a sender on this host hands over as one (UDP_SEGMENT, as QUIC does) are taken for one if they are short, \
+         and dropped if not: {why}. Switch that off at the senders: ethtool -K eth0 tx-udp-segmentation off"
+    );
 }
 
 fn leaves_checksums(interface: &str) -> bool {

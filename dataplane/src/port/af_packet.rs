@@ -438,6 +438,7 @@ fn cure(error: &io::Error) -> &'static str {
 mod tests {
     use super::*;
     use crate::port::testnet::{self, Net};
+    use crate::steer::Joined;
 
     fn small() -> Options {
         Options { rx_slots: 256, tx_slots: 256, fanout: None }
@@ -540,6 +541,32 @@ mod tests {
             assert_eq!(testnet::receive(&mut port, &mut pool, 1), [whole]);
         }
         assert_eq!(port.losses(), Losses { rx_oversized: 2, ..Losses::default() });
+    }
+
+    #[test]
+    fn joined_datagrams_are_counted_and_other_packets_pass() {
+        let Some(_net) = Net::with_veth(1) else { return };
+        let Some((tap, end)) = testnet::Tap::new() else { return };
+        let joined = match Joined::load() {
+            Ok(joined) => joined,
+            Err(error) => return println!("skip: {error}"),
+        };
+        let (_, mut pool) = testnet::pool(512);
+        let mut port = AfPacket::open(end.name, end.index, &small()).unwrap();
+        joined.cut_short(port.as_fd()).unwrap();
+        let (datagram, whole) = Net::partial_datagram(end, end, &[7; 1000]);
+        tap.put(testnet::UDP_L4, 500, &datagram).expect("the device takes it");
+        tap.put(0, 0, &datagram).expect("the device takes it");
+        // A segment as long as two: what would be the UDP checksum is its number.
+        let mut segment = datagram.clone();
+        segment[23] = libc::IPPROTO_TCP as u8;
+        segment[46] = 5 << 4;
+        tap.put(testnet::TCP_V4, 500, &segment).expect("the device takes it");
+        let got = testnet::receive(&mut port, &mut pool, 2);
+        assert_eq!(got.len(), 2);
+        assert!(got[0] == whole, "a datagram alone");
+        assert_eq!((got[1].len(), got[1][23]), (segment.len(), segment[23]), "a segment for two");
+        assert_eq!(port.losses(), Losses { rx_oversized: 1, ..Losses::default() });
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Net {
     }
 }
 
-/// What a frame of several in one is (`VIRTIO_NET_HDR_GSO_*`): a datagram that is to be cut into fragments, several datagrams.
+/// What a frame of several in one is (`VIRTIO_NET_HDR_GSO_*`): a TCP segment, a datagram that is to be cut into fragments, several datagrams.
+pub(super) const TCP_V4: u8 = 1;
 pub(super) const UFO: u8 = 3;
 pub(super) const UDP_L4: u8 = 5;
 

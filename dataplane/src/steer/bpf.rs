@@ -110,23 +110,33 @@ impl<const K: usize, const V: usize> AsFd for Map<K, V> {
     }
 }
 
-/// A loaded XDP program.
+/// A loaded program.
 #[derive(Debug)]
 pub(super) struct Program {
     fd: OwnedFd,
 }
 
+/// What a program is attached to.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+enum Hook {
+    /// BPF_PROG_TYPE_SOCKET_FILTER
+    Socket = 1,
+    /// BPF_PROG_TYPE_XDP
+    Xdp = 6,
+}
+
 impl Program {
-    /// Hands a program to the verifier.
+    /// Hands an XDP program to the verifier.
     ///
     /// The log is asked for only after a refusal, in a second attempt: writing it makes loading several times slower.
     pub(super) fn load(code: &[Instruction]) -> Result<Program, Error> {
-        let refusal = match Self::verify(code, &mut []) {
+        let refusal = match Self::verify(Hook::Xdp, code, &mut []) {
             Ok(fd) => return Ok(Program { fd }),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => error,
             Err(_) => {
                 let mut log = vec![0; VERIFIER_LOG];
-                match Self::verify(code, &mut log) {
+                match Self::verify(Hook::Xdp, code, &mut log) {
                     Ok(fd) => return Ok(Program { fd }),
                     Err(_) if log[0] != 0 => return Err(Error::Verifier { log: tail(&log) }),
                     Err(error) => error,
@@ -136,7 +146,12 @@ impl Program {
         Err(refused("loading the XDP program", refusal))
     }
 
-    fn verify(code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
+    /// Hands a socket's filter to the verifier.
+    pub(super) fn load_filter(code: &[Instruction]) -> io::Result<Program> {
+        Self::verify(Hook::Socket, code, &mut []).map(|fd| Program { fd })
+    }
+
+    fn verify(hook: Hook, code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
         #[repr(C)]
         struct Attributes {
             prog_type: u32,
@@ -155,7 +170,7 @@ impl Program {
             expected_attach_type: u32,
         }
         let mut attributes = Attributes {
-            prog_type: 6, // BPF_PROG_TYPE_XDP
+            prog_type: hook as u32,
             insn_cnt: code.len() as u32,
             insns: code.as_ptr() as u64,
             license: c"MIT OR Apache-2.0".as_ptr() as u64,
@@ -168,7 +183,10 @@ impl Program {
             prog_flags: 1 << 1, // BPF_F_ANY_ALIGNMENT
             prog_name: *b"shunt_steer\0\0\0\0\0",
             prog_ifindex: 0,
-            expected_attach_type: ATTACH_XDP,
+            expected_attach_type: match hook {
+                Hook::Socket => 0,
+                Hook::Xdp => ATTACH_XDP,
+            },
         };
         // SAFETY: the kernel reads `insn_cnt` instructions of eight bytes and a string that ends in NUL, and writes at
         // most `log_size` bytes to the log; all three live until the call returns.
@@ -181,6 +199,22 @@ impl Program {
         let mut attributes = TestRun { flags: LIVE_FRAMES, ..TestRun::of(self, frame, times) };
         // SAFETY: the kernel reads `data_size_in` bytes from the frame and writes to no memory of ours but the attributes.
         unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.map(drop)
+    }
+
+    /// Has a socket get only what the program says of each packet. The kernel keeps the program for as long.
+    pub(super) fn filter(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let program = self.fd.as_raw_fd();
+        // SAFETY: the option is a descriptor, which the kernel reads from an integer that lives until the call returns.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_BPF,
+                std::ptr::from_ref(&program).cast(),
+                size_of::<RawFd>() as libc::socklen_t,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Ties the program to an interface for as long as the link lives.

@@ -12,6 +12,8 @@
 //! Both are tied to the process by the kernel (a BPF link, an nftables table with an owner): however the process ends,
 //! nothing stays behind.
 //!
+//! [`joined`] keeps from an AF_PACKET socket what no frame can stand for.
+//!
 //! [`live`] is no steering: it makes frames for measurements, by the same system call.
 
 use std::fmt;
@@ -25,6 +27,7 @@ mod claims;
 pub mod filter;
 #[cfg(test)]
 mod fixtures;
+pub mod joined;
 pub mod live;
 mod netlink;
 mod nftables;
@@ -34,6 +37,7 @@ mod testbed;
 pub mod xdp;
 
 pub use filter::Filter;
+pub use joined::Joined;
 pub use xdp::Xdp;
 
 /// An interface to take frames from.
