@@ -14,6 +14,7 @@ use shunt_dataplane::service::{Interface, PortId};
 use shunt_dataplane::steer::{self, Filter, Joined, Mode, Preference, Steering, Xdp};
 use shunt_dataplane::worker::MAX_PORTS;
 
+use super::placement::Machine;
 use super::queues::{self, Dealing, Queues};
 use crate::cli::in_one_line;
 
@@ -129,7 +130,8 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
         attach: if native { Attach::Native } else { Attach::Generic },
         rx_slots: RX_SLOTS,
         tx_slots: TX_SLOTS,
-        partial_checksums: interfaces.iter().any(|interface| leaves_checksums(&interface.name)),
+        // In generic mode frames have been the kernel's, and may be a local sender's.
+        partial_checksums: !native || interfaces.iter().any(|interface| leaves_checksums(&interface.name)),
         busy_poll,
     };
     let per_worker = options.frames_per_queue() * most as u32 + FRAMES_UNDER_WAY;
@@ -226,10 +228,12 @@ fn warn_of_joined(why: &dyn std::fmt::Display) {
     );
 }
 
+/// Whether frames of local senders may come in by an interface with the checksum still to be finished: what is no hardware hands them over as
+/// they are. The driver is asked as well, for /sys may be of another network namespace.
 fn leaves_checksums(interface: &str) -> bool {
-    Ethtool::open(interface)
-        .and_then(|e| e.driver())
-        .is_ok_and(|driver| LEAVES_CHECKSUMS.contains(&driver.as_str()))
+    let driver = Ethtool::open(interface).and_then(|e| e.driver());
+    !Machine::here().is_hardware(interface)
+        || driver.is_ok_and(|driver| LEAVES_CHECKSUMS.contains(&driver.as_str()))
 }
 
 /// Bytes nobody can guess.

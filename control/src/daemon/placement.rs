@@ -43,6 +43,11 @@ impl Machine {
         cores
     }
 
+    /// Whether an interface is a device's: not a veth, a bridge, a bond and the like.
+    pub fn is_hardware(&self, interface: &str) -> bool {
+        self.file(&format!("sys/class/net/{interface}/device")).exists()
+    }
+
     /// Whether the kernel gives transparent huge pages to who asks for them.
     pub fn has_transparent_pages(&self) -> bool {
         // A process may be forbidden to have them, too.
@@ -79,7 +84,7 @@ impl Machine {
     pub fn complaints(&self, setup: &Setup<'_>) -> Vec<String> {
         let mut said = Vec::new();
         for (name, way) in setup.ways {
-            let is_hardware = self.file(&format!("sys/class/net/{name}/device")).exists();
+            let is_hardware = self.is_hardware(name);
             if way.contains("generic") {
                 said.push(format!(
                     "{name}: its driver has no native XDP, so the kernel makes a socket buffer of every frame before the director \
@@ -201,6 +206,12 @@ mod tests {
         let (_directory, machine) = machine();
         assert_eq!(machine.by_nearness(&[3, 2, 1, 0], &["eth0".to_owned()]), [1, 0, 3, 2]);
         assert_eq!(machine.by_nearness(&[0, 1, 2, 3], &["v0".to_owned()]), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_virtual_interface_is_no_hardware() {
+        let (_directory, machine) = machine();
+        assert!(machine.is_hardware("eth0") && !machine.is_hardware("v0"));
     }
 
     #[test]

@@ -24,12 +24,14 @@
 //!   unprivileged in a user namespace
 //!   marks        services of firewall marks: networks and port ranges, rules that change
 //!   vlans        clients and servers behind VLANs
+//!   bridges      an interface that is none of hardware, above others
 //!   wire         what goes over a cable, for tests that look
 //! ```
 //!
 //! Every test makes namespaces of its own, which end with it. Where they are refused it says `skip:` and passes; over AF_XDP that
 //! is the case in a user namespace.
 
+mod bridges;
 mod bystanders;
 mod forwarding;
 mod fragments;
