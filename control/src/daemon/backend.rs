@@ -165,6 +165,9 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
 }
 
 fn open_packet(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow::Result<Backend> {
+    for interface in interfaces {
+        refuse_filtered_bridge(&interface.name)?;
+    }
     let filter = Filter::install(&steered(interfaces))?;
     let joined = Joined::load();
     let pools = frames(workers, FRAMES_UNDER_WAY)?;
@@ -218,6 +221,20 @@ fn warn(name: &str, is_native: bool) {
             );
         }
     }
+}
+
+/// A bridge's frames get to AF_PACKET as the bridge's, and with br_netfilter the director's filter has dropped them before, at the port they came in by.
+fn refuse_filtered_bridge(name: &str) -> anyhow::Result<()> {
+    let is_bridge = Ethtool::open(name).and_then(|e| e.driver()).is_ok_and(|driver| driver == "bridge");
+    let cures = if is_bridge { Machine::here().bridge_filters(name) } else { Vec::new() };
+    if !cures.is_empty() {
+        bail!(
+            "{name} is a bridge, and its frames pass netfilter (br_netfilter) before AF_PACKET gets them, so none of the director's would \
+             arrive; use --backend af-xdp, or switch that off: {}",
+            cures.join("; ")
+        );
+    }
+    Ok(())
 }
 
 /// Says what becomes of datagrams that a local sender hands over as one where nothing tells of it.

@@ -48,6 +48,23 @@ impl Machine {
         self.file(&format!("sys/class/net/{interface}/device")).exists()
     }
 
+    /// What switches off that a bridge's frames pass netfilter at its ports, a command for each setting that is on.
+    pub fn bridge_filters(&self, bridge: &str) -> Vec<String> {
+        let of_table = |table| {
+            let [all, one] = [
+                format!("proc/sys/net/bridge/bridge-nf-call-{table}"),
+                format!("sys/class/net/{bridge}/bridge/nf_call_{table}"),
+            ];
+            [
+                (all, format!("sysctl -w net.bridge.bridge-nf-call-{table}=0")),
+                (one, format!("ip link set {bridge} type bridge nf_call_{table} 0")),
+            ]
+        };
+        let is_on = |file: &str| self.read(file).is_some_and(|setting| setting != "0");
+        let settings = ["iptables", "ip6tables"].into_iter().flat_map(of_table);
+        settings.filter(|(file, _)| is_on(file)).map(|(_, cure)| cure).collect()
+    }
+
     /// Whether the kernel gives transparent huge pages to who asks for them.
     pub fn has_transparent_pages(&self) -> bool {
         // A process may be forbidden to have them, too.
@@ -212,6 +229,24 @@ mod tests {
     fn a_virtual_interface_is_no_hardware() {
         let (_directory, machine) = machine();
         assert!(machine.is_hardware("eth0") && !machine.is_hardware("v0"));
+    }
+
+    #[test]
+    fn a_bridges_frames_pass_netfilter_where_either_setting_says_so() {
+        let (directory, machine) = machine();
+        assert!(machine.bridge_filters("br0").is_empty(), "there is no br_netfilter");
+        for (path, text) in [
+            ("proc/sys/net/bridge/bridge-nf-call-iptables", "0\n"),
+            ("proc/sys/net/bridge/bridge-nf-call-ip6tables", "1\n"),
+            ("sys/class/net/br0/bridge/nf_call_iptables", "1\n"),
+            ("sys/class/net/br0/bridge/nf_call_ip6tables", "0\n"),
+        ] {
+            let file = directory.path().join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        let one = "ip link set br0 type bridge nf_call_iptables 0";
+        assert_eq!(machine.bridge_filters("br0"), [one, "sysctl -w net.bridge.bridge-nf-call-ip6tables=0"]);
     }
 
     #[test]

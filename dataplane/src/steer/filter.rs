@@ -2,7 +2,9 @@
 //!
 //! AF_PACKET gets a copy of every frame and leaves the original to the kernel, which would answer a SYN to a VIP with
 //! RST and forward a real server's reply untranslated. An nftables table drops the originals, before connection
-//! tracking and defragmentation see them. The copy was made earlier, in the driver's receive path, so it still arrives.
+//! tracking and defragmentation see them. The copy was made earlier, where the kernel takes a frame from the interface, so it still
+//! arrives. Only on a bridge with br_netfilter is it made later: prerouting is then passed at the port that the frame came in by, and nothing the
+//! filter drops arrives.
 //!
 //! ```text
 //!   frame ─▶ AF_PACKET's copy ─▶ prerouting, priority -450 ─▶ chain "steer" ─┬─▶ not ours: goes on as ever

@@ -53,6 +53,21 @@ fn an_interface_that_is_named_twice_is_refused() -> Result<()> {
 }
 
 #[test]
+fn a_bridge_whose_frames_are_filtered_before_they_are_taken_is_refused() -> Result<()> {
+    if !permitted(a_bridge_whose_frames_are_filtered_before_they_are_taken_is_refused)? {
+        return Ok(());
+    }
+    let topology = Topology::new(Options::default())?;
+    topology.director().run_in(|| Netlink::open()?.bridge("br7"))??;
+    if let Err(error) = topology.director().set_variables(&[("bridge/bridge-nf-call-iptables", "1")]) {
+        say(&format!("skip: bridges with netfilter: {error:#}"));
+        return Ok(());
+    }
+    let words = ["--interface", "br7", "--interface", DIRECTOR_SERVER_SIDE, "--backend", "af-packet"];
+    refused(&topology, run(&words)?, &["br7", "sysctl -w net.bridge.bridge-nf-call-iptables=0"])
+}
+
+#[test]
 fn cores_that_are_not_there_are_named() -> Result<()> {
     if !permitted(cores_that_are_not_there_are_named)? {
         return Ok(());
