@@ -139,7 +139,17 @@ fn open_xdp(interfaces: &[Interface], workers: usize, busy_poll: bool) -> anyhow
     let sockets = AfXdp::open(&mut pools, &wanted, &options)?;
 
     for (interface, n) in interfaces.iter().zip(0..) {
+        if let Some(why) = xdp.refusal(PortId(n)) {
+            tracing::warn!(
+                "{}: the kernel makes a socket buffer of every frame before the director gets it, which is several times as slow as native XDP, \
+                 but that was refused: {why}",
+                interface.name
+            );
+        }
         warn(&interface.name, xdp.mode(PortId(n)) == Some(Mode::Native));
+    }
+    if !native && interfaces.iter().any(|interface| !Machine::here().is_hardware(&interface.name)) {
+        warn_of_joined(&"generic XDP does not tell them from others");
     }
     let ways = interfaces
         .iter()

@@ -48,7 +48,16 @@ struct Steered {
     interface: Interface,
     sockets: Map<4, 4>,
     program: Program,
-    attached: Option<(Mode, Link)>,
+    attached: Option<Attached>,
+}
+
+/// A program at work.
+#[derive(Debug)]
+struct Attached {
+    mode: Mode,
+    link: Link,
+    /// Why it is not in a faster mode, if one was tried.
+    refusal: Option<Error>,
 }
 
 impl Xdp {
@@ -81,9 +90,9 @@ impl Xdp {
             .iter()
             .map(|steered| steered.attach(preference))
             .collect::<Result<Vec<_>, Error>>()?;
-        for (steered, link) in self.interfaces.iter_mut().zip(attached) {
-            if link.is_some() {
-                steered.attached = link;
+        for (steered, attached) in self.interfaces.iter_mut().zip(attached) {
+            if attached.is_some() {
+                steered.attached = attached;
             }
         }
         Ok(())
@@ -110,7 +119,13 @@ impl Xdp {
     #[must_use]
     pub fn mode(&self, port: PortId) -> Option<Mode> {
         let steered = self.interfaces.get(usize::from(port.0))?;
-        steered.attached.as_ref().map(|(mode, _)| *mode)
+        steered.attached.as_ref().map(|attached| attached.mode)
+    }
+
+    /// Why an interface's program is not attached in a faster mode, if it was to be.
+    #[must_use]
+    pub fn refusal(&self, port: PortId) -> Option<&Error> {
+        self.interfaces.get(usize::from(port.0))?.attached.as_ref()?.refusal.as_ref()
     }
 
     /// Loads programs that know these addresses and rules, and puts them in the place of those at work: all of them, or none.
@@ -266,7 +281,7 @@ impl Steering for Xdp {
 
 impl Steered {
     /// Attaches the program; `None` if it is attached already.
-    fn attach(&self, preference: Preference) -> Result<Option<(Mode, Link)>, Error> {
+    fn attach(&self, preference: Preference) -> Result<Option<Attached>, Error> {
         if self.attached.is_some() {
             return Ok(None);
         }
@@ -278,22 +293,21 @@ impl Steered {
         let mut refusal = None;
         for &mode in modes {
             match self.program.attach(&self.interface, mode) {
-                Ok(link) => return Ok(Some((mode, link))),
+                Ok(link) => return Ok(Some(Attached { mode, link, refusal })),
                 Err(source) => match source.raw_os_error() {
                     Some(libc::EBUSY | libc::EEXIST) => {
                         return Err(Error::Occupied { interface: self.interface.name.clone() });
                     }
-                    _ => refusal = Some((mode, source)),
+                    _ => refusal = Some(attach_refused(&self.interface, mode, source)),
                 },
             }
         }
-        let (mode, source) = refusal.expect("at least one mode was tried and refused");
-        Err(attach_refused(&self.interface, mode, source))
+        Err(refusal.expect("at least one mode was tried and refused"))
     }
 
     /// Puts a program in the place of the one that is attached, if one is.
     fn put_to_work(&self, program: &Program) -> io::Result<()> {
-        let updated = self.attached.as_ref().map_or(Ok(()), |(_, link)| link.update(program));
+        let updated = self.attached.as_ref().map_or(Ok(()), |attached| attached.link.update(program));
         match updated {
             // The interface is gone, and what was attached to it: the others are served all the same.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
@@ -312,10 +326,11 @@ fn entry_refused(what: String, source: io::Error) -> Error {
 fn attach_refused(interface: &Interface, mode: Mode, source: io::Error) -> Error {
     let what = format!("attaching the XDP program to {} ({mode})", interface.name);
     let hint = match source.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => "its driver has no native XDP: use generic mode",
+        Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
         Some(libc::ERANGE | libc::EINVAL) => {
-            "its MTU or ring may be too large for XDP, or the kernel is older than 5.9, which has no XDP links"
+            "its MTU, its ring, or the MTU of a veth's peer may be too large for XDP, or the kernel is older than 5.9, which has no XDP links"
         }
+        Some(libc::ENOSPC) => "a veth needs as many receive queues as its peer has transmit queues",
         Some(libc::ENODEV) => "there is no such interface in this network namespace",
         _ => return refused(what, source),
     };

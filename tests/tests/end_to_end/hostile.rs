@@ -134,5 +134,8 @@ fn jumbo_frames(test: impl Fn() -> Result<()>, backend: Backend) -> Result<()> {
     get_each(&topology, HTTP.into(), 10)?;
     wait_for_counter(&topology, "port.rx_oversized", 5)
         .with_context(|| format!("{:?}", status(&topology).map(|s| s.interfaces)))?;
-    director.stop()
+    let said = director.end()?;
+    let why = said.iter().any(|line| line.contains("native XDP") && line.contains("MTU"));
+    ensure!(why == (backend == Backend::AfXdp), "why XDP is not native: {said:#?}");
+    Ok(())
 }

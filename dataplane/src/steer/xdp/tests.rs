@@ -560,10 +560,30 @@ fn an_interface_without_native_xdp_gets_the_generic_one() {
         let loopback = Interface { name: "lo".into(), index: 1, mac: [0; 6] };
         let mut xdp = Xdp::load(&[loopback]).expect("BPF is allowed");
         let error = xdp.attach(Preference::Only(Mode::Native)).expect_err("it has none");
-        assert!(error.to_string().contains("use generic mode"), "{error}");
+        assert!(error.to_string().contains("has no native XDP"), "{error}");
         assert_eq!(xdp.mode(PortId(0)), None);
         xdp.attach(Preference::Fastest).expect("every interface has the generic mode");
         assert_eq!(xdp.mode(PortId(0)), Some(Mode::Generic));
+        assert_eq!(xdp.refusal(PortId(0)).map(Error::to_string), Some(error.to_string()));
+    });
+}
+
+#[test]
+fn why_native_xdp_was_refused_is_remembered() {
+    if !allowed() {
+        return;
+    }
+    let Some(router) = Router::new() else { return };
+    if !router.lan.run(|| testbed::ip("link set side mtu 9000")) {
+        return;
+    }
+    router.director.run(|| {
+        let mut xdp = Xdp::load(&router.interfaces()).expect("BPF is allowed");
+        xdp.attach(Preference::Fastest).expect("the interfaces are free");
+        let why = |port| xdp.refusal(PortId(port)).map(Error::to_string);
+        assert_eq!((xdp.mode(PortId(0)), why(0)), (Some(Mode::Native), None));
+        assert_eq!(xdp.mode(PortId(1)), Some(Mode::Generic));
+        assert!(why(1).is_some_and(|why| why.contains("lan (native)") && why.contains("veth's peer")));
     });
 }
 
