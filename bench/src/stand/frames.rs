@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use shunt_dataplane::packet::checksum::Sum;
 use shunt_dataplane::packet::{put16, put32};
+use shunt_dataplane::port::frame::HEADROOM;
 
 /// Bytes of a frame as small as Ethernet has them; with the check sequence, which no ring shows, they are 64.
 pub const FRAME: usize = 60;
@@ -18,6 +19,28 @@ pub fn datagram(from: End, to: End) -> [u8; FRAME] {
     // Any checksum will do: it is adjusted, never verified.
     put16(&mut frame, 40, 0x1234);
     frame
+}
+
+/// Where a [`numbered`] datagram has its client's number, and eight bytes drawn at random for that client. Both on the frame's first line, which is read anyway.
+pub const NUMBER: usize = 44;
+/// See [`NUMBER`].
+pub const DRAWN: usize = 48;
+const _: () = assert!(HEADROOM.is_multiple_of(64) && DRAWN + 8 <= FRAME);
+
+/// The datagram of the client with a number, who has it and a draw in the data: a program without a table of connections goes by these.
+pub fn numbered(n: u32, from: End, to: End) -> [u8; FRAME] {
+    let mut frame = datagram(from, to);
+    put32(&mut frame, NUMBER, n);
+    frame[DRAWN..DRAWN + 8].copy_from_slice(&drawn(n).to_ne_bytes());
+    frame
+}
+
+/// A number that looks drawn at random from all of 64 bits, the same for a client each time (splitmix64).
+fn drawn(n: u32) -> u64 {
+    let mixed = (u64::from(n) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
 }
 
 /// A TCP segment without data, padded.

@@ -25,7 +25,7 @@ use shunt_dataplane::service::{
 };
 use shunt_dataplane::stats::Counters;
 
-use frames::{End, FRAME, datagram, segment};
+use frames::{End, FRAME, datagram, numbered, segment};
 
 /// The virtual service: UDP and TCP at the same address and port.
 pub const VIP: End = (Ipv4Addr::new(10, 9, 0, 1), 80);
@@ -227,9 +227,9 @@ impl Stand {
         each.map(|dest| dest.active.load(Ordering::Relaxed) + dest.inactive.load(Ordering::Relaxed)).sum()
     }
 
-    /// The datagram of a client's.
+    /// The datagram of a client's, which has the client's number in it.
     pub fn request(&self, n: u32) -> [u8; FRAME] {
-        datagram(client(n), VIP)
+        numbered(n, client(n), VIP)
     }
 
     /// Its real server's answer by NAT.
