@@ -26,7 +26,7 @@ fn requests(c: &mut Criterion) {
         group.throughput(Throughput::Elements(BURST as u64));
         for connections in CONNECTIONS {
             // Made for the first one that is measured, and kept for the second.
-            let mut stand = LazyCell::new(|| Stand::new(forwarding, connections));
+            let mut stand = LazyCell::new(|| Stand::new(forwarding, connections).expect("nobody interrupts"));
             let mut random = SmallRng::seed_from_u64(1);
             for (law, draw) in laws(connections) {
                 group.bench_function(BenchmarkId::new(law, connections), |b| {
@@ -49,7 +49,8 @@ fn replies(c: &mut Criterion) {
     let mut group = c.benchmark_group("director/nat_reply");
     group.throughput(Throughput::Elements(BURST as u64));
     for connections in CONNECTIONS {
-        let mut stand = LazyCell::new(|| Stand::new(Forwarding::Masq, connections));
+        let mut stand =
+            LazyCell::new(|| Stand::new(Forwarding::Masq, connections).expect("nobody interrupts"));
         let mut random = SmallRng::seed_from_u64(1);
         group.bench_function(BenchmarkId::new("uniform", connections), |b| {
             let stand = LazyCell::force_mut(&mut stand);
@@ -68,7 +69,7 @@ fn replies(c: &mut Criterion) {
 
 /// What a listing of a million connections takes of one turn of a worker: how much longer a burst may wait that comes just then.
 fn listing(c: &mut Criterion) {
-    let stand = Stand::new(Forwarding::Masq, 1_000_000);
+    let stand = Stand::new(Forwarding::Masq, 1_000_000).expect("nobody interrupts");
     let (mut page, mut from) = (Vec::with_capacity(LISTING_STEP), Place::default());
     c.bench_function("director/page of a listing", |b| {
         b.iter(|| {

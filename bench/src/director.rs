@@ -195,7 +195,7 @@ impl<'t> Director<'t> {
         // Accepting is not answering.
         let Err(error) = self.ipvsadm(&["-L", "-n"]) else { return Ok(()) };
         // One that is just ending says better why.
-        thread::sleep(Duration::from_millis(100));
+        interrupt::sleep(Duration::from_millis(100))?;
         self.check()?;
         Err(error)
     }

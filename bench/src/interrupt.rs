@@ -5,9 +5,13 @@
 //! signal does not wait: the process ends at once and the kernel does the same work.
 
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// The longest that a sleeper does not look.
+const STEP: Duration = Duration::from_millis(50);
 
 /// The first signal that came, or 0.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -54,5 +58,21 @@ pub fn check() -> Result<()> {
     match requested() {
         Some(number) => bail!("interrupted by signal {number}"),
         None => Ok(()),
+    }
+}
+
+/// Sleeps as a thread does, unless it is asked to end meanwhile or was before.
+///
+/// # Errors
+/// That of [`check`], at once.
+pub fn sleep(duration: Duration) -> Result<()> {
+    let end = Instant::now() + duration;
+    loop {
+        check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(STEP));
     }
 }

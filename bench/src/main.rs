@@ -126,13 +126,16 @@ struct PeerOptions {
     rounds: Option<u16>,
 
     /// How long each is measured in a turn
-    #[arg(long, value_name = "MILLISECONDS")]
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(LEAST_WINDOW..))]
     window: Option<u64>,
 
     /// Also write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+/// In milliseconds. The generator sends for as long at a time; what comes out in less says more of when that began.
+const LEAST_WINDOW: u64 = 50;
 
 fn run_peers(options: &PeerOptions) -> Result<ExitCode> {
     if privilege::obtain()? != Privilege::Root {
@@ -160,12 +163,12 @@ fn run_peers(options: &PeerOptions) -> Result<ExitCode> {
 /// publication. Takes some two minutes and three gigabytes.
 #[derive(Args)]
 struct CoreOptions {
-    /// One short round of each: does it work at all?
+    /// Two short rounds of each, of fewer connections: does it work at all?
     #[arg(long)]
     quick: bool,
 
     /// Instead, count instructions a packet with valgrind, and fail where they are more than was recorded
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["quick", "json"])]
     budget: bool,
 
     /// Also write the results to this file

@@ -80,6 +80,43 @@ fn a_signal_ends_the_lab_and_its_director() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_signal_ends_the_counting_of_instructions_and_its_valgrind() -> Result<()> {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let directory = Directory::new(&format!("budget-{signal}"))?;
+        let id = directory.0.join("id");
+        directory
+            .named("valgrind", &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 60", id.display()))?;
+        let path = format!("{}:{}", directory.0.display(), std::env::var("PATH")?);
+        let mut lab = lab().args(["core", "--budget"]).env("PATH", path).stderr(Stdio::null()).spawn()?;
+        let valgrind = written(&id, &mut lab)?;
+        kill(Pid::from_raw(lab.id().cast_signed()), signal)?;
+        let begun = Instant::now();
+        let status = wait(&mut lab)?;
+        ensure!(status.code() == Some(code), "{signal}: {status}");
+        ensure!(begun.elapsed() < Duration::from_secs(5), "{signal}: it ended late");
+        ensure!(!runs(&valgrind), "{signal}: its valgrind still runs");
+    }
+    Ok(())
+}
+
+#[test]
+fn words_that_would_be_ignored_or_give_nonsense_are_refused() -> Result<()> {
+    for words in [
+        &["core", "--budget", "--json", "results.json"][..],
+        &["core", "--budget", "--quick"],
+        &["peers", "--window", "0"],
+        &["peers", "--window", "49"],
+        &["peers", "--rounds", "0"],
+    ] {
+        let output = lab().args(words).env("PATH", "").output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2), "{words:?}: {}: {said}", output.status);
+        ensure!(said.contains("cannot be used with") || said.contains("is not in"), "{words:?}: {said}");
+    }
+    Ok(())
+}
+
 /// A lab that waits for a director which never answers, and the director's directory in /proc.
 fn lab_with_a_director(directory: &Directory) -> Result<(Child, String)> {
     let id = directory.0.join("id");
@@ -91,15 +128,21 @@ fn lab_with_a_director(directory: &Directory) -> Result<(Child, String)> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
+    let director = written(&id, &mut lab)?;
+    Ok((lab, director))
+}
+
+/// Waits until what a lab started has said its id. Gives its directory in /proc.
+fn written(id: &Path, lab: &mut Child) -> Result<String> {
     let begun = Instant::now();
     loop {
-        if let Ok(id) = fs::read_to_string(&id) {
-            return Ok((lab, format!("/proc/{}", id.trim())));
+        if let Ok(id) = fs::read_to_string(id) {
+            return Ok(format!("/proc/{}", id.trim()));
         }
         if begun.elapsed() > PATIENCE {
             lab.kill()?;
             lab.wait()?;
-            bail!("the lab started no director");
+            bail!("the lab started nothing");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -140,7 +183,11 @@ impl Directory {
     }
 
     fn program(&self, script: &str) -> Result<std::path::PathBuf> {
-        let path = self.0.join("shunt");
+        self.named("shunt", script)
+    }
+
+    fn named(&self, name: &str, script: &str) -> Result<std::path::PathBuf> {
+        let path = self.0.join(name);
         fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(path)

@@ -15,9 +15,9 @@ use shunt_dataplane::port::frame::HEADROOM;
 use shunt_dataplane::port::{BURST, Frame, FrameMemory, Pool};
 use shunt_dataplane::worker::ring::{self, Receiver, Sender};
 
-use crate::machine;
 use crate::stand::frames::FRAME;
 use crate::stand::team::FRAMES;
+use crate::{interrupt, machine};
 
 /// One of two loops.
 struct End {
@@ -58,7 +58,7 @@ impl Pair {
     pub fn run(&mut self, window: Duration) -> f64 {
         let ends = self.ends.iter_mut().map(|end| (end.core, end));
         let work = |end, stop: &_| work(end, self.hands_over, stop);
-        let frames: u64 = machine::side_by_side(ends, work, || std::thread::sleep(window)).iter().sum();
+        let frames: u64 = machine::side_by_side(ends, work, || drop(interrupt::sleep(window))).iter().sum();
         // Of the last run's frames some may be under way still: the next one takes them.
         2.0 * window.as_nanos() as f64 / frames as f64
     }

@@ -1,6 +1,6 @@
 //! `shunt-lab core`: what the director itself costs, without NIC, kernel or generator, beside the floor under any program like it.
 //!
-//! Frames and tables are in memory. What is compared takes turns in slices of some milliseconds, so that what disturbs the one disturbs the other. A
+//! Frames and tables are in memory. What is compared takes turns in slices of some milliseconds, and modes in each repetition, so that what disturbs the one disturbs the other. A
 //! slice's figure is that of its median burst: a burst in which the scheduler gave the core to somebody else says nothing about the director.
 
 pub mod budget;
@@ -31,11 +31,11 @@ pub const FLOOR: Metric = Metric::new("floor_ns_per_packet", "ns");
 pub const TABLE_FLOOR: Metric = Metric::new("table_floor_ns_per_packet", "ns");
 /// The same in a loop that computes besides, for as long as the director takes of one connection.
 pub const TOIL_FLOOR: Metric = Metric::new("toil_floor_ns_per_packet", "ns");
-/// UDP connections that begin and end.
+/// UDP connections that begin and end: one divided by the sum of what each takes, in the median.
 pub const INSERTS: Metric = Metric::new("udp_inserts_per_second", "connections/s");
 /// Those of two workers ÷ those of one.
 pub const INSERTS_SPEEDUP: Metric = Metric::new("two_worker_speedup_inserts", "ratio");
-/// TCP connections from SYN to expiry, of ten packets.
+/// TCP connections from SYN to expiry, of ten packets: 64 connections at a time go through all ten, back to back.
 pub const LIVES: Metric = Metric::new("tcp_lives_per_second", "connections/s");
 /// Memory of a connection, index included.
 pub const BYTES: Metric = Metric::new("bytes_per_connection", "bytes");
@@ -51,7 +51,7 @@ pub const HANDOFF: Metric = Metric::new("handoff_ns_per_packet", "ns");
 pub const HANDOFF_FLOOR: Metric = Metric::new("handoff_floor_ns_per_packet", "ns");
 /// What a line takes from one core to the other.
 pub const CORE_TO_CORE: Metric = Metric::new("core_to_core_ns", "ns");
-/// From an edit's request until every worker obeys it.
+/// From an edit's request until the worker, which is one and busy, obeys it.
 pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 
 /// What a worker's turns take whose stages are timed now and then ÷ what others take.
@@ -85,7 +85,8 @@ impl Plan {
 
     /// Steps that [`measure`] tells of.
     pub fn steps(&self) -> usize {
-        self.connections.len() * MODES.len() + 9
+        let groups = |connections: &u32| MODES.len().div_ceil(packets::modes_at_once(*connections));
+        self.connections.iter().map(groups).sum::<usize>() + 9
     }
 }
 
@@ -109,7 +110,8 @@ struct Run<'a> {
 
 /// What people are told below the table.
 const NOTE: &str = "\nMedians, ± half the spread, of repetitions that took turns. A slice's figure is its median burst's, of 64 packets; \
-                    requests are of\nso many connections, chosen evenly at random.\n";
+                    requests are of\nso many connections, chosen evenly at random. \
+                    Modes take turns, too, among up to a million; of more there is one director at a time.\n";
 
 /// Measures all; gives the report, and the table for people.
 ///
@@ -123,7 +125,8 @@ pub fn measure(plan: &Plan, report: Report, mut step: impl FnMut(&str)) -> Resul
     profile::measure(&mut run)?;
     publishing::measure(&mut run)?;
     interrupt::check()?;
-    Ok((run.report, table(&run.rows).to_string() + NOTE))
+    let notes: String = run.report.notes.iter().map(|note| format!("{note}\n")).collect();
+    Ok((run.report, table(&run.rows).to_string() + NOTE + &notes))
 }
 
 fn way(mode: &'static str) -> Way {

@@ -1,7 +1,7 @@
 //! What a second worker adds, also where every reply comes to the wrong one; beside it, what is added by a second that has nothing to do with the first, and how far the cores are from
 //! each other. Virtual cores may be halves of one, or of different chips, and change that from one moment to the next.
 
-use std::thread::{scope, sleep};
+use std::thread::scope;
 
 use anyhow::Result;
 use shunt_dataplane::worker::link::Handle;
@@ -12,11 +12,15 @@ use super::{
     median, two_cores, way,
 };
 use crate::interrupt;
+use crate::report::Metric;
 use crate::stand::team::{Options, Team};
+
+/// What is measured here.
+const METRICS: [Metric; 6] = [SPEEDUP, SPEEDUP_HANDOFF, SPEEDUP_APART, HANDOFF, HANDOFF_FLOOR, CORE_TO_CORE];
 
 pub(super) fn measure(run: &mut Run) -> Result<()> {
     (run.step)("two workers beside one");
-    let Some(cores) = two_cores(&mut run.report, "nat", &[SPEEDUP, SPEEDUP_HANDOFF])? else { return Ok(()) };
+    let Some(cores) = two_cores(&mut run.report, "nat", &METRICS)? else { return Ok(()) };
     let of = |workers| Team::new(Options { workers, ..Options::default() });
     let (mut each, mut two, mut crossed) = ([of(1)?, of(1)?], of(2)?, of(2)?);
     crossed.cross();
@@ -27,7 +31,8 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let window = run.plan.window / 2;
     for repetition in 0..=3 * run.plan.repetitions {
         interrupt::check()?;
-        let rest = |_: &[Handle]| sleep(window);
+        // One that was cut short is of a run that ends, at the next repetition or when all is over.
+        let rest = |_: &[Handle]| drop(interrupt::sleep(window));
         let each_in_turn = each.iter_mut().zip(&cores).map(|(team, core)| team.work(&[*core], rest));
         // Cores need not be as fast as each other.
         let alone = each_in_turn.sum::<f64>() / 2.0;
@@ -48,12 +53,9 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         median(&rates) / 1e6,
         median(&apart)
     );
-    run.report.add(way("nat"), SPEEDUP, &own);
-    run.report.add(way("nat"), SPEEDUP_HANDOFF, &handed);
-    run.report.add(way("nat"), SPEEDUP_APART, &apart);
-    run.report.add(way("nat"), HANDOFF, &longer);
-    run.report.add(way("nat"), HANDOFF_FLOOR, &handing);
-    run.report.add(way("nat"), CORE_TO_CORE, &lines);
+    for (metric, values) in METRICS.into_iter().zip([&own, &handed, &apart, &longer, &handing, &lines]) {
+        run.report.add(way("nat"), metric, values);
+    }
     run.rows.push(Row {
         what: "two workers ÷ one, own queues".to_owned(),
         is_met: median(&own) >= 1.9,

@@ -13,8 +13,8 @@ use shunt_dataplane::service::{Epoch, Snapshot};
 use shunt_dataplane::worker::link::{Answer, Command};
 
 use super::{PUBLISH, Row, Run, median, way};
-use crate::machine;
 use crate::stand::team::{Options, Team};
+use crate::{interrupt, machine};
 
 /// How long to wait for a worker that is at work.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +43,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
                 bail!("the worker takes no commands");
             }
             while handles[0].reached() < Epoch(epoch) {
+                interrupt::check()?;
                 if start.elapsed() > PATIENCE {
                     bail!("the worker does not answer");
                 }

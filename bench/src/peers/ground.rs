@@ -25,7 +25,7 @@ use crate::topology::{
 };
 use crate::traffic::DISCARD_PORT;
 use crate::traffic::background::Background;
-use crate::{machine, offload};
+use crate::{interrupt, machine, offload};
 
 /// The servers' Ethernet address. The sink has it only when it is to be heard.
 pub const FAR: [u8; 6] = [2, 0, 0, 0, 0, 15];
@@ -114,7 +114,7 @@ impl Ground {
         let interface = self.interfaces()?.swap_remove(0);
         let discard = self.topology.director().run_in(|| Discard::attach(&interface))??;
         let generator = self.generate(flows)?;
-        std::thread::sleep(warm_up);
+        interrupt::sleep(warm_up)?;
         let rate = self.sample(window, || Ok(Times::default()))?.offered;
         generator.stop()?;
         drop(discard);
@@ -133,9 +133,9 @@ impl Ground {
         let (begin, before) = (Instant::now(), self.arrived()?);
         while self.arrived()? < before + FORWARDS {
             ensure!(begin.elapsed() < START_LIMIT, "nothing is forwarded");
-            std::thread::sleep(Duration::from_millis(10));
+            interrupt::sleep(Duration::from_millis(10))?;
         }
-        std::thread::sleep(warm_up);
+        interrupt::sleep(warm_up)?;
         let sample = self.sample(window, times)?;
         generator.stop()?;
         Ok(sample)
@@ -183,7 +183,7 @@ impl Ground {
     fn sample(&self, window: Duration, times: impl Fn() -> Result<Times>) -> Result<Sample> {
         let (begin, forwarded, offered, before) =
             (Instant::now(), self.arrived()?, self.offered()?, times()?);
-        std::thread::sleep(window);
+        interrupt::sleep(window)?;
         let (forwarded, offered) = (self.arrived()? - forwarded, self.offered()? - offered);
         let (seconds, times) = (begin.elapsed().as_secs_f64(), times()?.since(before));
         let had = times.run.as_secs_f64() / seconds;

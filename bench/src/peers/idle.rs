@@ -13,10 +13,10 @@ use shunt_dataplane::port::{Burst, FrameMemory, Pool, Port};
 use super::contender::{Times, WORKER, start_sleepy};
 use super::ground::{FAR, Ground};
 use crate::lab::Backend;
-use crate::machine;
 use crate::netlink::Netlink;
 use crate::topology::{FRONT, SINK, VIP, client};
 use crate::traffic::DISCARD_PORT;
+use crate::{interrupt, machine};
 
 /// Without traffic before it is looked at.
 const QUIET: Duration = Duration::from_secs(1);
@@ -58,13 +58,13 @@ pub fn measure(ground: &Ground, backend: Backend, stays_awake: bool, rounds: usi
 }
 
 fn round(wire: &mut Wire, sleeper: &mut Sleeper, worker: u32) -> Result<Idle> {
-    std::thread::sleep(QUIET);
+    interrupt::sleep(QUIET)?;
     let (begin, used) = (Instant::now(), Times::of_thread(worker, WORKER)?.run);
-    std::thread::sleep(QUIET);
+    interrupt::sleep(QUIET)?;
     let used = Times::of_thread(worker, WORKER)?.run.saturating_sub(used);
     let cpu_percent = used.as_secs_f64() / begin.elapsed().as_secs_f64() * 100.0;
     let first_packet_us = wire.cross()?.as_secs_f64() * 1e6;
-    std::thread::sleep(QUIET);
+    interrupt::sleep(QUIET)?;
     let wake_us = sleeper.wake()?.as_secs_f64() * 1e6;
     Ok(Idle { cpu_percent, first_packet_us, wake_us })
 }

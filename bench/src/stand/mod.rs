@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use arrayvec::ArrayVec;
 use shunt_dataplane::conn::directory::Directory;
 use shunt_dataplane::conn::table::Secret;
@@ -25,6 +26,7 @@ use shunt_dataplane::service::{
 };
 use shunt_dataplane::stats::Counters;
 
+use crate::interrupt;
 use frames::{End, FRAME, datagram, numbered, segment};
 
 /// The virtual service: UDP and TCP at the same address and port.
@@ -164,14 +166,18 @@ pub struct Stand {
 impl Stand {
     /// A director with the connections of the clients from 0 on.
     ///
+    /// # Errors
+    /// When the user interrupts: ten million connections take seconds.
+    ///
     /// # Panics
     /// When there is no memory for them.
-    pub fn new(forwarding: Forwarding, connections: u32) -> Self {
+    pub fn new(forwarding: Forwarding, connections: u32) -> Result<Self> {
         let first = snapshot(forwarding, 1);
         let counters = Arc::new(Counters::new(1).expect("memory for counters"));
         let mut stand = Self::of(WorkerId(0), first, connections, None, counters);
         let numbers: Vec<u32> = (0..connections).collect();
         for numbers in numbers.chunks(BURST) {
+            interrupt::check()?;
             let bytes: ArrayVec<_, BURST> = numbers.iter().map(|n| datagram(client(*n), VIP)).collect();
             stand.burst(CLIENTS, 0, &bytes);
             for (place, n) in numbers.iter().enumerate() {
@@ -181,7 +187,7 @@ impl Stand {
             }
         }
         assert_eq!(stand.connections(), u64::from(connections));
-        stand
+        Ok(stand)
     }
 
     /// The directors of two workers who share their services and tell each other of connections. There are none yet.

@@ -97,7 +97,7 @@ pub fn run(load: &Load, sources: &Sources, counters: [&Counters; SERVERS]) -> Re
     let (elapsed, sent) = (opened.elapsed(), generator.sent - sent_by_then);
     let in_window = since(seen(), seen_by_then);
 
-    std::thread::sleep(DRAIN);
+    interrupt::sleep(DRAIN)?;
     let damaged = damaged() - damaged_before;
     if damaged > 0 {
         bail!("{damaged} datagrams arrived damaged");
@@ -168,7 +168,7 @@ impl Generator {
             match self.pace {
                 Pace::Flood => {}
                 Pace::Rate(rate) => {
-                    std::thread::sleep(self.due.saturating_duration_since(Instant::now()));
+                    interrupt::sleep(self.due.saturating_duration_since(Instant::now()))?;
                     self.due += Duration::from_secs(BURST as u64) / rate.max(1);
                 }
                 Pace::Window(size) => self.wait_for_room(size, received),
