@@ -22,7 +22,7 @@ pub struct Machine {
     pub memory_mib: u64,
     /// The hardware's name for itself: `x86_64`, `aarch64`.
     pub architecture: &'static str,
-    /// Whether the lab ran as root, or as root of a user namespace.
+    /// Whether the lab ran as `root`, as root of a `user namespace`, or with `none`, which is enough for `core`.
     pub privilege: &'static str,
 }
 

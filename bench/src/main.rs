@@ -147,12 +147,11 @@ fn run_peers(options: &PeerOptions) -> Result<ExitCode> {
     plan.window = options.window.map_or(plan.window, Duration::from_millis);
     let mut progress = Display::new();
     progress.begin(plan.steps());
-    let (report, text) = peers::compare(&plan, Report::new(Machine::describe("root")), &mut progress)?;
+    let (report, text) =
+        peers::compare(&plan, Report::new(Machine::describe(Privilege::Root.name())), &mut progress)?;
     progress.end();
     print!("{text}");
-    for skipped in &report.skipped {
-        println!("Not measured: {} over {}: {}", skipped.mode, skipped.backend, skipped.why);
-    }
+    print!("{}", report.not_measured());
     if let Some(path) = &options.json {
         report.write_json(path)?;
     }
@@ -184,13 +183,11 @@ fn run_core(options: &CoreOptions) -> Result<ExitCode> {
     let plan = if options.quick { core::Plan::quick() } else { core::Plan::full() };
     let mut progress = Display::new();
     progress.begin(plan.steps());
-    let report = Report::new(Machine::describe("none"));
+    let report = Report::new(Machine::describe(privilege::held()?));
     let (report, text) = core::measure(&plan, report, |doing| progress.step(doing))?;
     progress.end();
     print!("{text}");
-    for skipped in &report.skipped {
-        println!("Not measured: {}: {}", skipped.metric, skipped.why);
-    }
+    print!("{}", report.not_measured());
     if let Some(path) = &options.json {
         report.write_json(path)?;
     }
@@ -206,31 +203,28 @@ fn run_lab(options: &Options) -> Result<ExitCode> {
     }
 
     let mut progress = Display::new();
-    let said = match privilege {
-        Privilege::Root => "root",
-        Privilege::UserNamespace => {
-            progress.note(
-                "Not root of the machine, so in a user namespace: AF_PACKET can be measured, AF_XDP cannot.",
-            );
-            "user namespace"
-        }
-    };
+    if privilege == Privilege::UserNamespace {
+        progress.note(
+            "Not root of the machine, so in a user namespace: AF_PACKET can be measured, AF_XDP cannot.",
+        );
+    }
     let (repetitions, fewer, window) = if options.quick {
         (QUICK_ROUNDS, QUICK_ROUNDS, QUICK_WINDOW)
     } else {
         (ROUNDS, FEWER_ROUNDS, WINDOW)
     };
     let plan = Plan {
-        families: options.family.clone(),
-        modes: options.mode.clone(),
-        backends: options.backend.clone(),
+        families: each_once(&options.family),
+        modes: each_once(&options.mode),
+        backends: each_once(&options.backend),
         workers: options.workers.into(),
         repetitions,
         fewer,
         window,
     };
     progress.begin(plan.steps());
-    let report = lab::compare(&plan, privilege, Report::new(Machine::describe(said)), &mut progress)?;
+    let report =
+        lab::compare(&plan, privilege, Report::new(Machine::describe(privilege.name())), &mut progress)?;
     progress.end();
 
     print!("{}", report.to_text());
@@ -241,6 +235,17 @@ fn run_lab(options: &Options) -> Result<ExitCode> {
         bail!("nothing could be measured");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// In the order they were named first: one that is named twice is measured once.
+fn each_once<T: Copy + PartialEq>(named: &[T]) -> Vec<T> {
+    let mut each = Vec::new();
+    for one in named {
+        if !each.contains(one) {
+            each.push(*one);
+        }
+    }
+    each
 }
 
 /// Is shunt: the words are those of its command line, without the program's name.

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getgid, getuid};
+use nix::unistd::{geteuid, getgid, getuid};
 
 use crate::director::Launcher;
 
@@ -36,6 +36,21 @@ pub enum Privilege {
     Root,
     /// Root in some other user namespace: everything but `bpf(2)`.
     UserNamespace,
+}
+
+impl Privilege {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::UserNamespace => "user namespace",
+        }
+    }
+}
+
+/// What a process that asks for nothing has, as reports name it: a kind of root, or `none`.
+pub fn held() -> Result<&'static str> {
+    Ok(if geteuid().is_root() { current()?.name() } else { "none" })
 }
 
 /// Moves the process into namespaces of its own. Must be called before the first thread is started.

@@ -1,9 +1,10 @@
 //! What a lab run found: the file for programs and the tables for people.
 //!
-//! A measurement is the median of its repetitions; its spread is (largest − smallest) ÷ median. What was not
-//! measured is listed with the reason, never left out.
+//! A measurement is the median of its repetitions; its spread is (largest − smallest) ÷ median, and one alone
+//! has none. What was not measured is listed with the reason, never left out. `docs/json.md` has the file's
+//! form.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fmt, fs};
 
@@ -101,22 +102,29 @@ pub struct Entry {
     pub backend: &'static str,
     /// `ipv4` or `ipv6`.
     pub family: &'static str,
-    /// One of [`METRICS`].
+    /// A [`Metric`]'s name.
     pub metric: &'static str,
     /// The median.
     pub value: f64,
     /// What the value counts.
     pub unit: &'static str,
-    /// (largest − smallest) ÷ median of the repetitions.
-    pub spread: f64,
-    /// The value ÷ that of `direct`, of the same family. `null` where that was not measured.
+    /// (largest − smallest) ÷ median of the repetitions. `null` for one alone.
+    pub spread: Option<f64>,
+    /// How many there were.
+    pub repetitions: usize,
+    /// The median of the rounds' ratios to `direct`, of the same family. `null` where that was not measured.
     pub of_direct: Option<f64>,
+    /// The spread of these ratios.
+    pub of_direct_spread: Option<f64>,
     /// How many connections the packets were of, where that is what a measurement is about.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
-    /// How many there were. One alone has no spread to be shown.
+    /// The part of its core's time that forwarding had, where that was looked at.
+    pub core_share: Option<f64>,
+    /// What kept it from forwarding more, where that was looked at: `generator`, `core`, `kernel` or `own code`.
+    pub limit: Option<&'static str>,
+    /// By round.
     #[serde(skip)]
-    repetitions: usize,
+    values: Vec<f64>,
 }
 
 /// One measurement that was not made.
@@ -137,6 +145,8 @@ pub struct Skipped {
 /// All of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// The version of the file's form.
+    pub schema: u32,
     /// What was measured.
     pub results: Vec<Entry>,
     /// Where.
@@ -144,14 +154,13 @@ pub struct Report {
     /// What was not measured.
     pub skipped: Vec<Skipped>,
     /// What people should know besides, each once.
-    #[serde(skip)]
     pub notes: BTreeSet<String>,
 }
 
 impl Report {
     /// An empty one.
     pub fn new(machine: Machine) -> Self {
-        Self { results: Vec::new(), machine, skipped: Vec::new(), notes: BTreeSet::new() }
+        Self { schema: 1, results: Vec::new(), machine, skipped: Vec::new(), notes: BTreeSet::new() }
     }
 
     /// Adds a measurement from its repetitions, of which there is at least one.
@@ -159,16 +168,37 @@ impl Report {
         let (value, spread) = median_and_spread(repetitions);
         let Metric { name: metric, unit, .. } = metric;
         let Way { family, mode, backend } = way;
-        let (of_direct, connections, repetitions) = (None, None, repetitions.len());
-        let entry =
-            Entry { mode, backend, family, metric, value, unit, spread, of_direct, connections, repetitions };
+        let entry = Entry {
+            mode,
+            backend,
+            family,
+            metric,
+            value,
+            unit,
+            spread,
+            repetitions: repetitions.len(),
+            of_direct: None,
+            of_direct_spread: None,
+            connections: None,
+            core_share: None,
+            limit: None,
+            values: repetitions.to_vec(),
+        };
         self.results.push(entry);
     }
 
     /// Adds a measurement about so many connections.
     pub fn add_for(&mut self, connections: u64, way: Way, metric: Metric, repetitions: &[f64]) {
         self.add(way, metric, repetitions);
-        self.results.last_mut().expect("it was just added").connections = Some(connections);
+        self.last().connections = Some(connections);
+    }
+
+    /// The measurement that was added last.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn last(&mut self) -> &mut Entry {
+        self.results.last_mut().expect("it was just added")
     }
 
     /// Adds something that people should know.
@@ -176,12 +206,18 @@ impl Report {
         self.notes.insert(note);
     }
 
-    /// Says of each measurement what part it is of the one without a director.
+    /// Says of each measurement what part it is of the one without a director, round by round: each round has one of both.
     pub fn relate_to_direct(&mut self) {
         let direct: Vec<_> = self.results.iter().filter(|entry| entry.mode == DIRECT).cloned().collect();
         for entry in &mut self.results {
             let peer = direct.iter().find(|d| (d.family, d.metric) == (entry.family, entry.metric));
-            entry.of_direct = peer.filter(|peer| peer.value > 0.0).map(|peer| entry.value / peer.value);
+            let Some(peer) = peer.filter(|peer| peer.values.iter().all(|value| *value > 0.0)) else {
+                continue;
+            };
+            let ratios: Vec<_> =
+                entry.values.iter().zip(&peer.values).map(|(own, direct)| own / direct).collect();
+            let (ratio, spread) = median_and_spread(&ratios);
+            (entry.of_direct, entry.of_direct_spread) = (Some(ratio), spread);
         }
     }
 
@@ -206,8 +242,9 @@ impl Report {
         let opened = fs::File::options().append(true).create(true).open(path);
         opened.with_context(|| format!("cannot write {}", path.display()))?;
         if is_new {
-            // An interrupted run leaves none behind.
-            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+            // An interrupted run leaves none behind. A link is somebody's and stays; what is new is what it leads to.
+            let made = fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()))?;
+            fs::remove_file(&made).with_context(|| format!("cannot remove {}", made.display()))?;
         }
         Ok(())
     }
@@ -233,14 +270,20 @@ impl Report {
         text += "Medians, ± half the spread.";
         if self.results.iter().any(|entry| entry.of_direct.is_some()) {
             text += " \"direct\" is client to server with no director: what the lab's own\n";
-            text += "generators reach; the ratio is of the UDP packets to its. A director can beat it: its worker brings\n";
-            text += "a second core to the packet's way.";
+            text += "generators reach; the ratio is of the UDP packets to its, in the same round.";
+            // With one core there is no second one to bring.
+            if *cores > 1 {
+                text += " A director can beat\nit: its worker brings a second core to the packet's way.";
+            }
         }
         text.push('\n');
-        if self.is_noisy() {
-            text += "Some spreads are large: something else is at work on this machine. Measure on a quiet one.\n";
+        let noisy = self.noisy();
+        if !noisy.is_empty() {
+            text += "Something else is at work on this machine. Measure on a quiet one, or take no ratio for good that these\n";
+            text += &format!("are part of, as their rounds differ much: {}.\n", noisy.join("; "));
         }
-        text += &format!("Measured on {cores} cores of {cpu}, {memory_mib} MiB, Linux {kernel}.\n");
+        let plural = if *cores == 1 { "" } else { "s" };
+        text += &format!("Measured on {cores} core{plural} of {cpu}, {memory_mib} MiB, Linux {kernel}.\n");
         let reasons: BTreeSet<_> = self.skipped.iter().map(|skipped| (skipped.way(), &skipped.why)).collect();
         for (way, why) in reasons {
             text += &format!("Not measured: {way}: {why}\n");
@@ -249,6 +292,25 @@ impl Report {
             text += &format!("{note}\n");
         }
         text
+    }
+
+    /// A line for each reason that something of `peers` or `core` was not measured, with all that it is the reason for.
+    pub fn not_measured(&self) -> String {
+        let reasons: BTreeSet<_> = self.skipped.iter().map(|skipped| &skipped.why).collect();
+        let line = |why: &&String| {
+            let mut metrics = BTreeMap::<_, BTreeSet<_>>::new();
+            for skipped in self.skipped.iter().filter(|skipped| skipped.why == **why) {
+                metrics
+                    .entry(skipped.metric)
+                    .or_default()
+                    .insert(format!("{} over {}", skipped.mode, skipped.backend));
+            }
+            let named = metrics.into_iter().map(|(metric, ways)| {
+                format!("{metric} ({})", ways.into_iter().collect::<Vec<_>>().join(", "))
+            });
+            format!("Not measured: {}: {why}\n", named.collect::<Vec<_>>().join("; "))
+        };
+        reasons.iter().map(line).collect()
     }
 
     fn table(&self, family: &str, rows: &[Way]) -> Table {
@@ -283,22 +345,31 @@ impl Report {
     }
 
     fn cell(&self, way: Way, metric: Metric) -> String {
-        self.entry(way, metric).map_or_else(String::new, |entry| match entry.repetitions {
-            1 => grouped(entry.value),
-            _ => format!("{} ±{:.0}%", grouped(entry.value), entry.spread * 50.0),
-        })
+        let entry = self.entry(way, metric);
+        entry.map_or_else(String::new, |entry| grouped(entry.value) + &plus_minus(entry.spread))
     }
 
     /// Packets a second, as a part of those without a director.
     fn packets_of_direct(&self, way: Way) -> String {
-        let ratio = self.entry(way, DATAGRAMS).and_then(|entry| entry.of_direct);
-        ratio.map_or_else(String::new, |ratio| format!("{:.0}%", ratio * 100.0))
+        let Some(entry) = self.entry(way, DATAGRAMS) else { return String::new() };
+        // Of itself it is all in every round.
+        let spread = entry.of_direct_spread.filter(|_| entry.mode != DIRECT);
+        entry
+            .of_direct
+            .map_or_else(String::new, |ratio| format!("{:.0}%{}", ratio * 100.0, plus_minus(spread)))
     }
 
-    /// Whether most rates differ so much between rounds that comparing ways says little. Percentiles of latency jump anyway.
-    fn is_noisy(&self) -> bool {
-        let rates = || self.results.iter().filter(|entry| entry.unit != LATENCY_P50.unit);
-        rates().filter(|entry| entry.spread > NOISY).count() * 2 > rates().count()
+    /// What differs so much between rounds that its ratio says little, or that of all others of its family if it is direct. Percentiles of latency jump anyway.
+    fn noisy(&self) -> Vec<String> {
+        let noisy = |entry: &&Entry| {
+            entry.of_direct.is_some()
+                && entry.unit != LATENCY_P50.unit
+                && entry.spread.is_some_and(|spread| spread > NOISY)
+        };
+        let mut ways: Vec<_> = self.results.iter().filter(noisy).map(Entry::way).collect();
+        ways.sort_unstable();
+        ways.dedup();
+        ways.iter().map(Way::to_string).collect()
     }
 
     fn entry(&self, way: Way, metric: Metric) -> Option<&Entry> {
@@ -318,14 +389,20 @@ impl Skipped {
     }
 }
 
-/// Of at least one number. For an even count the lower of the two in the middle: a value that was really
-/// measured.
-pub(crate) fn median_and_spread(repetitions: &[f64]) -> (f64, f64) {
+/// Of at least one number. The median of an even count is the mean of the two in the middle; one number has no spread.
+pub(crate) fn median_and_spread(repetitions: &[f64]) -> (f64, Option<f64>) {
     let mut sorted = repetitions.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let median = sorted[(sorted.len() - 1) / 2];
+    let (lower, upper) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+    let median = (lower + upper) / 2.0;
     let range = sorted[sorted.len() - 1] - sorted[0];
-    (median, if median == 0.0 { 0.0 } else { range / median })
+    let spread = if median == 0.0 { 0.0 } else { range / median };
+    (median, (sorted.len() > 1).then_some(spread))
+}
+
+/// What stands behind a median for people: half its spread, if it has one.
+pub(crate) fn plus_minus(spread: Option<f64>) -> String {
+    spread.map_or_else(String::new, |spread| format!(" ±{:.0}%", spread * 50.0))
 }
 
 /// 1234567.8 as `1 234 568`.
@@ -361,8 +438,11 @@ mod tests {
         for family in ["ipv4", "ipv6"] {
             for (mode, backend) in modes {
                 for metric in METRICS {
-                    let scale = if metric.unit == "us" { 0.01 } else { 1.0 };
-                    let values = [1_234_567.0, 1_000_000.0, 1_345_678.0].map(|v| v * scale);
+                    let values = match metric.unit {
+                        "packets/s" => [1_234_567.0, 1_000_000.0, 1_345_678.0],
+                        "us" => [1_234.0, 1_000.0, 1_345.0],
+                        _ => [123_456.0, 100_000.0, 134_567.0],
+                    };
                     report.add(Way { family, mode, backend }, metric, &values);
                 }
             }
@@ -378,17 +458,70 @@ mod tests {
         let keys = |value: &Value| {
             value.as_object().expect("an object").keys().map(String::as_str).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(keys(&file), "machine results skipped");
-        assert_eq!(keys(&file["results"][0]), "backend family metric mode of_direct spread unit value");
+        assert_eq!(keys(&file), "machine notes results schema skipped");
+        assert_eq!(
+            keys(&file["results"][0]),
+            "backend connections core_share family limit metric mode of_direct of_direct_spread repetitions spread unit value"
+        );
         assert_eq!(keys(&file["skipped"][0]), "backend family metric mode why");
         assert_eq!(file["results"].as_array().map(Vec::len), Some(40));
         assert_eq!(file["skipped"].as_array().map(Vec::len), Some(5));
         assert_eq!(
             file["results"][5],
             json!({"mode": "nat", "backend": "af-xdp", "family": "ipv4", "metric": "http_requests_per_second",
-                   "value": 1_234_567.0, "unit": "requests/s", "spread": 345_678.0 / 1_234_567.0,
-                   "of_direct": 1.0})
+                   "value": 123_456.0, "unit": "requests/s", "spread": 34_567.0 / 123_456.0,
+                   "repetitions": 3, "of_direct": 1.0, "of_direct_spread": 0.0, "connections": null,
+                   "core_share": null, "limit": null})
         );
+    }
+
+    /// What docs/json.md says of the lab.
+    fn told() -> &'static str {
+        include_str!("../../docs/json.md").split_once("\n## The lab's results").expect("a section").1
+    }
+
+    /// The cells of its tables' rows whose first is this.
+    fn rows_of(first: &str) -> impl Iterator<Item = Vec<String>> {
+        let rows = told().lines().filter(move |line| line.starts_with(&format!("| {first} |")));
+        rows.map(|line| line.split('|').map(|cell| cell.trim().replace('`', "")).collect())
+    }
+
+    #[test]
+    fn the_document_has_the_files_members_and_no_others() {
+        let mut report = report();
+        report.note("a note".to_owned());
+        let file = serde_json::to_value(report).expect("plain data becomes JSON");
+        let block =
+            told().split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let example: Value = serde_json::from_str(block).expect("JSON");
+        let parts = |value: &Value| {
+            [value, &value["results"][0], &value["machine"], &value["skipped"][0]]
+                .map(|part| part.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>())
+        };
+        assert_eq!(parts(&example), parts(&file));
+        for (part, members) in
+            ["all", "a measurement", "the machine", "not measured"].iter().zip(parts(&file))
+        {
+            let names =
+                rows_of(part).flat_map(|cells| cells[2].split(", ").map(str::to_owned).collect::<Vec<_>>());
+            assert_eq!(names.collect::<BTreeSet<_>>(), members, "{part}");
+        }
+    }
+
+    #[test]
+    fn the_document_has_every_metric_and_its_unit() {
+        let told = |command| {
+            rows_of(command).map(|cells| (cells[2].clone(), cells[3].clone())).collect::<BTreeSet<_>>()
+        };
+        let known = |metrics: &[Metric]| {
+            metrics
+                .iter()
+                .map(|metric| (metric.name.to_owned(), metric.unit.to_owned()))
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(told("lab"), known(&METRICS));
+        assert_eq!(told("core"), known(&crate::core::METRICS));
+        assert_eq!(told("peers"), known(&crate::peers::METRICS));
     }
 
     #[test]
@@ -404,7 +537,7 @@ mod tests {
         // A line for each, none broken in two.
         let rows: Vec<_> = text.lines().filter(|line| line.contains('±') && line.contains('%')).collect();
         assert_eq!(rows.len(), 8, "{text}");
-        assert!(rows.iter().all(|row| row.matches("±14%").count() == METRICS.len()), "{text}");
+        assert!(rows.iter().all(|row| row.matches("±14%").count() >= METRICS.len()), "{text}");
     }
 
     #[test]
@@ -423,17 +556,61 @@ mod tests {
         assert!(text.contains(" 25% ") && text.contains(" 100% "), "{text}");
         assert!(!text.contains("±0"), "a single round has no spread: {text}");
         assert!(!text.contains("quiet one"), "{text}");
-        report.add(way("ipv6", "direct"), DATAGRAMS, &[100.0, 200.0]);
-        assert!(!report.to_text().contains("quiet one"));
-        report.results.retain(|entry| entry.spread > 0.0);
-        assert!(report.to_text().contains("quiet one"));
     }
 
     #[test]
-    fn the_median_is_a_value_that_was_measured() {
-        assert_eq!(median_and_spread(&[3.0, 1.0, 2.0]), (2.0, 1.0));
-        assert_eq!(median_and_spread(&[4.0, 1.0]), (1.0, 3.0));
-        assert_eq!(median_and_spread(&[5.0]), (5.0, 0.0));
-        assert_eq!(median_and_spread(&[0.0]), (0.0, 0.0));
+    fn a_ratio_is_of_rounds_and_shows_its_uncertainty_and_who_is_noisy_is_named() {
+        let mut report = report();
+        report.results.clear();
+        let way = |family, mode| Way { family, mode, backend: "af-xdp" };
+        // The machine's pace doubles, and both go along with it.
+        report.add(way("ipv4", "direct"), DATAGRAMS, &[100.0, 200.0, 210.0]);
+        report.add(way("ipv4", "nat"), DATAGRAMS, &[50.0, 110.0, 105.0]);
+        report.add(way("ipv6", "direct"), DATAGRAMS, &[100.0, 101.0]);
+        report.add(way("ipv6", "nat"), DATAGRAMS, &[50.0]);
+        // Of nothing.
+        report.add(Way { family: "ipv4", mode: "nat", backend: "kernel" }, REQUESTS, &[1.0, 9.0]);
+        report.relate_to_direct();
+        let entry = &report.results[1];
+        assert_eq!(entry.of_direct, Some(0.5));
+        assert!(entry.of_direct_spread.is_some_and(|spread| (spread - 0.1).abs() < 1e-9), "{entry:?}");
+        assert_eq!((report.results[3].of_direct, report.results[3].of_direct_spread), (Some(0.5), None));
+        assert_eq!(report.noisy(), ["ipv4 by direct over af-xdp", "ipv4 by nat over af-xdp"]);
+        let text = report.to_text();
+        assert!(text.contains(" 50% ±5%") && text.contains(" 100% ") && text.contains("quiet one"), "{text}");
+    }
+
+    #[test]
+    fn one_core_is_no_second_one() {
+        let mut report = report();
+        assert!(report.to_text().contains("a second core") && report.to_text().contains("on 2 cores of"));
+        report.machine.cores = 1;
+        let text = report.to_text();
+        assert!(!text.contains("a second core") && text.contains("on 1 core of"), "{text}");
+    }
+
+    #[test]
+    fn a_trial_leaves_no_file_behind_and_takes_no_link_away() {
+        let directory = std::env::temp_dir().join(format!("shunt-lab-trial-{}", std::process::id()));
+        fs::create_dir(&directory).expect("a directory");
+        let [file, link] = ["results.json", "latest.json"].map(|name| directory.join(name));
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        for path in [&file, &link] {
+            Report::try_json(path).expect("it can be written");
+            assert!(!file.exists() && link.is_symlink(), "{}", path.display());
+        }
+        fs::write(&file, "{}").expect("it can be written");
+        Report::try_json(&link).expect("it can be written");
+        assert_eq!(fs::read_to_string(&link).expect("it is there"), "{}");
+        fs::remove_dir_all(&directory).expect("it is there");
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle_and_one_value_has_no_spread() {
+        assert_eq!(median_and_spread(&[3.0, 1.0, 2.0]), (2.0, Some(1.0)));
+        assert_eq!(median_and_spread(&[4.0, 1.0]), (2.5, Some(1.2)));
+        assert_eq!(median_and_spread(&[0.0, 0.0]), (0.0, Some(0.0)));
+        assert_eq!(median_and_spread(&[5.0]), (5.0, None));
+        assert_eq!((plus_minus(Some(0.2)).as_str(), plus_minus(None).as_str()), (" ±10%", ""));
     }
 }

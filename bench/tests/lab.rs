@@ -22,8 +22,10 @@ fn the_direct_baseline_is_measured_and_written() -> Result<()> {
     }
     let directory = Directory::new("baseline")?;
     let file = directory.0.join("results.json");
-    let output =
-        lab().args(["--quick", "--mode", "direct", "--family", "ipv4", "--json"]).arg(&file).output()?;
+    let output = lab()
+        .args(["--quick", "--mode", "direct,direct", "--family", "ipv4", "--json"])
+        .arg(&file)
+        .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(said.contains("requests/s") && said.contains("direct"), "{said}");
@@ -34,6 +36,7 @@ fn the_direct_baseline_is_measured_and_written() -> Result<()> {
     for result in results {
         ensure!(result["mode"] == "direct" && result["family"] == "ipv4", "{result}");
         ensure!(result["value"].as_f64().is_some_and(|value| value > 0.0), "{result}");
+        ensure!(result["spread"].is_null() && result["repetitions"] == 1, "{result}");
     }
     ensure!(written["machine"]["kernel"].as_str().is_some_and(|kernel| kernel.contains('.')), "{written}");
     Ok(())

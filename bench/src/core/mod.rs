@@ -20,7 +20,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::interrupt;
 use crate::machine;
-use crate::report::{Metric, Report, Way, median_and_spread};
+use crate::report::{Metric, Report, Way, median_and_spread, plus_minus};
 use crate::stand::MODES;
 
 /// From bytes to verdict.
@@ -56,6 +56,26 @@ pub const PUBLISH: Metric = Metric::new("publish_milliseconds", "ms");
 
 /// What a worker's turns take whose stages are timed now and then ÷ what others take.
 pub const PROFILE: Metric = Metric::new("profile_cost_ratio", "ratio");
+
+/// All of them.
+pub const METRICS: [Metric; 16] = [
+    DIRECTOR,
+    FLOOR,
+    TABLE_FLOOR,
+    TOIL_FLOOR,
+    INSERTS,
+    INSERTS_SPEEDUP,
+    LIVES,
+    BYTES,
+    SPEEDUP,
+    SPEEDUP_HANDOFF,
+    SPEEDUP_APART,
+    HANDOFF,
+    HANDOFF_FLOOR,
+    CORE_TO_CORE,
+    PUBLISH,
+    PROFILE,
+];
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -162,7 +182,7 @@ fn table(rows: &[Row]) -> Table {
     for row in rows {
         let (value, spread) = median_and_spread(&row.values);
         let digits = row.digits;
-        let measured = format!("{value:.digits$} ±{:.0}%", spread * 50.0);
+        let measured = format!("{value:.digits$}{}", plus_minus(spread));
         let verdict = if row.is_met { "met" } else { "missed" };
         let verdict = if row.target.is_empty() { "" } else { verdict };
         table.add_row([

@@ -1,14 +1,15 @@
 //! `shunt-lab peers`: the director beside DPDK's testpmd and the kernel's own DNAT, on the lab's topology.
 //!
 //! ```text
-//!   for each round:  generator alone
+//!   for each round, every second one backwards:
+//!                    generator alone
 //!                    for each driver: a loop that only sends, testpmd, nat, dr, tun, fullnat    64 k flows, then one
 //!                    nftables                                                                  the same
 //!   then, for each driver: a worker left alone, and woken
 //! ```
 //!
-//! All take turns in each round, so that what disturbs the machine disturbs all; a ratio is of two neighbours in one round, and its
-//! median and spread are of the rounds' ratios. The director and its peers have a core, the generator the other: see [`ground`].
+//! All take turns in each round, and every second round goes backwards: what disturbs the machine disturbs all, and where its pace drifts, who is measured first in one round
+//! is last in the next. A ratio is of two turns of one round, which may be as far apart as a round is long; its median and spread are of the rounds' ratios. The director and its peers have a core, the generator the other: see [`ground`].
 
 pub mod contender;
 pub mod ground;
@@ -23,12 +24,16 @@ use anyhow::{Context, Result};
 use crate::interrupt;
 use crate::lab::{Backend, Mode, Progress};
 use crate::report::{
-    FIRST_PACKET, FIRST_PACKET_AWAKE, IDLE, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, WAKE, Way,
+    FIRST_PACKET, FIRST_PACKET_AWAKE, IDLE, Metric, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, WAKE, Way,
     median_and_spread,
 };
 use contender::Contender;
 use ground::{Ground, Sample};
 use table::Limit;
+
+/// All that is measured.
+pub const METRICS: [Metric; 7] =
+    [PACKETS, TO_TESTPMD, TO_NFTABLES, IDLE, FIRST_PACKET, FIRST_PACKET_AWAKE, WAKE];
 
 /// How long it takes, and how much it says.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +75,7 @@ const EVEN: f64 = 0.02;
 /// The part of a core's time below which a figure says more of the machine than of who had so little of it.
 const FULL_CORE: f64 = 0.8;
 
-/// In the order of their turns: neighbours are compared.
+/// In the order of their turns; in every second round it is the other way round.
 fn contenders() -> Vec<Contender> {
     let driven = BACKENDS.into_iter().flat_map(|backend| {
         let modes = MODES.into_iter().map(move |mode| Contender::Shunt(mode, backend));
@@ -92,28 +97,24 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
     let mut series: Vec<Series> = Vec::new();
     let mut alone: [Vec<f64>; 2] = Default::default();
     let mut present = contenders();
-    present.retain(|contender| match contender.is_missing() {
+    present.retain(|&contender| match contender.is_missing() {
         None => true,
         Some(why) => {
-            progress.note(&why);
-            let (mode, backend) = contender.names();
-            report.skip_one(Way { family: "ipv4", mode, backend }, PACKETS, &why);
+            leave_out(&mut report, contender, &why);
             false
         }
     });
 
     for round in 1..=plan.rounds {
-        interrupt::check()?;
-        progress.step(&format!("round {round} of {}: generator", plan.rounds));
-        for (flows, rates) in FLOWS.into_iter().zip(&mut alone) {
-            rates.push(ground.generator_alone(flows, plan.warm_up, plan.window)?);
-        }
-        for &contender in &present {
+        for turn in turns(&present, round) {
             interrupt::check()?;
-            let (mode, backend) = contender.names();
+            let (mode, backend) = turn.map_or(GENERATOR, Contender::names);
             progress.step(&format!("round {round} of {}: {mode} over {backend}", plan.rounds));
-            turn(&ground, contender, plan, &mut series)
-                .with_context(|| format!("measuring {mode} over {backend}"))?;
+            match turn {
+                Some(contender) => measure(&ground, contender, plan, &mut series),
+                None => generate(&ground, plan, &mut alone),
+            }
+            .with_context(|| format!("measuring {mode} over {backend}"))?;
         }
     }
     let mut rows = Vec::new();
@@ -129,17 +130,17 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
             let (mode, backend) = contender.names();
             let way = Way { family: "ipv4", mode, backend };
             let rates: Vec<f64> = own.samples.iter().map(Sample::rate).collect();
+            let had: Vec<f64> = own.samples.iter().map(|sample| sample.had).collect();
+            let (had, limit) = (median_and_spread(&had).0, limit(own));
             report.add_for(flows.into(), way, PACKETS, &rates);
+            (report.last().core_share, report.last().limit) = (Some(had), Some(limit.name()));
             let mut ratios = [None, None];
-            if let Contender::Shunt(_, backend) | Contender::Sender(backend) = *contender {
-                let peers = [(TO_TESTPMD, Contender::Testpmd(backend)), (TO_NFTABLES, Contender::Nftables)];
-                for ((metric, peer), ratio) in peers.into_iter().zip(&mut ratios) {
-                    let Some(peer) = of(peer) else { continue };
-                    let pairs = own.samples.iter().zip(&peer.samples);
-                    let by_round: Vec<f64> = pairs.map(|(own, peer)| own.rate() / peer.rate()).collect();
-                    report.add_for(flows.into(), way, metric, &by_round);
-                    *ratio = Some(median_and_spread(&by_round));
-                }
+            for ((metric, peer), ratio) in beside(*contender).zip(&mut ratios) {
+                let Some(peer) = of(peer) else { continue };
+                let pairs = own.samples.iter().zip(&peer.samples);
+                let by_round: Vec<f64> = pairs.map(|(own, peer)| own.rate() / peer.rate()).collect();
+                report.add_for(flows.into(), way, metric, &by_round);
+                *ratio = Some(median_and_spread(&by_round));
             }
             rows.push((
                 place,
@@ -148,11 +149,10 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
                     backend,
                     flows,
                     rate: median_and_spread(&rates),
-                    had: median_and_spread(&own.samples.iter().map(|sample| sample.had).collect::<Vec<_>>())
-                        .0,
+                    had,
                     generator,
                     ratios,
-                    limit: limit(own),
+                    limit,
                 },
             ));
         }
@@ -190,8 +190,52 @@ pub fn compare(plan: &Plan, mut report: Report, progress: &mut dyn Progress) -> 
     Ok((report, text))
 }
 
+/// Lists what would have been measured of one that is not there, also of others beside it.
+fn leave_out(report: &mut Report, absent: Contender, why: &str) {
+    let way = |contender: Contender| {
+        let (mode, backend) = contender.names();
+        Way { family: "ipv4", mode, backend }
+    };
+    report.skip_one(way(absent), PACKETS, why);
+    for contender in contenders() {
+        for (metric, peer) in beside(contender) {
+            if peer == absent {
+                report.skip_one(way(contender), metric, why);
+            }
+        }
+    }
+}
+
+/// Who is held against whom.
+fn beside(contender: Contender) -> impl Iterator<Item = (Metric, Contender)> {
+    let peers = match contender {
+        Contender::Shunt(_, backend) | Contender::Sender(backend) => {
+            Some([(TO_TESTPMD, Contender::Testpmd(backend)), (TO_NFTABLES, Contender::Nftables)])
+        }
+        Contender::Testpmd(_) | Contender::Nftables => None,
+    };
+    peers.into_iter().flatten()
+}
+
+/// The turns of a round; `None` is the generator's alone.
+fn turns(present: &[Contender], round: usize) -> Vec<Option<Contender>> {
+    let mut turns: Vec<_> = std::iter::once(None).chain(present.iter().copied().map(Some)).collect();
+    if round.is_multiple_of(2) {
+        turns.reverse();
+    }
+    turns
+}
+
+/// The generator's turn: both loads, one after the other.
+fn generate(ground: &Ground, plan: &Plan, alone: &mut [Vec<f64>; 2]) -> Result<()> {
+    for (flows, rates) in FLOWS.into_iter().zip(alone) {
+        rates.push(ground.generator_alone(flows, plan.warm_up, plan.window)?);
+    }
+    Ok(())
+}
+
 /// One turn of one contender: both loads, one after the other.
-fn turn(ground: &Ground, contender: Contender, plan: &Plan, series: &mut Vec<Series>) -> Result<()> {
+fn measure(ground: &Ground, contender: Contender, plan: &Plan, series: &mut Vec<Series>) -> Result<()> {
     let running = contender.start(ground)?;
     for flows in FLOWS {
         let sample = ground.measure(flows, plan.warm_up, plan.window, || running.times())?;
@@ -224,5 +268,40 @@ fn limit(series: &Series) -> Limit {
             let share = kernels / (own + kernels).max(1.0);
             if share > 0.5 { Limit::Kernel(share) } else { Limit::Director(1.0 - share) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Machine;
+
+    #[test]
+    fn every_second_round_goes_backwards() {
+        let present = contenders();
+        let [first, mut second, third] = [1, 2, 3].map(|round| turns(&present, round));
+        assert_eq!((first.len(), first[0]), (present.len() + 1, None));
+        assert_ne!(first, second);
+        second.reverse();
+        assert_eq!([&second, &third], [&first, &first]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_missing_from_nothing_without_a_word() {
+        let mut report = Report::new(Machine::describe("root"));
+        leave_out(&mut report, Contender::Testpmd(Backend::AfXdp), "no testpmd");
+        leave_out(&mut report, Contender::Nftables, "no nft");
+        let count = |metric: Metric, backend: &str, why: &str| {
+            let of = |s: &&crate::report::Skipped| {
+                (s.metric, s.backend, s.why.as_str()) == (metric.name, backend, why)
+            };
+            report.skipped.iter().filter(of).count()
+        };
+        // Four modes and a loop that sends.
+        assert_eq!(count(TO_TESTPMD, "af-xdp", "no testpmd"), MODES.len() + 1);
+        assert_eq!(count(TO_TESTPMD, "af-packet", "no testpmd"), 0);
+        assert_eq!(count(TO_NFTABLES, "af-xdp", "no nft"), MODES.len() + 1);
+        assert_eq!(count(TO_NFTABLES, "af-packet", "no nft"), MODES.len() + 1);
+        assert_eq!((count(PACKETS, "af-xdp", "no testpmd"), count(PACKETS, "kernel", "no nft")), (1, 1));
     }
 }

@@ -2,18 +2,18 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use crate::report::{grouped, median_and_spread};
+use crate::report::{grouped, median_and_spread, plus_minus};
 
-/// One line of the table of rates. Pairs are a median and its spread.
+/// One line of the table of rates. Pairs are a median and its spread, if it has one.
 pub struct Row {
     pub mode: &'static str,
     pub backend: &'static str,
     pub flows: u32,
-    pub rate: (f64, f64),
+    pub rate: (f64, Option<f64>),
     /// What the generator alone does with as many flows.
     pub generator: f64,
     /// To testpmd, to nftables.
-    pub ratios: [Option<(f64, f64)>; 2],
+    pub ratios: [Option<(f64, Option<f64>)>; 2],
     /// The part of its core's time that it had.
     pub had: f64,
     pub limit: Limit,
@@ -32,6 +32,18 @@ pub enum Limit {
     Director(f64),
 }
 
+impl Limit {
+    /// Its name in the file for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generator => "generator",
+            Self::Core => "core",
+            Self::Kernel(_) => "kernel",
+            Self::Director(_) => "own code",
+        }
+    }
+}
+
 /// The table of rates.
 pub fn rates(rows: impl Iterator<Item = Row>) -> String {
     let mut table = Table::new();
@@ -48,15 +60,8 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
         "limit",
     ]);
     for row in rows {
-        let with_spread = |(value, spread): (f64, f64), value_text: String| {
-            if value == 0.0 || spread == 0.0 {
-                value_text
-            } else {
-                format!("{value_text} ±{:.0}%", spread * 50.0)
-            }
-        };
         let [testpmd, nftables] = row.ratios.map(|ratio| {
-            ratio.map_or_else(String::new, |ratio| with_spread(ratio, format!("{:.2}", ratio.0)))
+            ratio.map_or_else(String::new, |(ratio, spread)| format!("{ratio:.2}{}", plus_minus(spread)))
         });
         let limit = match row.limit {
             Limit::Generator => "generator".to_owned(),
@@ -69,7 +74,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
             Cell::new(row.mode),
             Cell::new(row.backend),
             right(row.flows.to_string()),
-            right(with_spread(row.rate, grouped(row.rate.0))),
+            right(grouped(row.rate.0) + &plus_minus(row.rate.1)),
             right(format!("{:.0}%", row.had * 100.0)),
             right(grouped(row.generator)),
             right(testpmd),
@@ -81,29 +86,55 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
         column.set_padding((0, 1));
     }
     format!(
-        "{table}\nMedians, ± half the spread; \"core\" is what forwarding had of its core, as far as the kernel accounts for it. Ratios are of neighbours in one round. \"generator\" is what it does alone, into a \
+        "{table}\nMedians, ± half the spread; \"core\" is what forwarding had of its core, as far as the kernel accounts for it. Ratios are of two turns of one round, and every second round goes backwards, so that a machine whose pace drifts favours nobody. \"generator\" is what it does alone, into a \
          program that drops; \"sending-alone\" what the kernel takes of a loop that does nothing but send by the same ports.\nThe limit is what the forwarding core is busy with: the kernel (sending copies each frame into a \
          socket buffer), or its own code. Where it is the core itself, others had too much of it for the figure to mean anything.\n"
     )
 }
 
+/// A time with its spread, in microseconds.
+fn time(values: &[f64]) -> String {
+    let (value, spread) = median_and_spread(values);
+    format!("{value:.0} µs{}", plus_minus(spread))
+}
+
 /// A line about a worker left alone while the processors stay awake.
 pub fn awake(first: &[f64], wake: &[f64]) -> String {
-    let ((first, spread), (wake, _)) = (median_and_spread(first), median_and_spread(wake));
-    format!(
-        "While no processor sleeps (--wake-within 0) it takes {first:.0} µs (±{:.0}%); to wake alone takes {wake:.0} µs.\n",
-        spread * 50.0
-    )
+    let (first, wake) = (time(first), time(wake));
+    format!("While no processor sleeps (--wake-within 0) it takes {first}; to wake alone takes {wake}.\n")
 }
 
 /// A line about a worker left alone.
 pub fn idle(backend: &str, cpu: &[f64], first: &[f64], wake: &[f64]) -> String {
-    let ((cpu, _), (first, spread)) = (median_and_spread(cpu), median_and_spread(first));
-    let (wake, wakes_spread) = median_and_spread(wake);
+    let (cpu, first, wake) = (median_and_spread(cpu).0, time(first), time(wake));
     format!(
-        "Left alone, over {backend}: {cpu:.2} % of a core; the first frame then takes {first:.0} µs (±{:.0}%) through the director. \
-         To wake alone takes any thread there {wake:.0} µs (±{:.0}%).\n",
-        spread * 50.0,
-        wakes_spread * 50.0
+        "Left alone, over {backend}: {cpu:.2} % of a core; the first frame then takes {first} through the director. \
+         To wake alone takes any thread there {wake}.\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_is_shown_without_a_spread() {
+        let row = || Row {
+            mode: "nat",
+            backend: "af-xdp",
+            flows: 1,
+            rate: median_and_spread(&[1000.0]),
+            generator: 5000.0,
+            ratios: [Some(median_and_spread(&[0.5])), None],
+            had: 1.0,
+            limit: Limit::Kernel(0.9),
+        };
+        let text = rates(std::iter::once(row()))
+            + &awake(&[80.0], &[70.0])
+            + &idle("af-xdp", &[0.1], &[90.0], &[70.0]);
+        assert!(text.contains("1 000") && text.contains("0.50") && !text.contains("±0"), "{text}");
+        let two = Row { rate: median_and_spread(&[1000.0, 1000.0]), ..row() };
+        assert!(rates(std::iter::once(two)).contains("1 000 ±0%"));
+        assert!(awake(&[80.0, 120.0], &[70.0]).contains("100 µs ±20%"));
+    }
 }
