@@ -1,11 +1,15 @@
 //! The comparison: each forwarding mode over each backend, under the same loads, beside no director at all.
 //!
 //! ```text
-//!  for each case (ipv4, ipv6 × direct; nat, dr, tun, fullnat × af-xdp, af-packet):
-//!      a fresh topology ─▶ two servers (tun: that unwrap; fullnat: without a gateway) ─▶ the director, its rules typed as an operator types them
-//!      repeat: keep-alive requests, new connections, latency of few, small datagrams
-//!      the director must still run, and stop well
+//!  for each round:
+//!      for each case (ipv4, ipv6 × direct; nat, dr, tun, fullnat × af-xdp, af-packet):
+//!          a fresh topology ─▶ two servers (tun: that unwrap; fullnat: without a gateway) ─▶ the director, its rules typed as an operator types them
+//!          keep-alive requests, new connections, latency of few, small datagrams
+//!          the director must still run, and stop well
 //! ```
+//!
+//! Cases take turns, so that what disturbs the machine for longer than a case is seen in each case's spread, and a ratio is of two
+//! cases of one round. That is why each turn has a topology of its own.
 //!
 //! A case that gives a wrong answer, loses a server or crashes the director ends the run with an error: its
 //! speed is of no interest. A backend that cannot *start* on this machine is skipped, in the director's own
@@ -141,7 +145,7 @@ impl Backend {
 /// What to compare, and how long.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// In this order, all modes of one before the next.
+    /// In this order, all modes of one before the next, in every round.
     pub families: Vec<Family>,
     /// In this order.
     pub modes: Vec<Mode>,
@@ -167,7 +171,7 @@ impl Plan {
         let mut cases = Vec::new();
         for &family in &self.families {
             for &mode in &self.modes {
-                let case = |backend| Case { family, mode, backend, plan: self };
+                let case = |backend| Case { family, mode, backend, plan: self, is_skipped: false };
                 match mode {
                     Mode::Direct => cases.push(case(None)),
                     _ => cases.extend(self.backends.iter().map(|&backend| case(Some(backend)))),
@@ -234,13 +238,27 @@ pub fn compare(
     mut report: Report,
     progress: &mut dyn Progress,
 ) -> Result<Report> {
+    let mut cases = Vec::new();
     for case in plan.cases() {
         if case.backend == Some(Backend::AfXdp) && privilege == Privilege::UserNamespace {
             let why = "loading XDP programs (bpf) is refused in a user namespace; run as root";
             report.skip(case.way(), why);
-            continue;
+        } else {
+            cases.push((case, Vec::new()));
         }
-        case.measure(&mut report, progress).with_context(|| format!("measuring {}", case.way()))?;
+    }
+    for round in 1..=plan.repetitions.max(plan.fewer) {
+        for (case, samples) in &mut cases {
+            if !case.is_skipped && round <= case.repetitions() {
+                let measured = case.measure(round, samples, &mut report, progress);
+                measured.with_context(|| format!("measuring {}", case.way()))?;
+            }
+        }
+    }
+    for (case, samples) in &cases {
+        if !samples.is_empty() {
+            case.tell(samples, &mut report);
+        }
     }
     report.relate_to_direct();
     Ok(report)
@@ -251,6 +269,8 @@ struct Case<'p> {
     mode: Mode,
     backend: Option<Backend>,
     plan: &'p Plan,
+    /// Whether it cannot be measured on this machine, as its first round has shown.
+    is_skipped: bool,
 }
 
 impl Case<'_> {
@@ -264,12 +284,20 @@ impl Case<'_> {
         if central { self.plan.repetitions } else { self.plan.fewer }
     }
 
-    fn measure(&self, report: &mut Report, progress: &mut dyn Progress) -> Result<()> {
+    /// A round of it.
+    fn measure(
+        &mut self,
+        round: usize,
+        samples: &mut Vec<Sample>,
+        report: &mut Report,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
         let workers = self.plan.workers;
         let topology =
             Topology::new(Options { queues: u32::try_from(workers)? }).context("building the topology")?;
         if self.family == Family::Ipv6 && !topology.has_ipv6() {
             report.skip(self.way(), "this kernel has no IPv6");
+            self.is_skipped = true;
             return Ok(());
         }
         let servers = topology.start_servers().context("starting the servers")?;
@@ -288,7 +316,12 @@ impl Case<'_> {
                 Ok(started) => director = Some(started),
                 Err(error) => {
                     interrupt::check()?;
+                    // One that could start before has another reason.
+                    if round > 1 {
+                        return Err(error);
+                    }
                     report.skip(self.way(), &format!("{error:#}"));
+                    self.is_skipped = true;
                     return Ok(());
                 }
             }
@@ -299,7 +332,7 @@ impl Case<'_> {
 
         let sources = Sources::new((0..topology::CLIENTS).map(|n| self.family.client(n)));
         let stage = Stage { topology: &topology, servers, sources };
-        if let Err(error) = self.put_loads_on(&stage, report, progress) {
+        if let Err(error) = self.put_loads_on(&stage, round, samples, progress) {
             // The end of the director explains any other trouble.
             interrupt::check()?;
             director.as_mut().map_or(Ok(()), Director::check)?;
@@ -341,18 +374,26 @@ impl Case<'_> {
         Ok(())
     }
 
-    fn put_loads_on(&self, stage: &Stage, report: &mut Report, progress: &mut dyn Progress) -> Result<()> {
-        let mut samples: Vec<Sample> = Vec::new();
+    fn put_loads_on(
+        &self,
+        stage: &Stage,
+        round: usize,
+        samples: &mut Vec<Sample>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
         let (way, rounds) = (self.way(), self.repetitions());
-        for round in 1..=rounds {
-            for load in LOADS {
-                interrupt::check()?;
-                progress.step(&format!("{way}, round {round} of {rounds}: {}", load.name()));
-                let taken = self.put_on(load, stage).with_context(|| format!("load: {}", load.name()))?;
-                samples.extend(taken);
-            }
+        for load in LOADS {
+            interrupt::check()?;
+            progress.step(&format!("{way}, round {round} of {rounds}: {}", load.name()));
+            let taken = self.put_on(load, stage).with_context(|| format!("load: {}", load.name()))?;
+            samples.extend(taken);
         }
+        Ok(())
+    }
 
+    /// Adds all of its rounds to the report.
+    fn tell(&self, samples: &[Sample], report: &mut Report) {
+        let way = self.way();
         for metric in METRICS {
             let values: Vec<f64> =
                 samples.iter().filter(|sample| sample.metric.name == metric.name).map(|s| s.value).collect();
@@ -360,9 +401,8 @@ impl Case<'_> {
         }
         let loss = samples.iter().map(|sample| sample.loss).fold(0.0, f64::max);
         if loss > NOTABLE_LOSS {
-            progress.note(&format!("{way}: up to {:.1} % of the datagrams were lost", loss * 100.0));
+            report.note(format!("{way}: up to {:.1} % of the datagrams were lost", loss * 100.0));
         }
-        Ok(())
     }
 
     /// Puts one load on once.

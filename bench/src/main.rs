@@ -67,7 +67,7 @@ struct Options {
 }
 
 /// Rounds and window of the full comparison. 5 cases (IPv4 by NAT and DR, and direct) of 3 rounds and 13 of 2 are 41
-/// rounds of 4 loads of 0.65 s with warm-up: 107 s, and some ten for what is around them. 500 ms are hundreds of
+/// rounds of 4 loads of 0.65 s with warm-up: 107 s, and some twenty for what is around them. 500 ms are hundreds of
 /// scheduler ticks; three rounds are the fewest that have a median and a spread, two have a spread.
 const ROUNDS: usize = 3;
 const FEWER_ROUNDS: usize = 2;

@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use shunt_bench::privilege::permit_test;
+use shunt_bench::lab::{Family, Mode, Plan, Progress, compare};
+use shunt_bench::machine::Machine;
+use shunt_bench::privilege::{self, permit_test};
+use shunt_bench::report::Report;
 
 /// Longer than anything here takes, the ten seconds a director has to answer included.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,6 +42,46 @@ fn the_direct_baseline_is_measured_and_written() -> Result<()> {
         ensure!(result["spread"].is_null() && result["repetitions"] == 1, "{result}");
     }
     ensure!(written["machine"]["kernel"].as_str().is_some_and(|kernel| kernel.contains('.')), "{written}");
+    Ok(())
+}
+
+/// What a lab says it is doing.
+struct Said(Vec<String>);
+
+impl Progress for Said {
+    fn step(&mut self, doing: &str) {
+        self.0.push(doing.to_owned());
+    }
+
+    fn note(&mut self, _: &str) {}
+}
+
+#[test]
+fn cases_take_turns_so_that_a_ratio_is_of_one_round() -> Result<()> {
+    if !permit_test("cases_take_turns_so_that_a_ratio_is_of_one_round")? {
+        return Ok(());
+    }
+    let plan = Plan {
+        families: vec![Family::Ipv4, Family::Ipv6],
+        modes: vec![Mode::Direct],
+        backends: Vec::new(),
+        workers: 1,
+        repetitions: 2,
+        fewer: 2,
+        window: Duration::from_millis(50),
+    };
+    let mut said = Said(Vec::new());
+    let held = privilege::current()?;
+    let report = compare(&plan, held, Report::new(Machine::describe(held.name())), &mut said)?;
+    let turns: Vec<_> = said.0.iter().filter(|step| step.ends_with("HTTP requests")).collect();
+    let has_ipv6 = report.skipped.is_empty();
+    let families = if has_ipv6 { &["ipv4", "ipv6"][..] } else { &["ipv4"] };
+    let expected = (1..=2).flat_map(|round| families.iter().map(move |family| (*family, round)));
+    let expected: Vec<_> = expected
+        .map(|(family, round)| format!("{family} by direct over kernel, round {round} of 2: HTTP requests"))
+        .collect();
+    ensure!(turns == expected.iter().collect::<Vec<_>>(), "{turns:#?}");
+    ensure!(report.results.iter().all(|entry| entry.repetitions == 2), "{:?}", report.results);
     Ok(())
 }
 
