@@ -581,6 +581,20 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_told_once_with_all_that_was_not_measured_for_it() {
+        let mut report = report();
+        report.skipped.clear();
+        for (mode, metric) in [("nat", DATAGRAMS), ("dr", DATAGRAMS), ("dr", REQUESTS)] {
+            report.skip_one(Way { family: "ipv4", mode, backend: "memory" }, metric, "one core");
+        }
+        assert_eq!(
+            report.not_measured(),
+            "Not measured: http_requests_per_second (dr over memory); \
+             udp_packets_per_second (dr over memory, nat over memory): one core\n"
+        );
+    }
+
+    #[test]
     fn one_core_is_no_second_one() {
         let mut report = report();
         assert!(report.to_text().contains("a second core") && report.to_text().contains("on 2 cores of"));
