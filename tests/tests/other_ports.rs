@@ -52,7 +52,9 @@ fn replies_from_other_ports_are_steered() {
     }
     assert!(!is_steered("-t 10.9.0.1:21", "10.1.0.11:21", "--fullnat"));
     assert!(!is_steered("-t 10.9.0.1:80 -p 60", "10.1.0.11:8080", "-m"));
-    assert!(!is_steered("-f 1 -p 60", "10.1.0.11:8080", "-m"));
+    // A persistent mark's connections keep their port, others go to the real server's.
+    assert!(is_steered("-f 1 -p 60", "10.1.0.11:8080", "-m"));
+    assert!(!is_steered("-f 1", "10.1.0.11:8080", "-m"));
 }
 
 #[test]
