@@ -251,6 +251,9 @@ impl<A: Near> Family<A> {
             Err(why) => return self.strand(shared, packet, meta, why, id, now),
         };
         self.follow(shared, meta, id, now);
+        if self.conns.conn(id).forwarding == Forwarding::Tunnel {
+            self.wrap_as_now(shared, id);
+        }
         let is_home = shared.snapshot.network.is_home(hop.link);
         if !forward::may_go_on(packet, meta, is_home) {
             return self.refuse(shared, packet, meta, Problem::TimeExceeded, Some(id), now);
@@ -287,6 +290,16 @@ impl<A: Near> Family<A> {
             }
         }
         self.send(shared, packet, &hop)
+    }
+
+    /// Has a connection's packets wrapped as its real server wants them now. How they are forwarded stays as it was when it began, but not this, as in the kernel
+    /// (`ip_vs_tunnel_xmit`).
+    fn wrap_as_now(&mut self, shared: &Shared, id: ConnId) {
+        let conn = self.conns.conn(id);
+        let Some(dest) = shared.snapshot.services.dest(conn.dest) else { return };
+        if conn.detail != dest.tunnel.into() {
+            self.conns.conn_mut(id).detail = dest.tunnel.into();
+        }
     }
 
     /// Counts a packet from the client, and follows its connection.

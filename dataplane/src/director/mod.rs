@@ -371,7 +371,10 @@ impl Director {
         if !Arc::ptr_eq(&shared.snapshot.network, &snapshot.network) {
             self.v4.forget_hops();
             self.v6.forget_hops();
-        } else if has_lost_any || shared.snapshot.timeouts != snapshot.timeouts {
+        } else if has_lost_any
+            || shared.snapshot.timeouts != snapshot.timeouts
+            || snapshot.services.wraps_otherwise(&shared.snapshot.services)
+        {
             self.v4.doubt();
             self.v6.doubt();
         }

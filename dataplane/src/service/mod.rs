@@ -533,6 +533,12 @@ impl Services {
     pub fn has_lost_any(&self, before: &Self) -> bool {
         before.dests.iter().zip((0..).map(DestId)).any(|(dest, id)| dest.is_some() && !self.has_dest(id))
     }
+
+    /// Whether packets to a real server that was there before are wrapped otherwise now.
+    pub fn wraps_otherwise(&self, before: &Self) -> bool {
+        let were = before.dests.iter().flatten();
+        were.filter_map(|dest| Some((dest, self.dest(dest.id)?))).any(|(dest, now)| dest.tunnel != now.tunnel)
+    }
 }
 
 impl Service {
