@@ -122,10 +122,12 @@ impl Both {
         let [listed, others] = [&self.director, &self.long].map(|director| {
             let (mut all, mut from) = (Vec::new(), Some(Place::default()));
             while let Some(place) = from {
-                from = director
-                    .connections(place, usize::MAX, self.now, |listed| all.push(format!("{listed:?}")));
+                // Their publishers may number real servers otherwise.
+                from = director.connections(place, usize::MAX, self.now, |mut listed| {
+                    listed.dest = DestId::NOBODY;
+                    all.push(format!("{listed:?}"));
+                });
             }
-            // Their publishers may number real servers otherwise.
             director.each_v4(|conn| {
                 let Conn { state, marks, in_packets, detail, timeout, hops, .. } = conn;
                 all.push(format!("{state:?} {marks:?} {in_packets} {detail:?} {timeout} {hops:?}"));
