@@ -44,8 +44,8 @@ const MAX_REFUSED: usize = 8;
 /// How long a frame that the device does not take is offered again. A queue that is full has room for one more long before.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Frames given up one after the other, none of which had been the one that held up the others: then it is the device that takes
-/// nothing (its link is down), and they wait on.
+/// Frames given up one after the other, none of which had been the one that held up the others: then it is perhaps the device that takes
+/// nothing, and the next are offered again for as long.
 const MAX_GIVEN_UP: usize = BURST;
 
 /// Bytes of an 802.1Q tag, and where it goes: behind the two addresses.
@@ -205,7 +205,9 @@ impl AfPacket {
         let anew = Stall { slot: held.slot, since: now, given_up: 0 };
         // In another slot than before: the device has taken some.
         let mut stall = self.stall.filter(|stall| stall.slot == held.slot).unwrap_or(anew);
-        if stall.given_up == MAX_GIVEN_UP {
+        let is_over = now - stall.since >= PATIENCE;
+        // Without a carrier nothing can leave, and all wait for it: to take them out one by one would cost others more than they are worth.
+        if stall.given_up == MAX_GIVEN_UP || is_over && stall.given_up == 0 && !self.has_carrier() {
             self.doubtful.set(usize::MAX);
             stall = anew;
         }
@@ -216,6 +218,11 @@ impl AfPacket {
         }
         self.stall = Some(stall);
         is_hopeless
+    }
+
+    /// Whether frames can leave. If that cannot be asked, they can.
+    fn has_carrier(&self) -> bool {
+        flags(&self.sender, &self.name).map_or(true, |flags| flags & libc::IFF_RUNNING != 0)
     }
 }
 
@@ -375,6 +382,19 @@ fn mtu(fd: &OwnedFd, name: &[libc::c_char; libc::IFNAMSIZ]) -> io::Result<usize>
     }
     // SAFETY: the kernel has just written this member.
     Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0) as usize)
+}
+
+/// Asks for an interface's flags.
+fn flags(fd: &OwnedFd, name: &[libc::c_char; libc::IFNAMSIZ]) -> io::Result<i32> {
+    let mut request =
+        libc::ifreq { ifr_name: *name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } };
+    // SAFETY: SIOCGIFFLAGS reads the name of an ifreq, which ends in a zero, and writes its flags.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just written this member.
+    Ok(unsafe { request.ifr_ifru.ifru_flags }.into())
 }
 
 /// Makes a socket's ring and maps it.
@@ -703,6 +723,29 @@ mod tests {
             (testnet::receive(&mut b, &mut pool, 0) == frames).then_some(())
         })
         .expect("frames cross again");
+    }
+
+    #[test]
+    fn frames_wait_for_a_link_that_has_no_carrier() {
+        let Some(net) = Net::with_veth(1) else { return };
+        let (_, mut pool) = testnet::pool(512);
+        let mut a = AfPacket::open(net.a.name, net.a.index, &small()).unwrap();
+        let mut b = AfPacket::open(net.b.name, net.b.index, &small()).unwrap();
+        testnet::set_up(net.b.name, false);
+        let frames = numbered(&net, 20);
+        testnet::send(&mut a, &mut pool, &frames);
+        let since = Instant::now();
+        while since.elapsed() < 3 * PATIENCE {
+            assert!(a.flush(&mut pool), "nobody takes them");
+        }
+        testnet::set_up(net.b.name, true);
+        let mut got = Vec::new();
+        testnet::within_a_second(|| {
+            let waits = a.flush(&mut pool);
+            got.extend(testnet::receive(&mut b, &mut pool, 0));
+            (!waits && got.len() >= frames.len()).then_some(())
+        });
+        assert_eq!((got, a.losses().tx_refused), (frames, 0));
     }
 
     #[test]
