@@ -148,7 +148,8 @@ impl Publisher {
         self.lingering = self.find_lingering(counters);
         let (is_last_gone, servers) = (self.services.is_empty(), &self.servers);
         self.departed.keep(|key| {
-            !is_last_gone && rules.service(key).is_none() && has_connections(servers.get(key), counters)
+            let is_served = rules.service(key).is_some() || departed::is_taken_over(rules, key);
+            !is_last_gone && !is_served && has_connections(servers.get(key), counters)
         });
         let services = self.services.values().map(|published| Arc::clone(&published.data));
         let services = Services::new(services.chain(self.departed.services()))

@@ -98,3 +98,21 @@ fn what_the_real_server_sends_by_itself_is_routed() {
         assert_eq!(ends(&outcome.only().1), [(SERVER, 40_000), (CLIENT, 25)]);
     }
 }
+
+/// While connections of a removed service remain, new ones are for whoever takes its port now.
+#[test]
+fn a_removed_services_port_is_that_of_the_service_of_all_ports() {
+    let mut bench = Bench::default();
+    for line in [
+        "-A -t 10.9.0.1:80 -s rr",
+        "-a -t 10.9.0.1:80 -r 10.1.0.11:80 -g",
+        "-A -t 10.9.0.1:0 -s rr -p 60",
+        "-a -t 10.9.0.1:0 -r 10.1.0.12:0 -g",
+    ] {
+        assert_eq!(bench.ipvsadm(line).0, 0, "{line}");
+    }
+    let syn = |port| tcp((client_mac(CLIENT), C0), (CLIENT, port), (VIP, 80), flags("S"));
+    assert_eq!(bench.frame(CLIENTS, &syn(1000)).only().1[5], 11);
+    assert_eq!(bench.ipvsadm("-D -t 10.9.0.1:80").0, 0);
+    assert_eq!(bench.frame(CLIENTS, &syn(1001)).only().1[5], 12);
+}

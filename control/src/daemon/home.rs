@@ -129,7 +129,12 @@ fn rule((address, what): &Source) -> RuleMessage {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
         IpAddr::V6(_) => (AddressFamily::Inet6, 128),
     };
-    rule.attributes.extend([RuleAttribute::Table(TABLE), RuleAttribute::Source(*address)]);
+    // With a preference of its own the kernel tells a rule that is there already from another one.
+    rule.attributes.extend([
+        RuleAttribute::Table(TABLE),
+        RuleAttribute::Priority(TABLE),
+        RuleAttribute::Source(*address),
+    ]);
     match *what {
         What::Answers(protocol, port) => {
             rule.attributes.push(RuleAttribute::IpProtocol(wire(protocol)));
@@ -314,7 +319,6 @@ mod tests {
             let answers = answers.map(|(protocol, port)| What::Answers(protocol, port));
             for what in answers.iter().chain(errors(address)) {
                 let mut kernels = rule(&(address, *what));
-                kernels.attributes.insert(0, RuleAttribute::Priority(32_765));
                 assert_eq!(source(&kernels), Some((address, *what)));
                 kernels.attributes.retain(|attribute| *attribute != RuleAttribute::Table(TABLE));
                 assert_eq!(source(&kernels), None, "it leads elsewhere");

@@ -161,7 +161,13 @@ impl Mirror {
         let (neighbours, failed, permanent) = self.neighbours(&indices).await?;
         let routes = self.routes().await?;
         let answered = routes::own(&routes);
-        let routes = routes::routes(&routes, &indices, self.home);
+        let mut routes = routes::routes(&routes, &indices, self.home);
+        // The kernel names the interface's first address with each network that is on a wire.
+        let is_lent = |own: &IpAddr| lent.contains(own);
+        routes
+            .iter_mut()
+            .filter(|route| route.source.as_ref().is_some_and(is_lent))
+            .for_each(|route| route.source = None);
         let routers = routes.iter().filter_map(|route| Some((route.link?, route.gateway?))).collect();
         let network = Network::new(interfaces, routes, neighbours)
             .with_vlans(vlans)

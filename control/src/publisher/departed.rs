@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use shunt_dataplane::sched;
-use shunt_dataplane::service::Service;
+use shunt_dataplane::service::{self, Service};
 use shunt_dataplane::steer::Target;
 
-use crate::api::ServiceKey;
+use crate::api::{Protocol, ServiceKey};
+use crate::rules::Rules;
 
 /// These services. Those of a mark are not among them: what is marked for a service that is not there is the kernel's.
 #[derive(Default)]
@@ -63,4 +64,12 @@ impl Departed {
             port: service.port,
         })
     }
+}
+
+/// Whether another service takes what comes to a removed one's port: that of all ports, or persistent FTP, to whose data any high port may belong.
+pub fn is_taken_over(rules: &Rules, removed: &ServiceKey) -> bool {
+    let ServiceKey::Address { protocol, address, port } = *removed else { return false };
+    let at = |port| rules.service(&ServiceKey::Address { protocol, address, port });
+    let is_ftp_data = protocol == Protocol::Tcp && service::is_ftp_data(port);
+    at(0).is_some() || is_ftp_data && at(service::FTP).is_some_and(|ftp| ftp.config.persistent.is_some())
 }

@@ -11,7 +11,9 @@ use super::Publisher;
 impl Publisher {
     /// Fills in the addresses that workers do not know: those of real servers of the other family that were removed and have connections.
     pub fn name_servers(&self, listed: &mut [Listed]) {
-        let mut unnamed = listed.iter_mut().filter(|listed| listed.server.0.is_unspecified()).peekable();
+        let is_unnamed =
+            |listed: &&mut Listed| listed.server.0.is_unspecified() && listed.dest != DestId::NOBODY;
+        let mut unnamed = listed.iter_mut().filter(is_unnamed).peekable();
         if unnamed.peek().is_none() {
             return;
         }

@@ -97,6 +97,9 @@ impl<A: Near> Family<A> {
         ((id, direction), hash): ((ConnId, Direction), u64),
         now: Tick,
     ) -> Verdict {
+        if self.conns.conn(id).forwarding == Forwarding::Tunnel {
+            self.wrap_as_now(shared, id);
+        }
         let conn = *self.conns.conn(id);
         let toward = Toward::of(direction);
         let is_gone = conn.has_server() && !shared.snapshot.services.has_dest(conn.dest);

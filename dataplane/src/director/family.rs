@@ -294,7 +294,7 @@ impl<A: Near> Family<A> {
 
     /// Has a connection's packets wrapped as its real server wants them now. How they are forwarded stays as it was when it began, but not this, as in the kernel
     /// (`ip_vs_tunnel_xmit`).
-    fn wrap_as_now(&mut self, shared: &Shared, id: ConnId) {
+    pub(super) fn wrap_as_now(&mut self, shared: &Shared, id: ConnId) {
         let conn = self.conns.conn(id);
         let Some(dest) = shared.snapshot.services.dest(conn.dest) else { return };
         if conn.detail != dest.tunnel.into() {

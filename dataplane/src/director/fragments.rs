@@ -32,7 +32,11 @@ impl<A: Near> Family<A> {
                 shared.claim(datagram);
                 Way::Out(meta.tuple, self.conns.find(&meta.tuple, glance.hash))
             }
-            Verdict::HandOff(owner, _) => Way::To(owner),
+            Verdict::HandOff(owner, _) => {
+                // One that has had this id before may have been this worker's.
+                shared.withdraw(datagram);
+                Way::To(owner)
+            }
             _ => return verdict,
         };
         if let Some(displaced) = self.fragments.remember(key, datagram, way, part, now) {

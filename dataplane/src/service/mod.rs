@@ -430,7 +430,7 @@ impl Services {
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
         let address = address.into();
         let of_all_ports = || self.by_address.get(&(address, 0, protocol)).filter(|_| self.has_any_port);
-        let is_for_data = protocol == Protocol::Tcp as u8 && (port == FTP_DATA || port >= FIRST_UNPRIVILEGED);
+        let is_for_data = protocol == Protocol::Tcp as u8 && is_ftp_data(port);
         let of_ftp = || {
             let ftp =
                 self.by_address.get(&(address, FTP, protocol)).filter(|_| self.has_ftp && is_for_data)?;
@@ -536,9 +536,17 @@ impl Services {
 
     /// Whether packets to a real server that was there before are wrapped otherwise now.
     pub fn wraps_otherwise(&self, before: &Self) -> bool {
-        let were = before.dests.iter().flatten();
-        were.filter_map(|dest| Some((dest, self.dest(dest.id)?))).any(|(dest, now)| dest.tunnel != now.tunnel)
+        // Nearly all are the very same.
+        let is_other =
+            |were: &Arc<Dest>, are: &Arc<Dest>| !Arc::ptr_eq(were, are) && were.tunnel != are.tunnel;
+        let pairs = before.dests.iter().zip(&self.dests);
+        pairs.filter_map(|(were, are)| were.as_ref().zip(are.as_ref())).any(|(were, are)| is_other(were, are))
     }
+}
+
+/// Whether FTP's data may go to a port of the virtual address: the server's own, or one that it has named.
+pub fn is_ftp_data(port: u16) -> bool {
+    port == FTP_DATA || port >= FIRST_UNPRIVILEGED
 }
 
 impl Service {

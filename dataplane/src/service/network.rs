@@ -50,7 +50,7 @@ pub struct Route {
     pub link: Option<LinkId>,
     /// Bytes of IP that fit, if the route has less than its interface (`mtu`).
     pub mtu: Option<u16>,
-    /// The director's address that packets of its own have there, if the route says which (`src`).
+    /// The director's address that tunnels begin at there, if the route says which (`src`).
     pub source: Option<IpAddr>,
 }
 

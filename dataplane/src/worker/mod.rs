@@ -334,7 +334,7 @@ impl Worker {
         self.director.watch().end_burst(packets, profile);
     }
 
-    /// Lets the director look at frames, and notes where their data lies afterwards.
+    /// Lets the director look at frames.
     fn judge(&mut self, burst: &mut Burst, handed: Option<&[Known]>, now: Tick) -> ArrayVec<Verdict, BURST> {
         let memory = self.pool.memory();
         let mut verdicts = ArrayVec::new();
