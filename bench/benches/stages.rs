@@ -34,7 +34,7 @@ fn parsing(c: &mut Criterion) {
         group.bench_function(format!("plain {name}"), |b| {
             b.iter(|| {
                 for chunk in &mut chunks {
-                    let packet = Packet { chunk, extent: &mut extent };
+                    let packet = Packet::new(chunk, &mut extent);
                     black_box(Plain::<HeaderV4>::of(black_box(&packet)).map(Plain::tuple));
                 }
             });
@@ -90,7 +90,7 @@ fn rewriting(c: &mut Criterion) {
                     // Its time to live would run out.
                     chunk[HEADROOM + 22] = 64;
                     let mut extent = Extent::new(HEADROOM, FRAME, PortId(0));
-                    rewrite(&mut Packet { chunk, extent: &mut extent }, black_box(meta));
+                    rewrite(&mut Packet::new(chunk, &mut extent), black_box(meta));
                 }
             });
         });

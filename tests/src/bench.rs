@@ -241,7 +241,7 @@ impl Bench {
         let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(&bytes);
         let mut extent = Extent::new(HEADROOM, bytes.len(), port);
-        let mut packets = [Packet { chunk: &mut chunk, extent: &mut extent }];
+        let mut packets = [Packet::new(&mut chunk, &mut extent)];
         let mut verdicts = Default::default();
         self.director.burst(&mut packets, None, self.now, &mut verdicts);
         let verdict = verdicts[0];

@@ -92,9 +92,9 @@ impl Both {
     ) {
         (self.now, self.is_changed) = (now, true);
         let mut chunks: Vec<_> = packets.iter().map(|packet| *packet.chunk).collect();
-        let mut extents: Vec<_> = packets.iter().map(|packet| *packet.extent).collect();
+        let mut extents: Vec<_> = packets.iter().map(Packet::extent).collect();
         let copies = chunks.iter_mut().zip(&mut extents);
-        let mut copies: Vec<_> = copies.map(|(chunk, extent)| Packet { chunk, extent }).collect();
+        let mut copies: Vec<_> = copies.map(|(chunk, extent)| Packet::new(chunk, extent)).collect();
         let mut others = ArrayVec::new();
         self.director.burst(packets, handed, now, verdicts);
         // And it is told nothing of what others know.

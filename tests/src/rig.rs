@@ -240,7 +240,7 @@ impl Rig {
         let mut chunk = [0xee; CHUNK];
         chunk[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
         let mut extent = Extent::new(HEADROOM, frame.len(), port);
-        let mut packets = [Packet { chunk: &mut chunk, extent: &mut extent }];
+        let mut packets = [Packet::new(&mut chunk, &mut extent)];
         let mut verdicts = Default::default();
         let handed = handed.as_ref().map(std::slice::from_ref);
         self.directors[worker].burst(&mut packets, handed, self.now, &mut verdicts);
@@ -261,7 +261,7 @@ impl Rig {
             frames.iter().map(|frame| Extent::new(HEADROOM, frame.len(), CLIENTS)).collect();
         for ((chunk, extent), frame) in chunks.iter_mut().zip(&mut extents).zip(frames) {
             chunk[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
-            packets.push(Packet { chunk, extent });
+            packets.push(Packet::new(chunk, extent));
         }
         let mut verdicts = Default::default();
         self.directors[0].burst(&mut packets, None, self.now, &mut verdicts);

@@ -283,7 +283,7 @@ fn reset(segment: &[u8]) -> Vec<u8> {
     let mut chunk = [0; CHUNK];
     chunk[HEADROOM..HEADROOM + segment.len()].copy_from_slice(segment);
     let mut extent = Extent::new(HEADROOM, segment.len(), HOME);
-    let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
+    let mut packet = Packet::new(&mut chunk, &mut extent);
     let Ok(Parsed::V4(meta)) = parse(packet.data()) else { panic!("no packet of IPv4: {}", to_hex(segment)) };
     reset::answer(&mut packet, &meta);
     packet.data().to_vec()

@@ -272,7 +272,7 @@ impl Stand {
             .zip(bytes)
             .map(|((chunk, extent), bytes)| {
                 chunk[HEADROOM..HEADROOM + FRAME].copy_from_slice(bytes);
-                Packet { chunk, extent }
+                Packet::new(chunk, extent)
             })
             .collect();
         let mut verdicts = ArrayVec::new();

@@ -184,7 +184,7 @@ mod tests {
         let mut chunk = [0; CHUNK];
         chunk[100..100 + frame.len()].copy_from_slice(frame);
         let mut extent = Extent::new(100, frame.len(), PortId(0));
-        let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
+        let mut packet = Packet::new(&mut chunk, &mut extent);
         cut.keep_last(&mut packet);
         pieces.push(packet.data().to_vec());
         pieces

@@ -126,7 +126,7 @@ mod tests {
         chunk[..frame.len()].copy_from_slice(frame);
         let Ok(Parsed::V4(meta)) = parse(frame) else { panic!("a SYN") };
         let mut extent = Extent::new(0, frame.len(), PortId(0));
-        let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
+        let mut packet = Packet::new(&mut chunk, &mut extent);
         clamp(&mut packet, &meta, most);
         packet.data().to_vec()
     }

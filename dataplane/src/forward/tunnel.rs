@@ -319,7 +319,7 @@ mod tests {
         let mut chunk = [0; CHUNK];
         chunk[128..128 + frame.len()].copy_from_slice(frame);
         let mut extent = Extent::new(128, frame.len(), PortId(0));
-        let mut packet = Packet { chunk: &mut chunk, extent: &mut extent };
+        let mut packet = Packet::new(&mut chunk, &mut extent);
         let hop = Hop { mtu: 1500, own_v4: OWN_V4, own_v6: OWN_V6, ..Hop::default() };
         let way = Way::by(&hop, ends.destination).unwrap();
         match parse(frame) {

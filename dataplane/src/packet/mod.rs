@@ -64,47 +64,62 @@ impl Extent {
 }
 
 /// A frame in its chunk of memory. What lies around it is free for outer headers and replies.
-// It borrows where it lies, too, so that whoever has the frame need not be told when that has changed.
 #[derive(Debug)]
 pub struct Packet<'a> {
     /// The whole chunk.
     pub chunk: &'a mut [u8; CHUNK],
-    /// Where in it the frame lies.
-    pub extent: &'a mut Extent,
+    // Read from here, for that its owner's words are read by two bytes costs each packet a nanosecond.
+    start: usize,
+    len: usize,
+    /// Where the frame lies, as its owner has it, who so need not be told when that has changed.
+    owners: &'a mut Extent,
 }
 
-impl Packet<'_> {
+impl<'a> Packet<'a> {
+    /// The frame of a chunk that lies there.
+    #[inline]
+    pub fn new(chunk: &'a mut [u8; CHUNK], owners: &'a mut Extent) -> Self {
+        Self { chunk, start: owners.start(), len: owners.len(), owners }
+    }
+
+    /// Where the frame lies.
+    pub fn extent(&self) -> Extent {
+        *self.owners
+    }
+
     /// Where the frame begins.
     #[inline]
     pub fn start(&self) -> usize {
-        self.extent.start()
+        self.start
     }
 
     /// The frame's bytes.
     #[allow(clippy::len_without_is_empty, reason = "an empty frame is a free frame; nobody asks")]
     #[inline]
     pub fn len(&self) -> usize {
-        self.extent.len()
+        self.len
     }
 
     /// The port it came in by.
     #[inline]
     pub fn port(&self) -> PortId {
-        self.extent.port
+        self.owners.port
     }
 
     /// Says where the frame lies now. It must lie inside its chunk.
     #[inline]
     pub fn set_extent(&mut self, start: usize, len: usize) {
         debug_assert!(start + len <= CHUNK, "data outside its chunk");
-        (self.extent.start, self.extent.len) = (start as u16, len as u16);
+        (self.start, self.len) = (start, len);
+        (self.owners.start, self.owners.len) = (start as u16, len as u16);
     }
 
     /// The frame is as long as this now.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
         debug_assert!(self.start() + len <= CHUNK, "data outside its chunk");
-        self.extent.len = len as u16;
+        self.len = len;
+        self.owners.len = len as u16;
     }
 
     /// The frame.

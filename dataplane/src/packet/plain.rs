@@ -114,7 +114,7 @@ impl<H: Header> Plain<H> {
     #[inline(always)]
     fn of_wanted<'a>(packet: &'a Packet, is_wanted: impl Fn(&Self) -> bool) -> Option<&'a Self> {
         let start = packet.start();
-        let plain = Self::ref_from_bytes(packet.chunk.get(start..start + size_of::<Self>())?).ok()?;
+        let (plain, _) = Self::ref_from_prefix(packet.chunk.get(start..)?).ok()?;
         let least = match plain.ip.protocol() {
             TCP if is_wanted(plain) => 20,
             UDP => 8,
@@ -129,7 +129,8 @@ impl<H: Header> Plain<H> {
     #[inline]
     pub fn again<'a>(packet: &'a mut Packet) -> Option<&'a mut Self> {
         let start = packet.start();
-        Self::mut_from_bytes(packet.chunk.get_mut(start..start + size_of::<Self>())?).ok()
+        let (plain, _) = Self::mut_from_prefix(packet.chunk.get_mut(start..)?).ok()?;
+        Some(plain)
     }
 
     /// What [`parse`](super::parse()) says of it.
@@ -430,7 +431,7 @@ mod tests {
 
     fn agrees<H: Header>(chunk: &mut [u8; CHUNK], len: usize, long: Option<Meta<H::Address>>) {
         let mut extent = Extent::new(64, len, PortId(0));
-        let packet = Packet { chunk, extent: &mut extent };
+        let packet = Packet::new(chunk, &mut extent);
         match (Plain::<H>::of(&packet), long) {
             (Some(plain), long) => assert_eq!(Some(plain.meta()), long),
             (None, Some(meta)) => {
@@ -483,7 +484,7 @@ mod tests {
         let mut chunk = [0; CHUNK];
         chunk[..tagged.len()].copy_from_slice(&tagged);
         let mut extent = Extent::new(0, tagged.len(), PortId(0));
-        let packet = Packet { chunk: &mut chunk, extent: &mut extent };
+        let packet = Packet::new(&mut chunk, &mut extent);
         assert!(Plain::<HeaderV4>::of(&packet).is_none());
     }
 }

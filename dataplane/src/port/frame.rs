@@ -162,7 +162,7 @@ impl FrameMemory {
         // long as the packet lives, so no other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
         #[allow(unsafe_code)]
         let chunk = unsafe { &mut *self.map.as_mut_ptr().add(offset).cast::<[u8; CHUNK]>() };
-        Packet { chunk, extent: &mut frame.extent }
+        Packet::new(chunk, &mut frame.extent)
     }
 
     /// The data of a frame.
