@@ -151,7 +151,18 @@ impl Program {
         Self::verify(Hook::Socket, code, &mut []).map(|fd| Program { fd })
     }
 
+    /// The verifier gives up at a signal, whose handler then runs, and is to be asked again.
     fn verify(hook: Hook, code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
+        let patience = Instant::now() + SIGNALS_LIMIT;
+        loop {
+            match Self::verify_once(hook, code, log) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < patience => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn verify_once(hook: Hook, code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
         #[repr(C)]
         struct Attributes {
             prog_type: u32,
@@ -384,6 +395,9 @@ const ATTACH_XDP: u32 = 37;
 /// How long an update waits for memory: ten ticks of the slowest clock (HZ=100).
 const REFILL_LIMIT: Duration = Duration::from_millis(100);
 
+/// How long a program is offered anew while signals come: many times what the largest takes to verify.
+const SIGNALS_LIMIT: Duration = Duration::from_secs(2);
+
 /// Bytes for the verifier's log. Too small a buffer is refused with ENOSPC by kernels before 6.4, so it holds the whole
 /// log of every path through the program several times over.
 const VERIFIER_LOG: usize = 4 << 20;
@@ -393,7 +407,10 @@ const LOG_LINES: usize = 30;
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+    use crate::steer::assembler::{Assembler, Register};
 
     /// What a program answered to one frame.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -430,13 +447,49 @@ pub(super) mod tests {
         if !allowed() {
             return;
         }
-        let mut text = crate::steer::assembler::Assembler::default();
+        let mut text = Assembler::default();
         text.exit(); // R0 was never set
         let code = text.finish().expect("no labels");
         match Program::load(&code) {
             Err(Error::Verifier { log }) => assert!(log.contains("R0 !read_ok"), "{log}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn signals_that_come_while_a_program_is_verified_do_not_keep_it_from_being_loaded() {
+        extern "C" fn heard(_: libc::c_int) {}
+        if !allowed() {
+            return;
+        }
+        // Long enough to verify that a signal comes meanwhile.
+        let mut text = Assembler::default();
+        for _ in 0..100_000 {
+            text.set(Register::R0, 0);
+        }
+        text.exit();
+        let code = text.finish().expect("no labels");
+        // SAFETY: the handler does nothing, and no other test has one for this signal.
+        unsafe { libc::signal(libc::SIGUSR2, heard as *const () as libc::sighandler_t) };
+        // SAFETY: the calling thread's own identifier.
+        let loader = unsafe { libc::pthread_self() } as usize;
+        let is_loaded = AtomicBool::new(false);
+        let loaded = thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    thread::sleep(Duration::from_micros(200));
+                    if is_loaded.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    // SAFETY: the thread lives: it leaves the scope only after this one has ended.
+                    unsafe { libc::pthread_kill(loader as libc::pthread_t, libc::SIGUSR2) };
+                }
+            });
+            let result = Program::load_filter(&code);
+            is_loaded.store(true, Ordering::Relaxed);
+            result
+        });
+        loaded.expect("loaded between two signals, or after the last");
     }
 
     #[test]
