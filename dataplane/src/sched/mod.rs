@@ -23,6 +23,7 @@ mod ovf;
 mod rr;
 mod sed;
 mod sh;
+mod turn;
 mod twos;
 mod wlc;
 mod wrr;

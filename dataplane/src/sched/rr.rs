@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::turn::Turn;
 use super::{Choice, Request, Scheduler, is_eligible};
 use crate::service::{Dest, DestId, Service};
 use crate::stats::Counters;
@@ -13,26 +14,23 @@ use crate::stats::Counters;
 /// The scheduler `rr`.
 #[derive(Clone, Debug, Default)]
 pub struct RoundRobin {
-    /// The last choice; `None` is before the head of the list.
-    last: Option<DestId>,
+    turn: Turn,
 }
 
 impl Scheduler for RoundRobin {
     fn choose<'a>(&mut self, service: &'a Service, _request: &Request, counters: &Counters) -> Choice<'a> {
         let dests = &service.dests;
-        let behind =
-            self.last.and_then(|last| dests.iter().position(|d| d.id == last)).map_or(0, |at| at + 1);
-        let (before, after) = dests.split_at(behind);
-        let chosen = after.iter().chain(before).find(|dest| is_eligible(dest, counters))?;
-        self.last = Some(chosen.id);
-        Some(chosen)
+        let behind = self.turn.next(dests);
+        let at = (behind..dests.len()).chain(0..behind).find(|at| is_eligible(&dests[*at], counters))?;
+        self.turn.take(dests, at);
+        Some(&dests[at])
     }
 
     fn edited(&mut self, old: &[Arc<Dest>], new: &[Arc<Dest>]) {
         let is_there = |id: DestId| new.iter().any(|d| d.id == id);
-        let Some(last) = self.last.filter(|last| !is_there(*last)) else { return };
+        let Some(last) = self.turn.last().filter(|last| !is_there(*last)) else { return };
         let at = old.iter().position(|d| d.id == last).unwrap_or(0);
-        self.last = old[..at.min(old.len())].iter().rev().map(|d| d.id).find(|id| is_there(*id));
+        self.turn = Turn::behind(old[..at].iter().rev().map(|d| d.id).find(|id| is_there(*id)));
     }
 
     fn boxed(&self) -> Box<dyn Scheduler> {

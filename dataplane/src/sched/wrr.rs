@@ -9,15 +9,16 @@
 
 use std::sync::Arc;
 
+use super::turn::Turn;
 use super::{Choice, Request, Scheduler, is_eligible};
-use crate::service::{Dest, DestId, Service};
+use crate::service::{Dest, Service};
 use crate::stats::Counters;
 
 /// The scheduler `wrr`.
 #[derive(Clone, Debug, Default)]
 pub struct WeightedRoundRobin {
-    /// The last choice of this pass; `None` is before the head of the list.
-    last: Option<DestId>,
+    /// Within this pass.
+    turn: Turn,
     /// The level a weight must reach in this pass.
     level: i64,
     /// The greatest level: the greatest weight less (divisor - 1).
@@ -33,17 +34,16 @@ impl Scheduler for WeightedRoundRobin {
             return None;
         }
         // From here to the end of this pass, at this level.
-        let at = self.last.and_then(|last| dests.iter().position(|d| d.id == last)).map_or(0, |at| at + 1);
         let reaches =
-            |dest: &&Arc<Dest>, level| i64::from(dest.weight) >= level && is_eligible(dest, counters);
-        let mut chosen = dests[at..].iter().find(|dest| reaches(dest, self.level));
+            |at: usize, level| i64::from(dests[at].weight) >= level && is_eligible(&dests[at], counters);
+        let mut chosen = (self.turn.next(dests)..dests.len()).find(|at| reaches(*at, self.level));
         if chosen.is_none() {
             // Then whole passes, each a level lower and at the bottom from the top again. Those that would find nobody are
             // skipped: between a weight of 1 and one of 2³¹ that does not count now lie as many.
             let heaviest = dests.iter().filter(|dest| is_eligible(dest, counters)).map(|d| d.weight).max();
             let Some(heaviest) = heaviest else {
                 // Where the kernel's search ends.
-                self.level = if self.last.is_some() { 1 } else { self.top };
+                self.level = if self.turn.last().is_some() { 1 } else { self.top };
                 return None;
             };
             self.level -= self.step;
@@ -54,16 +54,16 @@ impl Scheduler for WeightedRoundRobin {
             if above > 0 {
                 self.level -= (above + self.step - 1) / self.step * self.step;
             }
-            chosen = dests.iter().find(|dest| reaches(dest, self.level));
+            chosen = (0..dests.len()).find(|at| reaches(*at, self.level));
         }
-        let chosen = chosen?;
-        self.last = Some(chosen.id);
-        Some(chosen)
+        let at = chosen?;
+        self.turn.take(dests, at);
+        Some(&dests[at])
     }
 
     fn edited(&mut self, _old: &[Arc<Dest>], new: &[Arc<Dest>]) {
         let weights = || new.iter().map(|d| i64::from(d.weight)).filter(|w| *w > 0);
-        self.last = None;
+        self.turn = Turn::default();
         self.step = weights().reduce(gcd).unwrap_or(1);
         self.top = weights().max().unwrap_or(0) - (self.step - 1);
         if self.level > self.top || self.level == 0 {
