@@ -20,6 +20,7 @@ use crate::stats::MAX_DESTS;
 mod local;
 mod marking;
 mod network;
+mod place;
 pub mod spread;
 mod sysctl;
 
@@ -27,6 +28,7 @@ pub use local::Local;
 use marking::Markings;
 pub use marking::{EVERY_PORT, MAX_MARKINGS, Marking, Pattern, Prefix};
 pub use network::{Hop, Interface, Neighbour, Network, Route, Unreachable, Vlan};
+use place::Place;
 pub use spread::{Sorted, Spread};
 pub use sysctl::{SysctlError, Sysctls, absent};
 
@@ -185,7 +187,7 @@ pub struct Snapshot {
 /// Virtual services and real servers.
 #[derive(Clone, Default)]
 pub struct Services {
-    by_address: HashMap<(IpAddr, u16, u8), Arc<Service>>,
+    by_address: HashMap<Place, Arc<Service>>,
     /// By mark, and whether they are for IPv6.
     by_mark: HashMap<(u32, bool), Arc<Service>>,
     markings: Markings,
@@ -193,7 +195,7 @@ pub struct Services {
     may_speak_ftp: bool,
     dests: Vec<Option<Arc<Dest>>>,
     /// Real servers reached by NAT, and whether they are in the rules or only remembered.
-    masqueraded: HashMap<(IpAddr, u16, u8), bool>,
+    masqueraded: HashMap<Place, bool>,
     /// Local addresses of FullNAT.
     locals: HashSet<IpAddr>,
     /// Virtual addresses by protocol, for packets without ports.
@@ -355,9 +357,12 @@ impl Services {
                 tables.dests[id] = Some(Arc::clone(dest));
                 tables.has_tunnels |= dest.forwarding == Forwarding::Tunnel;
                 for protocol in service.protocols().iter().filter(|_| dest.forwarding.translates_replies()) {
-                    tables.masqueraded.insert((dest.address, dest.port, *protocol as u8), true);
+                    tables.masqueraded.insert(Place::new(dest.address, dest.port, *protocol as u8), true);
                     if dest.every_port {
-                        tables.masqueraded.entry((dest.address, 0, *protocol as u8)).or_insert(false);
+                        tables
+                            .masqueraded
+                            .entry(Place::new(dest.address, 0, *protocol as u8))
+                            .or_insert(false);
                         tables.has_any_port = true;
                     }
                     tables.servers.insert((dest.address, *protocol as u8));
@@ -375,7 +380,10 @@ impl Services {
             tables.has_ftp |= service.is_persistent_ftp();
             for (service, server) in service.ftp_data() {
                 tables.ftp.insert(service.0);
-                tables.masqueraded.entry((server.0, server.1, Protocol::Tcp as u8)).or_insert(false);
+                tables
+                    .masqueraded
+                    .entry(Place::new(server.0, server.1, Protocol::Tcp as u8))
+                    .or_insert(false);
             }
             tables.locals.extend(service.locals.iter().map(|local| local.address));
             match service.mark {
@@ -387,7 +395,7 @@ impl Services {
                 None => {
                     let protocol = service.protocol as u8;
                     tables.addresses.insert((service.address, protocol));
-                    tables.by_address.insert((service.address, service.port, protocol), service);
+                    tables.by_address.insert(Place::new(service.address, service.port, protocol), service);
                 }
             }
         }
@@ -400,7 +408,7 @@ impl Services {
         for (protocol, address, port) in removed {
             self.has_any_port |= port == 0;
             self.may_speak_ftp |= protocol == Protocol::Tcp;
-            self.masqueraded.entry((address, port, protocol as u8)).or_insert(false);
+            self.masqueraded.entry(Place::new(address, port, protocol as u8)).or_insert(false);
             self.servers.insert((address, protocol as u8));
         }
         self
@@ -429,14 +437,17 @@ impl Services {
     #[inline]
     pub fn find(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> Option<&Arc<Service>> {
         let address = address.into();
-        let of_all_ports = || self.by_address.get(&(address, 0, protocol)).filter(|_| self.has_any_port);
+        let of_all_ports =
+            || self.by_address.get(&Place::new(address, 0, protocol)).filter(|_| self.has_any_port);
         let is_for_data = protocol == Protocol::Tcp as u8 && is_ftp_data(port);
         let of_ftp = || {
-            let ftp =
-                self.by_address.get(&(address, FTP, protocol)).filter(|_| self.has_ftp && is_for_data)?;
+            let ftp = self
+                .by_address
+                .get(&Place::new(address, FTP, protocol))
+                .filter(|_| self.has_ftp && is_for_data)?;
             ftp.is_persistent_ftp().then_some(ftp)
         };
-        self.by_address.get(&(address, port, protocol)).or_else(of_ftp).or_else(of_all_ports)
+        self.by_address.get(&Place::new(address, port, protocol)).or_else(of_ftp).or_else(of_all_ports)
     }
 
     /// Whether there is FTP by NAT, or may be: where a mark's service takes all ports, and as long as connections remain of what was reached by NAT.
@@ -514,13 +525,13 @@ impl Services {
     #[inline]
     pub fn is_masqueraded(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
         let address = address.into();
-        let is = |port| self.masqueraded.contains_key(&(address, port, protocol));
+        let is = |port| self.masqueraded.contains_key(&Place::new(address, port, protocol));
         is(port) || self.has_any_port && is(0)
     }
 
     /// Whether the rules have a real server reached by NAT at this address and just this port (`ip_vs_has_real_service`, which looks no further).
     pub fn has_nat_server(&self, address: impl Into<IpAddr>, port: u16, protocol: u8) -> bool {
-        self.masqueraded.get(&(address.into(), port, protocol)) == Some(&true)
+        self.masqueraded.get(&Place::new(address.into(), port, protocol)) == Some(&true)
     }
 
     /// The real server that sent a packet, and its service, if it may begin a call with it.
