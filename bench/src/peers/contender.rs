@@ -1,4 +1,4 @@
-//! Who forwards: shunt in its modes, testpmd, the kernel's DNAT; and who only sends. Each is started on the ground, one at a time.
+//! Who forwards: shunt in its modes, testpmd, the kernel's DNAT; and loops that decide nothing. Each is started on the ground, one at a time.
 
 use std::fs;
 use std::io::Write;
@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 use shunt_dataplane::service::Protocol;
 use shunt_dataplane::steer::{Filter, Steering, Target};
 
+use super::bare::{self, Bare, Task};
 use super::ground::{Ground, write};
-use super::sender::{self, Sender};
 use crate::director::{Director, Launcher};
 use crate::lab::{Backend, Mode};
 use crate::topology::{DIRECTOR_CLIENT_SIDE, DIRECTOR_SERVER_SIDE, LOCAL, SERVERS, VIP, server};
@@ -28,8 +28,8 @@ pub enum Contender {
     Testpmd(Backend),
     /// The kernel, by a rule of nftables.
     Nftables,
-    /// Nobody: a loop that sends.
-    Sender(Backend),
+    /// Nobody: a loop by the director's ports.
+    Bare(Task, Backend),
 }
 
 /// One that runs. Dropping it ends it, however it is.
@@ -41,7 +41,7 @@ pub enum Running<'g> {
     /// The rule, to be taken away again.
     Nftables(&'g Ground),
     /// The loop.
-    Sender(Sender),
+    Bare(Bare),
 }
 
 /// A child that is ended.
@@ -74,14 +74,14 @@ impl Contender {
             Self::Shunt(mode, backend) => (mode.name(), backend.name()),
             Self::Testpmd(backend) => ("testpmd-io", backend.name()),
             Self::Nftables => ("nftables-dnat", "kernel"),
-            Self::Sender(backend) => ("sending-alone", backend.name()),
+            Self::Bare(task, backend) => (task.name(), backend.name()),
         }
     }
 
     /// What it needs and is not there, as a sentence.
     pub fn is_missing(self) -> Option<String> {
         let (program, package) = match self {
-            Self::Shunt(..) | Self::Sender(_) => return None,
+            Self::Shunt(..) | Self::Bare(..) => return None,
             Self::Testpmd(_) => {
                 (TESTPMD, "dpdk-dev (Debian; librte-net-af-xdp and librte-net-af-packet with it)")
             }
@@ -100,7 +100,7 @@ impl Contender {
             }
             Self::Testpmd(backend) => start_testpmd(ground, backend),
             Self::Nftables => start_nftables(ground).map(|()| Running::Nftables(ground)),
-            Self::Sender(backend) => Sender::start(ground, backend).map(Running::Sender),
+            Self::Bare(task, backend) => Bare::start(ground, task, backend).map(Running::Bare),
         }
     }
 }
@@ -112,7 +112,7 @@ impl Running<'_> {
             Self::Shunt(director) => Times::of_thread(director.id(), WORKER),
             Self::Testpmd(Process(child), _) => Times::of_thread(child.id(), "rte-worker"),
             Self::Nftables(ground) => Times::of_interrupts(ground.core),
-            Self::Sender(_) => Times::of_thread(std::process::id(), sender::NAME),
+            Self::Bare(_) => Times::of_thread(std::process::id(), bare::NAME),
         }
     }
 
@@ -122,7 +122,7 @@ impl Running<'_> {
             Self::Shunt(director) => director.stop(),
             Self::Testpmd(process, _) => process.stop(),
             Self::Nftables(ground) => stop_nftables(ground),
-            Self::Sender(sender) => sender.stop(),
+            Self::Bare(bare) => bare.stop(),
         }
     }
 }

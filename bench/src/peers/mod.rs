@@ -3,18 +3,19 @@
 //! ```text
 //!   for each round, every second one backwards:
 //!                    generator alone
-//!                    for each driver: a loop that only sends, testpmd, nat, dr, tun, fullnat    64 k flows, then one
-//!                    nftables                                                                  the same
+//!                    for each driver: a loop that only sends, one that only hands on,
+//!                    testpmd, nat, dr, tun, fullnat                           64 k flows, then one
+//!                    nftables                                                 the same
 //!   then, for each driver: a worker left alone, and woken
 //! ```
 //!
 //! All take turns in each round, and every second round goes backwards: what disturbs the machine disturbs all, and where its pace drifts, who is measured first in one round
 //! is last in the next. A ratio is of two turns of one round, which may be as far apart as a round is long; its median and spread are of the rounds' ratios. The director and its peers have a core, the generator the other: see [`ground`].
 
+pub mod bare;
 pub mod contender;
 pub mod ground;
 mod idle;
-pub mod sender;
 mod table;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::report::{
     FIRST_PACKET, FIRST_PACKET_AWAKE, IDLE, Metric, PACKETS, Report, TO_NFTABLES, TO_TESTPMD, WAKE, Way,
     median_and_spread,
 };
+use bare::Task;
 use contender::Contender;
 use ground::{Ground, Sample};
 use table::Limit;
@@ -47,10 +49,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What figures are quoted from: about four minutes.
+    /// What figures are quoted from: about five minutes.
     pub const FULL: Self =
         Self { rounds: 5, warm_up: Duration::from_millis(300), window: Duration::from_millis(500) };
-    /// Whether it works at all: half a minute.
+    /// Whether it works at all: some forty seconds.
     pub const QUICK: Self =
         Self { rounds: 1, warm_up: Duration::from_millis(100), window: Duration::from_millis(200) };
 
@@ -79,7 +81,8 @@ const FULL_CORE: f64 = 0.8;
 fn contenders() -> Vec<Contender> {
     let driven = BACKENDS.into_iter().flat_map(|backend| {
         let modes = MODES.into_iter().map(move |mode| Contender::Shunt(mode, backend));
-        [Contender::Sender(backend), Contender::Testpmd(backend)].into_iter().chain(modes)
+        let bare = [Task::Sending, Task::HandingOn].map(|task| Contender::Bare(task, backend));
+        bare.into_iter().chain([Contender::Testpmd(backend)]).chain(modes)
     });
     driven.chain([Contender::Nftables]).collect()
 }
@@ -209,7 +212,7 @@ fn leave_out(report: &mut Report, absent: Contender, why: &str) {
 /// Who is held against whom.
 fn beside(contender: Contender) -> impl Iterator<Item = (Metric, Contender)> {
     let peers = match contender {
-        Contender::Shunt(_, backend) | Contender::Sender(backend) => {
+        Contender::Shunt(_, backend) | Contender::Bare(_, backend) => {
             Some([(TO_TESTPMD, Contender::Testpmd(backend)), (TO_NFTABLES, Contender::Nftables)])
         }
         Contender::Testpmd(_) | Contender::Nftables => None,
@@ -251,7 +254,7 @@ fn measure(ground: &Ground, contender: Contender, plan: &Plan, series: &mut Vec<
 /// What keeps a contender from forwarding more.
 fn limit(series: &Series) -> Limit {
     let sum = |of: fn(&Sample) -> f64| series.samples.iter().map(of).sum::<f64>();
-    let takes_part = !matches!(series.contender, Contender::Sender(_));
+    let takes_part = !matches!(series.contender, Contender::Bare(Task::Sending, _));
     if takes_part && sum(|sample| sample.forwarded) > sum(|sample| sample.offered) * (1.0 - EVEN) {
         return Limit::Generator;
     }
@@ -297,11 +300,11 @@ mod tests {
             };
             report.skipped.iter().filter(of).count()
         };
-        // Four modes and a loop that sends.
-        assert_eq!(count(TO_TESTPMD, "af-xdp", "no testpmd"), MODES.len() + 1);
+        // Four modes and two loops.
+        assert_eq!(count(TO_TESTPMD, "af-xdp", "no testpmd"), MODES.len() + 2);
         assert_eq!(count(TO_TESTPMD, "af-packet", "no testpmd"), 0);
-        assert_eq!(count(TO_NFTABLES, "af-xdp", "no nft"), MODES.len() + 1);
-        assert_eq!(count(TO_NFTABLES, "af-packet", "no nft"), MODES.len() + 1);
+        assert_eq!(count(TO_NFTABLES, "af-xdp", "no nft"), MODES.len() + 2);
+        assert_eq!(count(TO_NFTABLES, "af-packet", "no nft"), MODES.len() + 2);
         assert_eq!((count(PACKETS, "af-xdp", "no testpmd"), count(PACKETS, "kernel", "no nft")), (1, 1));
     }
 }
