@@ -114,7 +114,7 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Compares the director with its peers: DPDK's testpmd over the same drivers, the kernel's DNAT by nftables. Small packets, one core for
-/// the director and one for the generator. Takes some four minutes; wants root.
+/// the director and one for the generator. Takes some five minutes; wants root.
 #[derive(Args)]
 struct PeerOptions {
     /// One short round of each: does it work at all?
