@@ -206,7 +206,7 @@ impl<A: Address> Table<A> {
     #[inline(always)]
     pub fn find_where(&self, likely: &Likely, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
         match likely.candidate() {
-            Some((id, direction)) if self.is_of(id.0, direction, tuple) => Some((id, direction)),
+            Some((id, direction)) if self.is_at(id, direction, tuple) => Some((id, direction)),
             None if self.has_none(likely) => None,
             _ => self.find(tuple, hash),
         }
@@ -221,7 +221,7 @@ impl<A: Address> Table<A> {
     /// The connection that a packet belongs to, and which way the packet goes.
     #[inline(never)]
     pub fn find(&self, tuple: &Tuple<A>, hash: u64) -> Option<(ConnId, Direction)> {
-        let is_it = |(slot, direction): Candidate| self.is_of(slot, direction, tuple);
+        let is_it = |(slot, direction): Candidate| self.is_at(ConnId(slot), direction, tuple);
         let (slot, direction) = self.index.find(hash, is_it).or_else(|| {
             let fresh = self.fresh.iter().filter(|(reply, _)| *reply == hash);
             fresh.map(|(_, slot)| (*slot, Direction::Reply)).find(|candidate| is_it(*candidate))
@@ -229,15 +229,10 @@ impl<A: Address> Table<A> {
         Some((ConnId(slot), direction))
     }
 
-    /// Whether the packets of this tuple are still those of a connection that go this way.
-    pub fn is_at(&self, id: ConnId, direction: Direction, tuple: &Tuple<A>) -> bool {
-        self.is_of(id.0, direction, tuple)
-    }
-
     /// Whether the packets that go this way on the connection at a place have this tuple.
     #[inline]
-    fn is_of(&self, slot: u32, direction: Direction, tuple: &Tuple<A>) -> bool {
-        let conn = &self.slab.entries[slot as usize];
+    pub fn is_at(&self, id: ConnId, direction: Direction, tuple: &Tuple<A>) -> bool {
+        let conn = &self.slab.entries[id.0 as usize];
         match direction {
             Direction::Request => conn.request().is(tuple),
             Direction::Reply => conn.reply().is_some_and(|reply| reply.is(tuple)),

@@ -28,7 +28,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use super::frame::{HEADROOM, MAX_FRAME};
 use super::sockopt::{enlarge_send_buffer, option, set_option};
 use super::tpacket::{BLOCK, Held, MAX_SEND, Rx, SLOT, Slot, Tx};
-use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
+use super::{BURST, Burst, Frame, FrameMemory, Losses, MIN_FRAME, Pool, Port, ifreq, partial};
 use crate::packet::Tags;
 
 const _: () = assert!(MAX_FRAME <= MAX_SEND, "every frame fits a slot");
@@ -96,7 +96,7 @@ pub struct AfPacket {
     doubtful: Cell<usize>,
     oversized: u64,
     refused: u64,
-    name: [libc::c_char; libc::IFNAMSIZ],
+    name: ifreq::Name,
     /// The longest packet that the interface sends.
     mtu: Cell<usize>,
     /// Drops the kernel has reported so far; reading them sets the kernel's own count to zero.
@@ -147,12 +147,8 @@ impl AfPacket {
 
         bind(&sender, index, NOTHING).map_err(failed("bind a packet socket"))?;
         bind(&receiver, index, libc::ETH_P_ALL as u16).map_err(failed("bind a packet socket"))?;
-        let mut name = [0; libc::IFNAMSIZ];
-        // The last byte stays zero. The index was found by the same name, so it is not too long.
-        for (to, from) in name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
-            *to = from as libc::c_char;
-        }
-        let mtu = Cell::new(mtu(&sender, &name).map_err(failed("ask for the MTU"))?);
+        let name = ifreq::name(interface);
+        let mtu = Cell::new(ifreq::mtu(&sender, &name).map_err(failed("ask for the MTU"))?);
         let mut port = Self {
             receiver,
             rx: Rx::new(rx),
@@ -222,7 +218,7 @@ impl AfPacket {
 
     /// Whether frames can leave. If that cannot be asked, they can.
     fn has_carrier(&self) -> bool {
-        flags(&self.sender, &self.name).map_or(true, |flags| flags & libc::IFF_RUNNING != 0)
+        ifreq::flags(&self.sender, &self.name).map_or(true, |flags| flags & libc::IFF_RUNNING != 0)
     }
 }
 
@@ -302,7 +298,7 @@ impl Port for AfPacket {
         {
             self.overrun.set(self.overrun.get() + statistics.tp_drops as u64);
         }
-        if let Ok(mtu) = mtu(&self.sender, &self.name) {
+        if let Ok(mtu) = ifreq::mtu(&self.sender, &self.name) {
             self.mtu.set(mtu);
         }
         // Its peer may have another MTU by now.
@@ -370,31 +366,6 @@ fn socket() -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Asks for an interface's MTU.
-fn mtu(fd: &OwnedFd, name: &[libc::c_char; libc::IFNAMSIZ]) -> io::Result<usize> {
-    let mut request = libc::ifreq { ifr_name: *name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 } };
-    // SAFETY: SIOCGIFMTU reads the name of an ifreq, which ends in a zero, and writes its MTU.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just written this member.
-    Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0) as usize)
-}
-
-/// Asks for an interface's flags.
-fn flags(fd: &OwnedFd, name: &[libc::c_char; libc::IFNAMSIZ]) -> io::Result<i32> {
-    let mut request =
-        libc::ifreq { ifr_name: *name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } };
-    // SAFETY: SIOCGIFFLAGS reads the name of an ifreq, which ends in a zero, and writes its flags.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just written this member.
-    Ok(unsafe { request.ifr_ifru.ifru_flags }.into())
 }
 
 /// Makes a socket's ring and maps it.

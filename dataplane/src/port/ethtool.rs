@@ -10,6 +10,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::ifreq;
+
 /// Commands and flags of linux/ethtool.h, which libc does not have.
 const GDRVINFO: u32 = 0x3;
 const GRXCSUM: u32 = 0x14;
@@ -34,7 +36,7 @@ const FLAG_LRO: u32 = 1 << 15;
 #[derive(Debug)]
 pub struct Ethtool {
     fd: OwnedFd,
-    name: [libc::c_char; libc::IFNAMSIZ],
+    name: ifreq::Name,
 }
 
 /// Work that a NIC, or the kernel in its stead, does on frames.
@@ -114,12 +116,8 @@ impl Ethtool {
     /// # Errors
     /// When the name is too long for an interface, or no socket is to be had.
     pub fn open(interface: &str) -> io::Result<Self> {
-        let mut name = [0; libc::IFNAMSIZ];
-        if interface.is_empty() || interface.len() >= name.len() || interface.contains('\0') {
+        if interface.is_empty() || interface.len() >= libc::IFNAMSIZ || interface.contains('\0') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of an interface"));
-        }
-        for (to, from) in name.iter_mut().zip(interface.bytes()) {
-            *to = from as libc::c_char;
         }
         // SAFETY: no pointers are passed.
         let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
@@ -127,7 +125,7 @@ impl Ethtool {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel has just returned this descriptor, and nobody else has it.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, name })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, name: ifreq::name(interface) })
     }
 
     /// The driver's name: "ixgbe", "veth", "virtio_net".

@@ -16,6 +16,7 @@ pub mod af_packet;
 pub mod af_xdp;
 pub mod ethtool;
 pub mod frame;
+mod ifreq;
 pub mod memory;
 mod partial;
 mod ring;

@@ -7,13 +7,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
 use super::frame::{HEADROOM, MAX_FRAME};
-use super::{Burst, Losses, Pool, Port};
+use super::{Burst, Losses, Pool, Port, ifreq};
 
 /// One queue of the device.
 pub struct Tap {
@@ -34,19 +34,12 @@ impl Tap {
         let options = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).clone();
         let queue = options.open("/dev/net/tun")?;
         let several = if is_one_of_several { libc::IFF_MULTI_QUEUE } else { 0 };
-        let mut request = libc::ifreq {
-            ifr_name: [0; libc::IFNAMSIZ],
-            ifr_ifru: libc::__c_anonymous_ifr_ifru {
-                ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI | several) as libc::c_short,
-            },
+        let flags = libc::__c_anonymous_ifr_ifru {
+            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI | several) as libc::c_short,
         };
-        // The last byte stays zero.
-        for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        // SAFETY: TUNSETIFF reads and writes an ifreq, which this is, and keeps nothing of it.
-        let result = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-        if result == 0 { Ok(Self { queue, refused: 0 }) } else { Err(io::Error::last_os_error()) }
+        // SAFETY: TUNSETIFF reads the name and the flags of an ifreq, writes its name, and keeps nothing of it.
+        unsafe { ifreq::ask(&queue, &ifreq::name(name), libc::TUNSETIFF, flags) }?;
+        Ok(Self { queue, refused: 0 })
     }
 }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Burst, FrameMemory, Pool, Port};
+use super::{Burst, FrameMemory, Pool, Port, ifreq};
 
 /// One end of the pair.
 #[derive(Clone, Copy, Debug)]
@@ -95,10 +95,9 @@ impl Tap {
             return None;
         };
         let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        let mut request = ifreq(name, libc::__c_anonymous_ifr_ifru { ifru_flags: flags });
-        // SAFETY: TUNSETIFF reads and writes an ifreq.
-        let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-        assert_eq!(made, 0, "{}", io::Error::last_os_error());
+        let flags = libc::__c_anonymous_ifr_ifru { ifru_flags: flags };
+        // SAFETY: TUNSETIFF reads the name and the flags of an ifreq, and writes its name.
+        unsafe { ifreq::ask(&file, &ifreq::name(name), libc::TUNSETIFF, flags) }.expect("a device");
         let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
         for (to, from) in address.sa_data.iter_mut().zip(mac) {
             *to = from as libc::c_char;
@@ -246,24 +245,14 @@ pub(super) fn set_mtu(name: &str, mtu: i32) {
     unsafe { configure(name, libc::SIOCSIFMTU, libc::__c_anonymous_ifr_ifru { ifru_mtu: mtu }) };
 }
 
-fn ifreq(name: &str, value: libc::__c_anonymous_ifr_ifru) -> libc::ifreq {
-    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: value };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request
-}
-
 /// Sets something of an interface.
 ///
 /// # Safety
 /// The request must be one that reads an ifreq with this member.
 unsafe fn configure(name: &str, what: libc::c_ulong, value: libc::__c_anonymous_ifr_ifru) {
-    let mut request = ifreq(name, value);
     let fd = new_socket(libc::AF_INET, libc::SOCK_DGRAM);
-    // SAFETY: the caller's promise; the name ends in a zero.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), what as _, &raw mut request) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    // SAFETY: the caller's promise.
+    unsafe { ifreq::ask(&fd, &ifreq::name(name), what, value) }.expect("it can be set");
 }
 
 fn new_socket(family: i32, kind: i32) -> OwnedFd {

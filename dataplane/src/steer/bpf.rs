@@ -69,15 +69,7 @@ impl<const K: usize, const V: usize> Map<K, V> {
     /// Since Linux 6.1 new entries come from a small store, which is filled again behind the caller's back: at once where a processor can
     /// interrupt itself, else by the next tick. A burst of updates may find it empty, and waits for it.
     pub(super) fn update(&self, key: &[u8; K], value: &[u8; V]) -> io::Result<()> {
-        let patience = Instant::now() + REFILL_LIMIT;
-        loop {
-            match self.update_once(key, value) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && Instant::now() < patience => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                result => return result,
-            }
-        }
+        again_after(libc::ENOMEM, REFILL_LIMIT, || self.update_once(key, value))
     }
 
     fn update_once(&self, key: &[u8; K], value: &[u8; V]) -> io::Result<()> {
@@ -153,13 +145,7 @@ impl Program {
 
     /// The verifier gives up at a signal, whose handler then runs, and is to be asked again.
     fn verify(hook: Hook, code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
-        let patience = Instant::now() + SIGNALS_LIMIT;
-        loop {
-            match Self::verify_once(hook, code, log) {
-                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < patience => {}
-                result => return result,
-            }
-        }
+        again_after(libc::EAGAIN, SIGNALS_LIMIT, || Self::verify_once(hook, code, log))
     }
 
     fn verify_once(hook: Hook, code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
@@ -345,6 +331,19 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// Does what failed with this errno again, a millisecond later, for so long.
+fn again_after<T>(errno: i32, limit: Duration, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let patience = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(errno) && Instant::now() < patience => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Runs a command that makes a file descriptor.
