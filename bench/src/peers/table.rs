@@ -88,7 +88,7 @@ pub fn rates(rows: impl Iterator<Item = Row>) -> String {
     format!(
         "{table}\nMedians, ± half the spread; \"core\" is what forwarding had of its core, as far as the kernel accounts for it. Ratios are of two turns of one round, and every second round goes backwards, so that a machine whose pace drifts favours nobody. \"generator\" is what it does alone, into a \
          program that drops; \"sending-alone\" what the kernel takes of a loop that does nothing but send by the same ports, \"handing-on\" a loop that sends what it received as it is.\nThe limit is what the forwarding core is busy with: the kernel (sending copies each frame into a \
-         socket buffer), or its own code. Where it is the core itself, others had too much of it for the figure to mean anything.\n"
+         socket buffer, and the far end receives it on the same core), or its own code. Where it is the core itself, others had too much of it for the figure to mean anything.\n"
     )
 }
 
