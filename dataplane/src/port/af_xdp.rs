@@ -27,7 +27,7 @@ use libc::xdp_desc;
 
 use super::ring::{Completion, Fill, Rx, Tx};
 use super::sockopt::option;
-use super::{BURST, Burst, FrameMemory, Losses, MIN_FRAME, Pool, Port, partial};
+use super::{BURST, Burst, FrameMemory, Layout, Losses, MIN_FRAME, Pool, Port, partial};
 use crate::conn::memory::prefetch;
 
 mod open;
@@ -107,7 +107,7 @@ impl AfXdp {
         let missing = self.fill.size() - self.lent;
         if missing != 0 {
             // An empty pool is no reason to stop: frames come home with the completions.
-            let frames = std::iter::from_fn(|| pool.take()).map(|frame| frame.lend().0);
+            let frames = std::iter::from_fn(|| pool.take()).map(|frame| self.memory.lend_whole(frame));
             self.lent += self.fill.produce(missing, frames);
         }
         if self.fill.needs_wakeup() && self.lent != 0 {
@@ -119,7 +119,8 @@ impl AfXdp {
     /// kernel sends.
     fn prefetch_next(&self) {
         let memory = self.memory.as_ptr();
-        self.rx.peek(BURST as u32, |descriptor| prefetch(memory.wrapping_add(descriptor.addr as usize)));
+        self.rx
+            .peek(BURST as u32, |descriptor| prefetch(memory.wrapping_add(offset(descriptor.addr) as usize)));
     }
 
     /// Gives frames that have been sent back to their pools.
@@ -202,13 +203,19 @@ impl AfXdp {
     }
 }
 
+/// Where a received frame begins. In memory that is not cut up at multiples of a chunk's size the kernel says where its chunk begins, and above
+/// that how far in it lies; elsewhere there is nothing above.
+fn offset(addr: u64) -> u64 {
+    (addr & libc::XSK_UNALIGNED_BUF_ADDR_MASK) + (addr >> libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT)
+}
+
 impl Port for AfXdp {
     fn receive(&mut self, pool: &mut Pool, burst: &mut Burst) {
         self.check(pool);
         let (memory, invalid, is_partial) = (&self.memory, &mut self.invalid, self.partial_checksums);
         let before = burst.len();
         let taken = self.rx.consume(burst.remaining_capacity() as u32, |descriptor| {
-            match memory.reclaim(descriptor.addr, descriptor.len) {
+            match memory.reclaim(offset(descriptor.addr), descriptor.len) {
                 Some(mut frame) => {
                     // The kernel has just written it, on another core as a rule.
                     if is_partial {
@@ -253,7 +260,7 @@ impl Port for AfXdp {
                 pool.give(frame);
                 return None;
             }
-            let (addr, len) = frame.lend();
+            let (addr, len) = self.memory.lend(frame);
             Some(xdp_desc { addr, len, options: 0 })
         });
         self.in_flight += self.tx.produce(room, descriptors);
@@ -298,6 +305,17 @@ impl Port for AfXdp {
 impl AsFd for AfXdp {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+impl Mode {
+    /// How it wants the frames. The kernel's copying takes them anywhere; not every zero-copy driver does, and some are slower for it (mlx5
+    /// describes each frame by more to its NIC), or need pages that lie together.
+    fn layout(self) -> Layout {
+        match self {
+            Self::ZeroCopy => Layout::Dense,
+            Self::NativeCopy | Self::GenericCopy => Layout::Staggered,
+        }
     }
 }
 

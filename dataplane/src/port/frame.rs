@@ -2,7 +2,7 @@
 //!
 //! One anonymous mapping (huge pages where there are any) is cut into chunks of [`CHUNK`] bytes. Each chunk is represented by exactly one
 //! [`Frame`], created when the memory is mapped and neither copied nor dropped afterwards: whoever holds the token owns the
-//! bytes. A port that lends a frame to the kernel turns it into an offset ([`Frame::lend`]) and makes it a token again when the
+//! bytes. A port that lends a frame to the kernel turns it into an offset ([`FrameMemory::lend`]) and makes it a token again when the
 //! kernel gives the offset back ([`FrameMemory::reclaim`]).
 //!
 //! ```text
@@ -10,12 +10,15 @@
 //!             0                 start                                       CHUNK
 //! ```
 //!
+//! Chunks lie a cache line further apart than they are long ([`Layout`]): with 2,048 bytes between them the headers of all frames fell on two of the
+//! first cache's 64 sets, which is sixteen lines for a burst of 64 frames.
+//!
 //! Each worker has a [`Pool`] of free frames. Frames are like coins: a worker that was handed one by another keeps it, and uses it again while it is in
 //! its cache; only how many went each way is counted. Who has got many more than it gave gives some back through a ring, so that no pool runs dry because
 //! traffic flows one way.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -32,6 +35,9 @@ pub const HEADROOM: usize = 256;
 /// The longest frame that one chunk can hold.
 pub const MAX_FRAME: usize = CHUNK - HEADROOM;
 
+/// From one chunk to the next where they are staggered: an odd number of cache lines, so that the same place of many of them is spread over all sets.
+const STAGGERED: usize = CHUNK + 64;
+
 /// Of a free frame.
 const EMPTY: Extent = Extent::new(HEADROOM, 0, PortId(0));
 
@@ -43,7 +49,18 @@ pub struct FrameMemory {
     id: u32,
     map: MmapRaw,
     frames: u32,
+    /// Bytes from one chunk to the next.
+    stride: AtomicUsize,
     backing: Backing,
+}
+
+/// How the chunks lie in the mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Side by side, none across two pages.
+    Dense,
+    /// Some bytes apart.
+    Staggered,
 }
 
 /// The right to one chunk of frame memory, and where its data lies in it.
@@ -81,7 +98,7 @@ struct Account {
 }
 
 impl FrameMemory {
-    /// Maps memory for `workers` × `per_worker` frames, and makes a pool for each worker.
+    /// Maps memory for `workers` × `per_worker` frames, staggered, and makes a pool for each worker.
     ///
     /// Huge pages are used when the machine has enough reserved; otherwise those that the kernel finds by itself, and normal ones, populated at once
     /// so that no page fault happens on the packet path.
@@ -92,7 +109,7 @@ impl FrameMemory {
         let frames = workers.checked_mul(per_worker).filter(|n| *n < 1 << 24).ok_or_else(|| {
             std::io::Error::new(std::io::ErrorKind::InvalidInput, "more than 16 million frames asked for")
         })?;
-        let bytes = frames as usize * CHUNK;
+        let bytes = frames as usize * STAGGERED;
         let huge = MmapOptions::new().len(bytes).huge(Some(21)).populate().map_anon();
         let (map, backing) = match huge {
             Ok(map) => (MmapRaw::from(map), Backing::Reserved),
@@ -105,7 +122,7 @@ impl FrameMemory {
             }
         };
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let memory = Arc::new(Self { id, map, frames, backing });
+        let memory = Arc::new(Self { id, map, frames, stride: AtomicUsize::new(STAGGERED), backing });
 
         let mut giving: Vec<Vec<Sender>> = (0..workers).map(|_| Vec::new()).collect();
         let mut taking: Vec<Vec<Receiver>> = (0..workers).map(|_| Vec::new()).collect();
@@ -131,14 +148,36 @@ impl FrameMemory {
         Ok((Arc::clone(&memory), pools.collect()))
     }
 
+    /// Lays the chunks out anew.
+    ///
+    /// # Panics
+    /// When `pools` do not hold all frames of their memory.
+    pub fn lay_out(pools: &mut [Pool], layout: Layout) {
+        let Some(memory) = pools.first().map(|pool| Arc::clone(&pool.memory)) else { return };
+        let home = pools.iter().filter(|pool| Arc::ptr_eq(&pool.memory, &memory)).map(Pool::available);
+        assert!(home.sum::<usize>() == memory.frames as usize, "a frame is in use");
+        // Nobody has a token whose chunk it would move, as long as the pools are borrowed, and who takes one afterwards has them from here.
+        memory.stride.store(layout.stride(), Ordering::Relaxed);
+    }
+
+    /// How the chunks lie.
+    pub fn layout(&self) -> Layout {
+        if self.stride() == CHUNK { Layout::Dense } else { Layout::Staggered }
+    }
+
+    #[inline]
+    fn stride(&self) -> usize {
+        self.stride.load(Ordering::Relaxed)
+    }
+
     /// The first byte of the mapping, for registering it with the kernel.
     pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
 
-    /// Bytes in the mapping.
+    /// Bytes from there to the end of the last chunk.
     pub fn size(&self) -> usize {
-        self.frames as usize * CHUNK
+        self.frames as usize * self.stride()
     }
 
     /// What kind of pages the mapping has.
@@ -156,10 +195,12 @@ impl FrameMemory {
     pub fn packet<'a>(&'a self, frame: &'a mut Frame) -> Packet<'a> {
         assert!(frame.memory == self.id, "a frame of another memory");
         debug_assert!(frame.chunk < self.frames, "a token that this memory did not make");
-        let offset = frame.chunk as usize * CHUNK;
-        // SAFETY: the frame is one of this memory's (checked above), so its chunk lies inside the mapping, which lives as long as `self`. Tokens
-        // are unique (created once per chunk, not Clone, and made again of what one was turned into, once: `reclaim`, `from_word`) and `frame` is borrowed mutably for as
-        // long as the packet lives, so no other reference to these bytes exists. While the kernel may write to them the token does not exist (`lend`).
+        let offset = frame.chunk as usize * self.stride();
+        // SAFETY: the frame is one of this memory's (checked above), so its chunk lies inside the mapping, which was made for the longest stride and
+        // lives as long as `self`; the stride changes only while all tokens are in borrowed pools (`lay_out`), so no two tokens' chunks overlap.
+        // Tokens are unique (created once per chunk, not Clone, and made again of what one was turned into, once: `reclaim`, `from_word`) and
+        // `frame` is borrowed mutably for as long as the packet lives, so no other reference to these bytes exists. While the kernel may write to
+        // them the token does not exist (`lend`).
         #[allow(unsafe_code)]
         let chunk = unsafe { &mut *self.map.as_mut_ptr().add(offset).cast::<[u8; CHUNK]>() };
         Packet::new(chunk, &mut frame.extent)
@@ -174,12 +215,38 @@ impl FrameMemory {
     /// Makes a token of an offset that the kernel gave back: data of `len` bytes at `offset`. `None` when that does not lie
     /// inside one chunk, which a sound kernel never says.
     ///
-    /// Callers must pass each lent frame's offset once: this is the other half of [`Frame::lend`].
+    /// Callers must pass each lent frame's offset once: this is the other half of [`lend`](Self::lend) and [`lend_whole`](Self::lend_whole).
     pub(super) fn reclaim(&self, offset: u64, len: u32) -> Option<Frame> {
-        let chunk = u32::try_from(offset / CHUNK as u64).ok().filter(|c| *c < self.frames)?;
-        let (start, len) = ((offset % CHUNK as u64) as usize, len as usize);
+        // Divided by what the compiler knows.
+        let (chunk, start) = match self.layout() {
+            Layout::Dense => (offset / CHUNK as u64, offset % CHUNK as u64),
+            Layout::Staggered => (offset / STAGGERED as u64, offset % STAGGERED as u64),
+        };
+        let chunk = u32::try_from(chunk).ok().filter(|c| *c < self.frames)?;
+        let (start, len) = (start as usize, len as usize);
         let is_inside = start.checked_add(len).is_some_and(|end| end <= CHUNK);
         is_inside.then(|| Frame { memory: self.id, chunk, extent: Extent::new(start, len, PortId(0)) })
+    }
+
+    /// Gives a frame up to the kernel: the offset of its data, and its length.
+    pub(super) fn lend(&self, frame: Frame) -> (u64, u32) {
+        let (start, len) = (frame.start() as u64, frame.len() as u32);
+        (self.lend_whole(frame) + start, len)
+    }
+
+    /// Gives an empty frame up to the kernel: the offset of its chunk.
+    pub(super) fn lend_whole(&self, frame: Frame) -> u64 {
+        debug_assert!(frame.memory == self.id, "a frame of another memory");
+        u64::from(frame.chunk) * self.stride() as u64
+    }
+}
+
+impl Layout {
+    fn stride(self) -> usize {
+        match self {
+            Self::Dense => CHUNK,
+            Self::Staggered => STAGGERED,
+        }
     }
 }
 
@@ -207,11 +274,6 @@ impl Frame {
     /// When it would not lie inside the chunk.
     pub fn set_data(&mut self, start: usize, len: usize) {
         self.extent = Extent::new(start, len, self.extent.port);
-    }
-
-    /// Gives the frame up to the kernel: the offset of its data in the memory, and its length.
-    pub(super) fn lend(self) -> (u64, u32) {
-        (self.chunk as u64 * CHUNK as u64 + self.start() as u64, self.len() as u32)
     }
 
     /// The token as a word, for a ring between workers, and the memory it is of.
@@ -316,15 +378,33 @@ mod tests {
     #[test]
     fn a_lent_frame_comes_back_with_its_data() {
         let (memory, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
-        let mut frame = pools[0].take().unwrap();
-        frame.set_data(300, 60);
-        memory.data(&mut frame).fill(0x5a);
-        let (offset, len) = frame.lend();
-        let mut back = memory.reclaim(offset, len).unwrap();
-        assert_eq!((back.start(), back.len()), (300, 60));
-        assert!(memory.data(&mut back).iter().all(|b| *b == 0x5a));
-        assert!(memory.reclaim(memory.size() as u64, 0).is_none());
-        assert!(memory.reclaim(2000, 100).is_none(), "crosses into the next chunk");
+        for (layout, size) in [(Layout::Dense, 4 * 2048), (Layout::Staggered, 4 * 2112)] {
+            FrameMemory::lay_out(&mut pools, layout);
+            assert_eq!((memory.layout(), memory.size()), (layout, size));
+            // The last chunk, and all of it.
+            let mut frame = pools[0].take().unwrap();
+            frame.set_data(0, CHUNK);
+            memory.data(&mut frame).fill(0);
+            frame.set_data(300, 60);
+            memory.data(&mut frame).fill(0x5a);
+            let (offset, len) = memory.lend(frame);
+            let mut back = memory.reclaim(offset, len).unwrap();
+            assert_eq!((back.start(), back.len()), (300, 60));
+            assert!(memory.data(&mut back).iter().all(|b| *b == 0x5a));
+            assert_eq!(memory.lend_whole(back), offset - 300);
+            assert!(memory.reclaim(size as u64, 0).is_none());
+            assert!(memory.reclaim(2000, 100).is_none(), "crosses into the next chunk");
+            let whole = memory.reclaim(offset - 300, 0).unwrap();
+            pools[0].give(whole);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a frame is in use")]
+    fn no_chunk_moves_while_somebody_has_it() {
+        let (_, mut pools) = FrameMemory::with_pools(1, 4).unwrap();
+        let _frame = pools[0].take();
+        FrameMemory::lay_out(&mut pools, Layout::Dense);
     }
 
     #[test]

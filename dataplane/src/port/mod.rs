@@ -26,7 +26,7 @@ pub mod tap;
 mod testnet;
 mod tpacket;
 
-pub use frame::{Frame, FrameMemory, Pool};
+pub use frame::{Frame, FrameMemory, Layout, Pool};
 
 /// Frames handled together. 64 is what one NAPI poll delivers at most, so more would find nothing; with fewer, a turn's
 /// fixed cost (ring indices, wake-ups, the clock) shows; with more, the first frame waits for the last.

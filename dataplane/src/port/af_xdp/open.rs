@@ -21,7 +21,7 @@ use super::{AfXdp, KERNEL_BATCH, MAX_KICKS, Mode};
 use crate::port::frame::CHUNK;
 use crate::port::ring::{Completion, Fill, Rx, Tx};
 use crate::port::sockopt::{enlarge_send_buffer, option, set_option};
-use crate::port::{FrameMemory, Pool};
+use crate::port::{FrameMemory, Layout, Pool};
 
 /// How long a bind insists when its queue is busy: 2 s in all. A queue whose socket was closed, by us or by the
 /// process we replace, is released in the background, after its driver has restarted it.
@@ -184,7 +184,7 @@ impl AfXdp {
     /// frames back in their pools.
     ///
     /// # Panics
-    /// When the pools are not all of one memory.
+    /// When the pools are not all of one memory, or do not hold all of its frames.
     pub fn open(pools: &mut [Pool], queues: &[Queue], options: &Options) -> Result<Vec<Self>, Error> {
         // The kernel knows frames by their offsets only: one of another memory would be one of ours to it.
         let one = pools.windows(2).all(|pair| Arc::ptr_eq(pair[0].memory(), pair[1].memory()));
@@ -200,6 +200,7 @@ impl AfXdp {
         };
         let mut result = Ok(Vec::new());
         for mode in modes {
+            FrameMemory::lay_out(pools, mode.layout());
             result = open_all(pools, queues, options, *mode);
             match &result {
                 // Drivers that cannot say so variously: EOPNOTSUPP, EINVAL, ENOTSUPP. A busy queue is busy in any
@@ -291,9 +292,8 @@ fn open_one(
     };
 
     let mut lent = Vec::with_capacity(port.fill.size() as usize);
-    lent.extend(
-        std::iter::from_fn(|| pool.take()).map(|frame| frame.lend().0).take(port.fill.size() as usize),
-    );
+    let frames = std::iter::from_fn(|| pool.take()).map(|frame| port.memory.lend_whole(frame));
+    lent.extend(frames.take(port.fill.size() as usize));
     port.lent = port.fill.produce(lent.len() as u32, lent.iter().copied());
     let bound =
         if port.lent < port.fill.size() { Err(too_few()) } else { bind(&port.fd, queue, mode, first) };
@@ -344,7 +344,7 @@ fn register(fd: &OwnedFd, memory: &FrameMemory) -> Result<(), Error> {
         chunk_size: CHUNK as u32,
         // On top of the kernel's own 256 bytes, which are our headroom.
         headroom: 0,
-        flags: 0,
+        flags: if memory.layout() == Layout::Staggered { libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG } else { 0 },
         tx_metadata_len: 0,
     };
     set_option(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem)
