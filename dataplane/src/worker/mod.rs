@@ -46,9 +46,9 @@ const NAP: u8 = 200;
 /// The longest sleep while sending has stalled, in milliseconds: the kernel does not say when it goes on.
 const STALL: u8 = 2;
 
-/// Expiring connections visited in one turn. A visit costs about 100 ns, so a turn is held up by at most some 10 µs; what is left is
-/// visited in the next turn.
-const EXPIRY_BUDGET: usize = 128;
+/// Expiring connections visited for each burst of a turn, and in one without: twice as many as a burst can begin, so that a flood does not
+/// leave them behind. A visit costs about 100 ns, so a burst is held up by at most some 10 µs; what is left is visited in the next turn.
+const EXPIRY_BUDGET: usize = 2 * BURST;
 
 /// Milliseconds between two looks at what the ports have lost: a system call a port.
 const LOSSES_EVERY: u32 = 1000;
@@ -60,8 +60,9 @@ pub const LISTING_STEP: usize = 256;
 /// owner cannot keep up: 4096 are a few milliseconds of work.
 const HANDOFF: usize = 4096;
 
-/// Bursts of each other worker's frames in a turn at most.
-const HANDED_BURSTS: usize = 4;
+/// Bursts of a queue, or of another worker's frames, in a turn at most, while they are full: the kernel's sending leaves nothing of ours in the
+/// first caches, which is then so once for all of them. A queue that is not full waits no longer.
+const BURSTS: usize = 4;
 
 /// Queues a worker can have, over all its interfaces.
 pub const MAX_PORTS: usize = 64;
@@ -232,7 +233,7 @@ impl Worker {
         self.pool.collect();
         for peer in 0..self.peers.from.len() {
             // Before new frames, and up to four bursts of them: another worker has had its work with them already, while new ones can wait in the NIC's ring.
-            for _ in 0..HANDED_BURSTS {
+            for _ in 0..BURSTS {
                 let (mut burst, mut known) = (Burst::new(), ArrayVec::<_, BURST>::new());
                 let (sender, ring) = &mut self.peers.from[peer];
                 ring.receive(BURST, |frame, note| {
@@ -248,17 +249,28 @@ impl Worker {
                 }
             }
         }
+        let mut bursts = 0;
         for port in 0..self.ports.len() {
-            let mut burst = Burst::new();
-            let (interface, queue) = &mut self.ports[port];
-            queue.receive(&mut self.pool, &mut burst);
-            worked |= !burst.is_empty();
-            for frame in &mut burst {
-                frame.came_by(*interface);
+            for _ in 0..BURSTS {
+                let mut burst = Burst::new();
+                let (interface, queue) = &mut self.ports[port];
+                queue.receive(&mut self.pool, &mut burst);
+                if burst.is_empty() {
+                    break;
+                }
+                let is_last = !burst.is_full();
+                for frame in &mut burst {
+                    frame.came_by(*interface);
+                }
+                self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
+                self.process(&mut burst, None, now);
+                bursts += 1;
+                if is_last {
+                    break;
+                }
             }
-            self.counters.worker(self.id).count(Event::Received, burst.len() as u64);
-            self.process(&mut burst, None, now);
         }
+        worked |= bursts != 0;
         for (frame, since) in self.kept.due(now) {
             self.director.watch().lap(Stage::Timers);
             let mut burst = Burst::new();
@@ -280,7 +292,7 @@ impl Worker {
         while let Some(frame) = self.waiting.overdue(now) {
             self.lose(frame, Reason::NeighbourTimeout);
         }
-        worked |= self.director.expire(now, EXPIRY_BUDGET);
+        worked |= self.director.expire(now, EXPIRY_BUDGET * bursts.max(1));
         while self.link.has_room()
             && let Some(wish) = self.director.wish()
         {
