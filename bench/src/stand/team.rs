@@ -288,3 +288,24 @@ impl Team {
         self.counters.totals().filter(|(name, count)| name.starts_with("drop.") && *count > 0).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_takes_four_bursts_of_a_queue_at_most_and_no_more_of_one_that_is_not_full() {
+        let mut team = Team::new(Options::default()).unwrap();
+        let mut turn = || {
+            let received = |team: &Team| team.counters.worker(WorkerId(0)).event(Event::Received);
+            let before = received(&team);
+            team.turn();
+            let taken = received(&team) - before;
+            team.serve_by(BURST - 1);
+            taken
+        };
+        let queues = 2;
+        assert_eq!(turn(), queues * 4 * BURST as u64);
+        assert_eq!(turn(), queues * (BURST as u64 - 1));
+    }
+}
