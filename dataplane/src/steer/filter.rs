@@ -315,8 +315,11 @@ impl Family {
             table.rule(batch, chain, expressions);
         };
 
-        // Frames whose own header does not decide.
+        // To a service, as most are: each rule that is tried costs the core that receives. What has no port of its own this does not apply to.
         let chain = self.steer;
+        rule(chain, &|r| self.own(r, destination, Some(2)).is_in(services.exact).verdict(Verdict::Drop));
+
+        // Frames whose own header does not decide.
         rule(chain, &|r| {
             self.fragment(r, OFFSET).verdict(Verdict::Goto(self.later_fragments));
         });
@@ -324,8 +327,7 @@ impl Family {
             self.icmp_error(r).verdict(Verdict::Goto(self.icmp_error));
         });
 
-        // To a service, or from a real server to another. Most have a port, and each set that is looked into costs the core that receives.
-        rule(chain, &|r| self.own(r, destination, Some(2)).is_in(services.exact).verdict(Verdict::Drop));
+        // To a service, or from a real server to another.
         rule(chain, &|r| self.own(r, destination, None).is_in(services.any).verdict(Verdict::Drop));
         rule(chain, &|r| self.jump_to_marked(r, Kind::Whole));
         rule(chain, &|r| self.accept_local(r));
