@@ -17,18 +17,17 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use shunt_bench::stand::frames::datagram;
-use shunt_bench::stand::team::{Options, Team};
+use shunt_bench::stand::team::{Options, TURN, Team};
 use shunt_bench::stand::{MODES, VIP, client};
-use shunt_dataplane::port::BURST;
 
 /// Turns whose frames are laid out before the clock starts: 240 KiB, which stay in the second-level cache.
-const STRETCH: u64 = 64;
+const STRETCH: u64 = 16;
 
-/// A burst of requests a turn.
+/// As many requests as a turn takes.
 fn requests(c: &mut Criterion) {
     for (name, forwarding) in MODES {
         let mut group = c.benchmark_group(format!("worker/{name}"));
-        group.throughput(Throughput::Elements(BURST as u64));
+        group.throughput(Throughput::Elements(TURN as u64));
         for connections in CONNECTIONS {
             let options = Options { forwarding, connections, ..Options::default() };
             // Made for the first one that is measured, and kept for the second.
@@ -41,7 +40,7 @@ fn requests(c: &mut Criterion) {
                         let mut took = Duration::ZERO;
                         for begun in (0..turns).step_by(STRETCH as usize) {
                             let turns = STRETCH.min(turns - begun);
-                            let frames = 0..turns as usize * BURST;
+                            let frames = 0..turns as usize * TURN;
                             team.feed(frames.map(|_| datagram(client(draw(&mut random)), VIP)));
                             let start = Instant::now();
                             (0..turns).for_each(|_| team.turn());
@@ -57,11 +56,11 @@ fn requests(c: &mut Criterion) {
     }
 }
 
-/// A burst of requests and one of replies, of a thousand connections by NAT.
+/// As many requests and as many replies, of a thousand connections by NAT.
 fn both_ways(c: &mut Criterion) {
     let mut team = Team::new(Options::default()).expect("memory for a worker");
     let mut group = c.benchmark_group("worker");
-    group.throughput(Throughput::Elements(2 * BURST as u64));
+    group.throughput(Throughput::Elements(2 * TURN as u64));
     group.bench_function("nat, both ways", |b| b.iter(|| team.turn()));
     group.finish();
 }

@@ -18,7 +18,7 @@ use shunt_dataplane::profile::Stopwatch;
 use shunt_dataplane::service::{Forwarding, Tick, WorkerId};
 use shunt_dataplane::stats::{Counters, Event};
 use shunt_dataplane::worker::link::{self, Handle};
-use shunt_dataplane::worker::{self, Clock, Polling, Worker};
+use shunt_dataplane::worker::{self, BURSTS, Clock, Polling, Worker};
 
 use super::frames::{FRAME, datagram};
 use super::{CLIENTS, SECRET, SERVERS, VIP, client, snapshot};
@@ -30,8 +30,11 @@ pub const FRAMES: u32 = 16_384;
 /// Clients whose datagrams lie in a tray at once while connections begin.
 const TRAYFUL: u32 = 4096;
 
+/// Packets of a turn from each port that has as many.
+pub const TURN: usize = BURSTS * BURST;
+
 /// Turns of a slice: half a millisecond or so.
-const SLICE: usize = 64;
+const SLICE: usize = 32;
 
 /// What a team is to be like.
 #[derive(Clone, Copy, Debug)]
@@ -198,7 +201,7 @@ impl Team {
                 let mut tray = clients.lock().expect("free");
                 (tray.frames, tray.next) = (numbers.iter().map(|n| datagram(client(*n), VIP)).collect(), 0);
                 drop(tray);
-                for _ in 0..numbers.len().div_ceil(BURST) {
+                for _ in 0..numbers.len().div_ceil(TURN) {
                     worker.turn();
                 }
             }

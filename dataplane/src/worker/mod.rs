@@ -62,7 +62,7 @@ const HANDOFF: usize = 4096;
 
 /// Bursts of a queue, or of another worker's frames, in a turn at most, while they are full: the kernel's sending leaves nothing of ours in the
 /// first caches, which is then so once for all of them. A queue that is not full waits no longer.
-const BURSTS: usize = 4;
+pub const BURSTS: usize = 4;
 
 /// Queues a worker can have, over all its interfaces.
 pub const MAX_PORTS: usize = 64;
